@@ -1,0 +1,224 @@
+"""The command line, `llamagen`.
+
+It stands beside the package, not within it: importing anything of `llamagen_hf` brings torch and diffusers, and
+`--help` should not wait for them.
+"""
+
+import json
+import math
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+app = typer.Typer(
+    help="Draw images with LlamaGen, an autoregressive image generator.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Checkpoint = Annotated[
+    str | None, typer.Option(help="Folder or Hub id. [default: the emoji checkpoint that ships with llamagen]")
+]
+
+
+@contextmanager
+def one_sentence_errors():
+    """Print what is wrong and exit with 1, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(1) from error
+
+
+def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: str | None = None):
+    import diffusers
+    import torch
+    import transformers
+
+    from llamagen_hf import AutoregressiveImagePipeline
+
+    for library in (diffusers, transformers):  # loading is quick, and the bar of the drawing is the one of interest
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
+    if device is None:
+        device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"There is no device {device!r} here; try cpu.") from error
+    pipe = AutoregressiveImagePipeline.from_pretrained(checkpoint, dtype=getattr(torch, dtype or "float32"))
+    return pipe.to(device)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What to draw, for text-conditional checkpoints.")] = None,
+    class_label: Annotated[
+        str | None, typer.Option(help="Class id or name, for class-conditional checkpoints.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    output: Annotated[Path | None, typer.Option(help="PNG to write. [default: named after the prompt]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; each further one adds 1.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of images; several are numbered.")] = 1,
+    grid: Annotated[Path | None, typer.Option(help="Also write all images side by side to this PNG.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Strength of guidance, 1 for none. [default: the checkpoint's]")
+    ] = None,
+    guidance_interval: Annotated[int, typer.Option(help="Guide the first n + 2 codes only; -1 for all.")] = -1,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 for the likeliest codes. [default: the checkpoint's]")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Codes to draw from, 0 for all. [default: the checkpoint's]")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Probability to draw from, 1 for all. [default: the checkpoint's]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... [default: an accelerator, if any]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: float32]")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the drawing; pays off for many images.")] = False,
+):
+    """Draw one or more images and save them as PNG, with the parameters in their metadata."""
+    with one_sentence_errors():
+        import torch
+
+        from llamagen_hf.png import save_png
+
+        subject = prompt if prompt is not None else class_label
+        if subject is None or (prompt is not None and class_label is not None):
+            raise ValueError("Pass either a prompt or `--class-label`.")
+        if output is None:
+            output = Path((re.sub(r"\W+", "-", subject).strip("-").lower()[:60] or "image") + ".png")
+        for path in filter(None, (output, grid)):  # before the work, not after it
+            if path.suffix.lower() != ".png":
+                raise ValueError(f"The output {str(path)!r} must end in .png.")
+            if path.is_dir() or not path.parent.is_dir():
+                raise ValueError(f"The output {str(path)!r} can't be written: no such folder, or it is one itself.")
+        pipe = load_pipeline(checkpoint, device, dtype)
+        if compile:
+            pipe.compile_step()
+        settings = {
+            "guidance_scale": guidance_scale,
+            "guidance_interval": guidance_interval,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        if prompt is not None:
+            condition = {"prompt": prompt}
+        else:
+            condition = {"class_labels": int(class_label) if class_label.isdigit() else class_label}
+        seeds = [seed + i for i in range(count)]
+        images = pipe(
+            **condition,
+            **settings,
+            num_images_per_prompt=count,
+            generator=[torch.Generator().manual_seed(value) for value in seeds],
+        ).images
+
+        defaults = pipe.config.sampling_defaults or {}
+        used = {name: defaults.get(name) if value is None else value for name, value in settings.items()}
+        used = {name: value for name, value in used.items() if value is not None}
+        facts = condition | used | {"checkpoint": checkpoint or "emoji"}
+        paths = [output] if count == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(count)]
+        for path, image, value in zip(paths, images, seeds, strict=True):
+            save_png(image, path, facts | {"seed": value})
+            typer.echo(f"Saved {path}")
+        if grid is not None:
+            from diffusers.utils import make_image_grid
+            from PIL import Image
+
+            columns = math.ceil(count**0.5)
+            rows = math.ceil(count / columns)
+            blanks = [Image.new("RGB", images[0].size, "white")] * (rows * columns - count)
+            save_png(make_image_grid(images + blanks, rows, columns), grid, facts | {"seeds": seeds})
+            typer.echo(f"Saved {grid}")
+
+
+@app.command()
+def convert(
+    vq_checkpoint: Annotated[Path, typer.Option(help="Released tokenizer, such as vq_ds16_c2i.pt.")],
+    transformer_checkpoint: Annotated[Path, typer.Option(help="Released generator, such as c2i_B_256.pt.")],
+    variant: Annotated[str, typer.Option(help="Its size: B, L, XL, XXL, XXXL, 1B, 3B or 7B.")],
+    image_size: Annotated[int, typer.Option(help="Side of its images in pixels: 256, 384 or 512.")],
+    output: Annotated[Path, typer.Option(help="Folder to write, new.")],
+    text: Annotated[bool, typer.Option("--text", help="The generator is text-conditional.")] = False,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Text encoder to include: a folder or Hub id, such as google/flan-t5-xl.")
+    ] = None,
+    id2label: Annotated[
+        Path | None, typer.Option(help="JSON file of class names by id. [default: ImageNet's, for 1000 classes]")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: as released]")] = None,
+):
+    """Turn released LlamaGen files into a pipeline folder."""
+    with one_sentence_errors():
+        import torch
+
+        from llamagen_hf.conversion import convert_checkpoint
+
+        if dtype not in (None, "float32", "float16", "bfloat16"):
+            raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
+        names = None
+        if id2label is not None:
+            try:
+                names = {int(key): str(value) for key, value in json.loads(id2label.read_text()).items()}
+            except (ValueError, AttributeError, OSError) as error:
+                raise ValueError(f"{str(id2label)!r} is no JSON object of class names by id.") from error
+        convert_checkpoint(
+            vq_checkpoint=vq_checkpoint,
+            transformer_checkpoint=transformer_checkpoint,
+            variant=variant,
+            image_size=image_size,
+            output=output,
+            text=text,
+            text_encoder=text_encoder,
+            id2label=names,
+            dtype=getattr(torch, dtype) if dtype else None,
+        )
+        typer.echo(f"Saved {output}")
+
+
+@app.command()
+def info(checkpoint: Checkpoint = None):
+    """Say what a checkpoint is: sizes, parameters, conditioning, classes."""
+    with one_sentence_errors():
+        pipe = load_pipeline(checkpoint, device="cpu")
+        config, vq = pipe.transformer.config, pipe.vq_model.config
+        parameters = {
+            name: sum(p.numel() for p in component.parameters())
+            for name, component in pipe.components.items()
+            if hasattr(component, "parameters")
+        }
+        facts = {
+            "checkpoint": checkpoint or "emoji, shipped with llamagen",
+            "image": f"{pipe.image_size}x{pipe.image_size} pixels from {config.grid_size}x{config.grid_size} codes",
+            "codes": f"{vq.num_vq_embeddings} of width {vq.vq_embed_dim}",
+            "generator": f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
+            f"{config.num_attention_heads} heads",
+            "conditioning": f"text, {config.condition_length} positions of width {config.condition_dim}"
+            if pipe.is_text_conditional
+            else f"class, {config.num_classes} classes",
+        }
+        if config.id2label:
+            shown = [f"{index} {name}" for index, name in list(config.id2label.items())[:5]]
+            facts["classes"] = ", ".join(shown) + (", ..." if len(config.id2label) > 5 else "")
+        facts["parameters"] = ", ".join(f"{name} {count / 1e6:.1f}M" for name, count in parameters.items())
+        facts["sampling"] = (
+            ", ".join(f"{k} {v}" for k, v in (pipe.config.sampling_defaults or {}).items()) or "library"
+        )
+        for name, value in facts.items():
+            typer.echo(f"{name + ':':14}{value}")
+
+
+if __name__ == "__main__":
+    app()

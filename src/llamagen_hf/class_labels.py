@@ -1,0 +1,39 @@
+"""Class names to class ids."""
+
+import difflib
+
+
+def resolve_class_label(label: int | str, num_classes: int, id2label: dict[int, str] | None) -> int:
+    """The id of a class given by id or by name.
+
+    Args:
+        label (`int` or `str`): An id, or a name of `id2label`, in any case. Where a class has several names with
+            commas between them, one of them is enough.
+        num_classes (`int`): Ids go up to `num_classes - 1`.
+        id2label (`dict[int, str]`, *optional*): Names.
+
+    Raises:
+        ValueError: In one sentence, with the nearest names, if there is no such class or there are several.
+    """
+    if not isinstance(label, str):
+        if not 0 <= label < num_classes:
+            raise ValueError(
+                f"Class id {label} is out of range; this checkpoint has the classes 0..{num_classes - 1}."
+            )
+        return int(label)
+    if not id2label:
+        raise ValueError(f"This checkpoint has no class names, so {label!r} can't be found; pass a class id.")
+    wanted = label.strip().lower()
+    ids: dict[str, list[int]] = {}
+    for index, names in id2label.items():
+        # As a set, since a name without commas is its own only part.
+        for name in {names.lower(), *(part.strip().lower() for part in names.split(","))}:
+            ids.setdefault(name, []).append(int(index))
+    found = ids.get(wanted, [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"Several classes are called {label!r}: {', '.join(map(str, found))}; pass one of these ids.")
+    near = difflib.get_close_matches(wanted, ids, n=3)
+    hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else "."
+    raise ValueError(f"There is no class {label!r}{hint}")

@@ -1,0 +1,46 @@
+"""PNG files that carry the parameters which made them."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+
+# The text chunk that image tools agree on for generation parameters.
+KEY = "parameters"
+
+
+def save_png(image: Image.Image, path: str | Path, parameters: dict) -> None:
+    """Write `image` to `path`, whole or not at all, with `parameters` as JSON in its text chunk "parameters".
+
+    Raises:
+        ValueError: In one sentence, if the file can't be written.
+    """
+    path = Path(path)
+    info = PngInfo()
+    info.add_itxt(KEY, json.dumps(parameters, ensure_ascii=False))
+    partial = None
+    try:
+        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            image.save(file, format="PNG", pnginfo=info)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)  # temporary files are private, pictures are not
+        os.replace(partial, path)
+    except OSError as error:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+        raise ValueError(f"The picture {str(path)!r} can't be written: {error.strerror}.") from error
+
+
+def read_parameters(path: str | Path) -> dict:
+    """The parameters that [`save_png`] stored; a `ValueError` if there are none."""
+    with Image.open(path) as image:
+        text = image.info.get(KEY)
+    if text is None:
+        raise ValueError(f"The picture {str(path)!r} holds no parameters.")
+    return json.loads(text)

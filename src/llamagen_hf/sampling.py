@@ -1,0 +1,123 @@
+"""From logits to codes: pure functions, in the released order (guidance, temperature, top-k, top-p, draw)."""
+
+import math
+
+import torch
+
+
+def check_sampling(
+    guidance_scale: float = 1.0,
+    guidance_interval: int = -1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> None:
+    """Raise a `ValueError` of one sentence if a sampling setting is out of range."""
+
+    def is_number(value):
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+    if not is_number(guidance_scale) or guidance_scale < 0:
+        raise ValueError(f"`guidance_scale` is {guidance_scale}; expected a number of at least 0 (1 turns it off).")
+    if not isinstance(guidance_interval, int) or guidance_interval < -1:
+        raise ValueError(f"`guidance_interval` is {guidance_interval}; expected -1 (always) or a code index.")
+    if not is_number(temperature) or temperature < 0:
+        raise ValueError(
+            f"`temperature` is {temperature}; expected a number of at least 0 (0 takes the likeliest code)."
+        )
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 0:
+        raise ValueError(f"`top_k` is {top_k}; expected an integer of at least 0 (0 keeps all codes).")
+    if not is_number(top_p) or not 0 <= top_p <= 1:
+        raise ValueError(f"`top_p` is {top_p}; expected a number in [0, 1] (1 keeps all codes).")
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): `unconditional + scale * (conditional - unconditional)`, on logits."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def is_guided(index: int, interval: int) -> bool:
+    """Whether code `index` of an image is guided.
+
+    With `interval` -1 every code is; otherwise the first `interval + 2` codes are, as with the released
+    `cfg_interval`, which counts from the second code on and includes its own end.
+    """
+    return interval < 0 or index <= interval + 1
+
+
+def filter_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Set all but the `top_k` largest logits `(..., V)` to -inf; ties with the last one stay, 0 keeps all."""
+    if top_k == 0:
+        return logits
+    threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def filter_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the smallest set of codes `(..., V)` whose probability exceeds `top_p`, and at least the likeliest.
+
+    Nucleus sampling (arXiv 1904.09751); the code that crosses the threshold stays. 1 keeps all.
+    """
+    if top_p == 1:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True)
+    mass_before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
+    mass_before[..., 0] = -1.0
+    remove = (mass_before > top_p).scatter(-1, order, mass_before > top_p)
+    return logits.masked_fill(remove, -torch.inf)
+
+
+def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.LongTensor:
+    """Draw one code per row by inverting the cumulative distribution.
+
+    One random number decides a code, so a row's code depends on its own logits and number and on nothing else in
+    the batch, and all numbers of an image can be drawn beforehand.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch, V)`): Unnormalised log-probabilities.
+        uniforms (`torch.Tensor` of shape `(batch,)`): Random numbers in [0, 1).
+
+    Returns:
+        `torch.LongTensor` of shape `(batch,)`: Codes, never one of probability 0.
+    """
+    # float32 sums over 16384 codes would shift boundaries by more than the probability of a rare code.
+    precise = torch.float32 if logits.device.type == "mps" else torch.float64
+    cumulative = logits.float().softmax(-1).cumsum(-1, dtype=precise)
+    total = cumulative[:, -1:]
+    threshold = uniforms.to(precise)[:, None] * total
+    threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+
+
+def sample(
+    logits: torch.Tensor, uniforms: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> torch.LongTensor:
+    """Temperature, top-k, top-p and draw, in this order.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch, V)`): Logits, guided if guidance is wanted.
+        uniforms (`torch.Tensor` of shape `(batch,)`): Random numbers in [0, 1).
+        temperature (`float`, *optional*, defaults to 1.0): Divides the logits; 0 takes the likeliest code.
+        top_k (`int`, *optional*, defaults to 0): Codes to choose from; 0 for all.
+        top_p (`float`, *optional*, defaults to 1.0): Probability to choose from; 1 for all.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch,)`: Codes.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = filter_top_k(logits / max(temperature, 1e-5), top_k)
+    return draw(filter_top_p(logits, top_p), uniforms)
+
+
+def draw_uniforms(
+    batch_size: int, length: int, generator: torch.Generator | list[torch.Generator] | None, device: torch.device
+) -> torch.Tensor:
+    """Random numbers in [0, 1) for `batch_size` images of `length` codes, `(batch_size, length)`.
+
+    A list holds one generator per image. A single generator serves the images one after the other, so the first
+    image of a batch is the one drawn alone.
+    """
+    generators = generator if isinstance(generator, list) else [generator] * batch_size
+    rows = [torch.rand(length, generator=g, device=g.device if g is not None else device) for g in generators]
+    return torch.stack([row.to(device) for row in rows])

@@ -1,0 +1,1 @@
+"""Training of the tokenizer and of the generator."""

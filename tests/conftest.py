@@ -1,0 +1,30 @@
+import os
+
+
+# Before transformers, diffusers and huggingface_hub read them: no test may reach the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from diffusers.utils import logging as diffusers_logging  # noqa: E402
+from tiny import build_class_pipeline, build_text_pipeline  # noqa: E402
+
+
+diffusers_logging.disable_progress_bar()
+
+
+@pytest.fixture
+def class_pipe():
+    return build_class_pipeline()
+
+
+@pytest.fixture
+def text_pipe():
+    return build_text_pipeline()
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,257 @@
+import json
+
+import pytest
+import torch
+from parity import goldens, released_state_dict
+
+from llamagen_hf import AutoregressiveImagePipeline, LlamaGenConfig, LlamaGenForConditionalGeneration
+from llamagen_hf.conversion import (
+    VARIANTS,
+    convert_checkpoint,
+    convert_transformer_state_dict,
+    load_released,
+    transformer_from_released,
+    vq_model_from_released,
+)
+from llamagen_hf.decoding import CodeDecoder
+
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "grid_size": 4,
+}
+
+
+def released_transformer(name):
+    condition = (
+        {"num_classes": 10}
+        if name == "c2i_tiny"
+        else {"conditioning": "text", "condition_length": 120, "condition_dim": 24}
+    )
+    config = LlamaGenConfig(**SIZES, **condition)
+    model = LlamaGenForConditionalGeneration(config).eval()
+    model.load_state_dict(convert_transformer_state_dict(released_state_dict(name), config))
+    return model
+
+
+def test_class_logits_and_loss_equal_the_released_ones():
+    model, golden = released_transformer("c2i_tiny"), goldens("c2i_tiny")
+    input_ids = torch.cat([96 + golden["class_labels"][:, None], golden["codes"][:, :-1]], dim=1)
+    with torch.no_grad():
+        output = model(input_ids, labels=golden["codes"])
+    torch.testing.assert_close(output.logits, golden["logits"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.loss, golden["loss"], atol=1e-4, rtol=0)
+
+
+def test_text_logits_and_loss_equal_the_released_ones():
+    model, golden = released_transformer("t2i_tiny"), goldens("t2i_tiny")
+    with torch.no_grad():
+        output = model(
+            golden["codes"][:, :-1],
+            prompt_embeds=golden["prompt_embeds"],
+            prompt_attention_mask=golden["prompt_attention_mask"],
+            labels=golden["codes"],
+        )
+    torch.testing.assert_close(output.logits, golden["logits"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.loss, golden["loss"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["c2i_tiny", "t2i_tiny"])
+@pytest.mark.parametrize("scale, interval, key", [(1, -1, "1"), (3, -1, "3"), (3, 5, "3_interval5")])
+def test_greedy_codes_equal_the_released_ones(name, scale, interval, key):
+    model, golden = released_transformer(name), goldens(name)
+    if name == "c2i_tiny":
+        condition = {"class_ids": 96 + golden["generate_class_labels"]}
+    else:
+        condition = {key: golden[key] for key in ("prompt_embeds", "prompt_attention_mask")}
+    codes = CodeDecoder(model)(
+        torch.zeros(3, 16), **condition, guidance_scale=scale, guidance_interval=interval, temperature=0
+    )
+    assert torch.equal(codes, golden[f"greedy_guidance{key}"])
+
+
+@pytest.fixture(scope="module")
+def vq16():
+    return vq_model_from_released(released_state_dict("vq16_64"))
+
+
+def test_vq_codes_and_pixels_equal_the_released_ones(vq16):
+    golden = goldens("vq16_64")
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(103)) * 2 - 1
+    with torch.no_grad():
+        output = vq16(image)
+        decoded = vq16.decode_codes(golden["codes"])
+    assert torch.equal(output.codes, golden["indices"])
+    torch.testing.assert_close(output.quantized, golden["quantized"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.sample[..., ::5, ::5], golden["reconstruction_every5"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(decoded[..., ::5, ::5], golden["decoded_every5"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.vq_loss, golden["vq_loss"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.commit_loss, golden["commit_loss"], atol=1e-4, rtol=0)
+
+
+def test_vq8_sizes_are_read_off_the_shapes(vq16):
+    # VQ-8 is VQ-16 without the encoder's second level and the decoder's last.
+    released = {}
+    for key, value in released_state_dict("vq16_64").items():
+        parts = key.split(".")
+        if key.startswith(("encoder.conv_blocks.1.", "decoder.conv_blocks.4.", "decoder.conv_blocks.3.upsample.")):
+            continue
+        if key.startswith("encoder.conv_blocks.") and parts[2] != "0":
+            parts[2] = str(int(parts[2]) - 1)
+        released[".".join(parts)] = value
+    model = vq_model_from_released(released)
+    assert model.config.block_out_channels == (128, 256, 256, 512)
+    assert model.downsample_factor == 8
+    assert model.encode(torch.zeros(1, 3, 16, 24)).codes.shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d.pop("layers.1.attention.wo.weight"), "missing layers.1.attention.wo.weight"),
+        (lambda d: d.update(extra=torch.zeros(1)), "unknown extra"),
+        (lambda d: d.update({"norm.weight": torch.zeros(3)}), r"norm.weight is \(3,\), expected \(64,\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_listed_by_name(change, message):
+    released = released_state_dict("c2i_tiny")
+    change(released)
+    with pytest.raises(ValueError, match=message):
+        convert_transformer_state_dict(released, LlamaGenConfig(**SIZES, num_classes=10))
+
+
+def test_vq_weights_that_do_not_fit_are_listed_by_released_name():
+    released = released_state_dict("vq16_64")
+    del released["decoder.conv_blocks.0.attn.1.q.weight"]
+    with pytest.raises(ValueError, match="missing decoder.conv_blocks.0.attn.1.q.weight"):
+        vq_model_from_released(released)
+    with pytest.raises(ValueError, match="not those of a LlamaGen tokenizer"):
+        vq_model_from_released({"weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "module", "state_dict"])
+def test_weights_are_found_in_every_released_layout(tmp_path, wrapper):
+    released = {"norm.weight": torch.arange(3.0)}
+    torch.save({wrapper: released, "steps": 3} if wrapper else released, tmp_path / "file.pt")
+    assert torch.equal(load_released(tmp_path / "file.pt")["norm.weight"], torch.arange(3.0))
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (print, ("the pickle ran",))
+
+
+def test_a_pickle_with_code_is_refused_unrun(tmp_path, capsys):
+    torch.save({"model": {}, "args": RunsCode()}, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match="^file.pt holds pickled code beside its weights, so it is not loaded.$"):
+        load_released(tmp_path / "file.pt")
+    assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_truncated_file_is_one_sentence(tmp_path, suffix):
+    path = tmp_path / f"file{suffix}"
+    if suffix == ".pt":
+        torch.save({"w": torch.zeros(1000)}, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file({"w": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(ValueError, match=f"^file{suffix} is damaged or no checkpoint.$"):
+        load_released(path)
+
+
+@pytest.fixture
+def released_files(tmp_path, monkeypatch):
+    """A released tokenizer and a tiny generator that fits it, as files."""
+    monkeypatch.setitem(VARIANTS, "tiny", {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4})
+    vq = released_state_dict("vq16_64")
+    torch.save({"model": vq}, tmp_path / "vq.pt")
+    shapes = {key: tuple(value.shape) for key, value in released_state_dict("c2i_tiny").items()}
+    shapes |= {"tok_embeddings.weight": (256, 64), "output.weight": (256, 64)}
+    shapes |= {f"layers.{i}.feed_forward.{w}.weight": (256, 64) for i in (0, 1) for w in ("w1", "w3")}
+    shapes |= {f"layers.{i}.feed_forward.w2.weight": (64, 256) for i in (0, 1)}
+    generator = {key: torch.randn(shape) * 0.1 for key, shape in shapes.items()}
+    torch.save({"model": generator, "freqs_cis": 0}, tmp_path / "c2i.pt")
+    return tmp_path
+
+
+def test_a_converted_folder_draws(released_files):
+    output = released_files / "out"
+    labels = {i: f"class {i}" for i in range(10)}
+    convert_checkpoint(
+        released_files / "vq.pt", released_files / "c2i.pt", "tiny", image_size=64, output=output, id2label=labels
+    )
+    pipe = AutoregressiveImagePipeline.from_pretrained(output)
+    assert pipe(class_labels="Class 3").images[0].size == (64, 64)
+    assert not [path for path in released_files.iterdir() if path.name.startswith(".out")]
+    assert str(released_files) not in (output / "model_index.json").read_text()
+    assert json.loads((output / "transformer" / "config.json").read_text())["grid_size"] == 4
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"variant": "B"}, "64 wide with 2 layers.*variant B is 768 wide with 12"),
+        ({"variant": "S"}, "There is no variant 'S'"),
+        ({"image_size": 70}, "70 is no multiple of the tokenizer's 16"),
+        ({"text": True}, "class-conditional, not text-conditional"),
+        ({"transformer_checkpoint": "none.pt"}, "There is no file 'none.pt'"),
+        ({"id2label": {0: "one"}}, "There are 1 class names, but the generator has 10 classes"),
+    ],
+)
+def test_a_failed_conversion_leaves_nothing(released_files, change, message):
+    arguments = {
+        "vq_checkpoint": released_files / "vq.pt",
+        "transformer_checkpoint": released_files / "c2i.pt",
+        "variant": "tiny",
+        "image_size": 64,
+        "output": released_files / "out",
+    }
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(**arguments | change)
+    assert sorted(path.name for path in released_files.iterdir()) == ["c2i.pt", "vq.pt"]
+
+
+def test_output_that_exists_or_cannot_be_written(released_files):
+    arguments = (released_files / "vq.pt", released_files / "c2i.pt", "tiny", 64)
+    with pytest.raises(ValueError, match="exists already"):
+        convert_checkpoint(*arguments, output=released_files)
+    with pytest.raises(ValueError, match="can't be written"):
+        convert_checkpoint(*arguments, output=released_files / "vq.pt" / "out")
+
+
+def test_released_head_width_100():
+    # LlamaGen-3B: 3200 over 32 heads, here with 2 of these heads.
+    config = LlamaGenConfig(
+        vocab_size=32, hidden_size=200, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2, grid_size=4
+    )
+    model = LlamaGenForConditionalGeneration(config).eval()
+    codes = CodeDecoder(model)(torch.rand(2, 16), class_ids=torch.tensor([40, 41]))
+    assert codes.shape == (2, 16)
+
+
+@pytest.mark.parametrize("kind", ["class", "text"])
+def test_variants_have_the_released_sizes(kind):
+    # 111M parameters are the paper's; here without the 0.8M of the class table.
+    config = LlamaGenConfig(**VARIANTS["B"], conditioning=kind)
+    assert config.intermediate_size == 2048
+    with torch.device("meta"):
+        model = LlamaGenForConditionalGeneration(config)
+    millions = sum(p.numel() for name, p in model.named_parameters() if "uncond" not in name) / 1e6
+    assert 110 < millions < 113
+
+
+def test_text_generator_from_released_reads_condition_sizes():
+    released = released_state_dict("t2i_tiny")
+    VARIANTS["tiny"] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192}
+    try:
+        model = transformer_from_released(released, "tiny", grid_size=4)
+    finally:
+        del VARIANTS["tiny"]
+    assert (model.config.condition_length, model.config.condition_dim) == (120, 24)
