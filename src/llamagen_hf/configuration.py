@@ -9,7 +9,7 @@ class LlamaGenConfig(PreTrainedConfig):
     r"""Sizes and conditioning of [`LlamaGenForConditionalGeneration`]. The defaults are the released LlamaGen-B.
 
     Codes are the ids 0..`vocab_size` - 1. In class mode, class `c` is id `vocab_size + c` and the null class of
-    classifier-free guidance is id `vocab_size + num_classes`, see [`class_id`](#LlamaGenConfig.null_class_id).
+    classifier-free guidance is id `vocab_size + num_classes`.
 
     Args:
         vocab_size (`int`, *optional*, defaults to 16384): Number of codes, and rows of the output head.
@@ -35,7 +35,7 @@ class LlamaGenConfig(PreTrainedConfig):
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of new weights.
 
     Raises:
-        ValueError: If sizes do not fit together.
+        huggingface_hub.errors.StrictDataclassClassValidationError: If sizes do not fit together.
     """
 
     model_type = "llamagen"

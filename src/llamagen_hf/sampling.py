@@ -32,7 +32,7 @@ def check_sampling(
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
-    """Classifier-free guidance (arXiv 2207.12598): `unconditional + scale * (conditional - unconditional)`, on logits."""
+    """Classifier-free guidance on logits (arXiv 2207.12598), written as the released code does it."""
     return unconditional + scale * (conditional - unconditional)
 
 
