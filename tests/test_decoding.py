@@ -31,7 +31,7 @@ def uncached_greedy(model, condition, scale, interval):
             conditional = model(torch.cat([ids, codes], dim=1)).logits[:, -1]
             unconditional = model(torch.cat([null_ids, codes], dim=1)).logits[:, -1]
         else:
-            null = model.model.uncond_embedding.expand_as(condition["prompt_embeds"])
+            null = model.model.uncond_embedding(len(codes))
             conditional = model(codes, **condition).logits[:, -1]
             unconditional = model(codes, **condition | {"prompt_embeds": null}).logits[:, -1]
         logits = guide(conditional, unconditional, scale) if is_guided(index, interval) else conditional

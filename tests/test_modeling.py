@@ -129,7 +129,7 @@ def test_condition_dropout_draws_the_null_condition():
         conditioning="text", condition_dropout=1.0, embedding_dropout=0.0, residual_dropout=0.0, ffn_dropout=0.0
     )
     codes, condition = text_inputs(model.config)
-    null = condition | {"prompt_embeds": model.model.uncond_embedding.expand(2, -1, -1)}
+    null = condition | {"prompt_embeds": model.model.uncond_embedding(2)}
     expected = model(codes, **null).logits
     torch.testing.assert_close(model.train()(codes, **condition).logits, expected)
 
@@ -215,14 +215,17 @@ def test_bfloat16_error_at_size_b():
     assert (rounded - exact).norm() / exact.norm() < 1.5e-2
 
 
-@pytest.mark.parametrize("inputs, message", [
-    ({}, "text-conditional: pass `prompt_embeds`"),
-    ({"prompt_embeds": torch.zeros(1, 12, 9)}, r"has shape \(1, 12, 9\); expected \(batch, 12, 16\)"),
-    (
-        {"prompt_embeds": torch.zeros(1, 12, 16), "prompt_attention_mask": torch.ones(1, 11)},
-        r"has shape \(1, 11\); expected \(1, 12\)",
-    ),
-])
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({}, "text-conditional: pass `prompt_embeds`"),
+        ({"prompt_embeds": torch.zeros(1, 12, 9)}, r"has shape \(1, 12, 9\); expected \(batch, 12, 16\)"),
+        (
+            {"prompt_embeds": torch.zeros(1, 12, 16), "prompt_attention_mask": torch.ones(1, 11)},
+            r"has shape \(1, 11\); expected \(1, 12\)",
+        ),
+    ],
+)
 def test_text_inputs_that_do_not_fit(inputs, message):
     with pytest.raises(ValueError, match=message):
         build_transformer(conditioning="text")(torch.zeros(1, 3, dtype=torch.long), **inputs)
@@ -238,12 +241,15 @@ def test_class_model_refuses_text():
         build_transformer()(prompt_embeds=torch.zeros(1, 12, 16))
 
 
-@pytest.mark.parametrize("sizes, message", [
-    ({"hidden_size": 30, "num_attention_heads": 4}, "`hidden_size` .30. must be a multiple"),
-    ({"hidden_size": 24, "num_attention_heads": 4}, "divisible by 4, these are 6 wide"),
-    ({"conditioning": "image"}, "expected 'class' or 'text'"),
-    ({"condition_length": 5}, "A class is one position"),
-])
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ({"hidden_size": 30, "num_attention_heads": 4}, "`hidden_size` .30. must be a multiple"),
+        ({"hidden_size": 24, "num_attention_heads": 4}, "divisible by 4, these are 6 wide"),
+        ({"conditioning": "image"}, "expected 'class' or 'text'"),
+        ({"condition_length": 5}, "A class is one position"),
+    ],
+)
 def test_sizes_that_do_not_fit(sizes, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         LlamaGenConfig(**sizes)

@@ -93,20 +93,23 @@ def test_uniforms_of_an_image_depend_on_its_generator_alone():
     assert not torch.equal(first_of_many[1], first_of_many[0])
 
 
-@pytest.mark.parametrize("setting", [
-    {"guidance_scale": -1.0},
-    {"guidance_scale": float("nan")},
-    {"guidance_scale": "4"},
-    {"guidance_interval": -2},
-    {"temperature": -0.1},
-    {"temperature": float("nan")},
-    {"temperature": float("inf")},
-    {"top_k": -1},
-    {"top_k": 1.5},
-    {"top_p": -0.1},
-    {"top_p": 1.1},
-    {"top_p": float("nan")},
-])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"guidance_scale": -1.0},
+        {"guidance_scale": float("nan")},
+        {"guidance_scale": "4"},
+        {"guidance_interval": -2},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_k": 1.5},
+        {"top_p": -0.1},
+        {"top_p": 1.1},
+        {"top_p": float("nan")},
+    ],
+)
 def test_settings_out_of_range(setting):
     (name,) = setting
     with pytest.raises(ValueError, match=f"^`{name}` is .*; expected .*$"):

@@ -64,22 +64,28 @@ def test_any_sides_that_the_downsampling_divides(height, width):
     torch.testing.assert_close(model.decode_codes(output.codes), output.sample)
 
 
-@pytest.mark.parametrize("shape, message", [
-    ((1, 3, 7, 8), "Images are 7x8 pixels; both sides must be multiples of 2."),
-    ((1, 4, 8, 8), r"expected \(batch, 3, height, width\)"),
-    ((3, 8, 8), r"expected \(batch, 3, height, width\)"),
-    ((0, 3, 8, 8), r"expected \(batch, 3, height, width\)"),
-])
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((1, 3, 7, 8), "Images are 7x8 pixels; both sides must be multiples of 2."),
+        ((1, 4, 8, 8), r"expected \(batch, 3, height, width\)"),
+        ((3, 8, 8), r"expected \(batch, 3, height, width\)"),
+        ((0, 3, 8, 8), r"expected \(batch, 3, height, width\)"),
+    ],
+)
 def test_images_that_do_not_fit(shape, message):
     with pytest.raises(ValueError, match=message):
         build_vq_model().encode(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("codes, message", [
-    (torch.full((1, 2, 2), 64), "holds 64..64; expected 0..63"),
-    (torch.full((1, 2, 2), -1), "holds -1..-1; expected 0..63"),
-    (torch.zeros(1, 4, dtype=torch.long), r"expected \(batch, height, width\)"),
-])
+@pytest.mark.parametrize(
+    "codes, message",
+    [
+        (torch.full((1, 2, 2), 64), "holds 64..64; expected 0..63"),
+        (torch.full((1, 2, 2), -1), "holds -1..-1; expected 0..63"),
+        (torch.zeros(1, 4, dtype=torch.long), r"expected \(batch, height, width\)"),
+    ],
+)
 def test_codes_that_do_not_fit(codes, message):
     with pytest.raises(ValueError, match=message):
         build_vq_model().decode_codes(codes)
@@ -104,7 +110,9 @@ def test_saved_equals_loaded(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_quantizer_compares_in_float32_at_any_dtype(dtype):
-    quantizer = VectorQuantizer(num_vq_embeddings=512, vq_embed_dim=8, commit_weight=0.25, entropy_weight=0.0).to(dtype)
+    quantizer = VectorQuantizer(num_vq_embeddings=512, vq_embed_dim=8, commit_weight=0.25, entropy_weight=0.0).to(
+        dtype
+    )
     latents = torch.randn(1, 8, 16, 16).to(dtype)
     output = quantizer(latents)
     assert output.quantized.dtype == dtype

@@ -58,7 +58,7 @@ TRANSFORMER_KEYS = [
     (r"^layers\.(\d+)\.feed_forward\.w3\.", r"model.layers.\1.mlp.up_proj."),
     (r"^layers\.(\d+)\.ffn_norm\.", r"model.layers.\1.post_attention_layernorm."),
     (r"^cls_embedding\.cap_proj\.", "model.text_projector."),
-    (r"^cls_embedding\.uncond_embedding$", "model.uncond_embedding"),
+    (r"^cls_embedding\.uncond_embedding$", "model.uncond_embedding.weight"),
     (r"^norm\.", "model.norm."),
     (r"^output\.", "lm_head."),
 ]

@@ -100,7 +100,7 @@ class CodeDecoder:
             if prompt_attention_mask is None:
                 prompt_attention_mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.long, device=model.device)
             if guided:
-                null = model.model.uncond_embedding.to(prompt_embeds.dtype).expand_as(prompt_embeds)
+                null = model.model.uncond_embedding(batch).to(prompt_embeds)
                 prompt_embeds = torch.cat([prompt_embeds, null])
                 prompt_attention_mask = prompt_attention_mask.repeat(2, 1)
             condition = {"prompt_embeds": prompt_embeds}

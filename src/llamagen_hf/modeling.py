@@ -96,6 +96,20 @@ class LlamaGenTextProjector(nn.Module):
         return self.fc2(F.gelu(self.fc1(prompt_embeds), approximate="tanh"))
 
 
+class LlamaGenNullPrompt(nn.Module):
+    """Text encoder states that stand for no prompt.
+
+    A module of its own, since offloading moves the parameters of a module only when that module is called.
+    """
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.condition_length, config.condition_dim))
+
+    def forward(self, batch_size: int) -> torch.Tensor:
+        return self.weight.expand(batch_size, -1, -1)
+
+
 class LlamaGenPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by the LlamaGen models."""
 
@@ -113,8 +127,8 @@ class LlamaGenPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, LlamaGenModel) and module.uncond_embedding is not None:
-            init.normal_(module.uncond_embedding, std=self.config.condition_dim**-0.5)
+        if isinstance(module, LlamaGenNullPrompt):
+            init.normal_(module.weight, std=self.config.condition_dim**-0.5)
 
 
 class LlamaGenModel(LlamaGenPreTrainedModel):
@@ -130,8 +144,7 @@ class LlamaGenModel(LlamaGenPreTrainedModel):
         rows = config.vocab_size if is_text else config.null_class_id + 1
         self.embed_tokens = nn.Embedding(rows, config.hidden_size)
         self.text_projector = LlamaGenTextProjector(config) if is_text else None
-        null_prompt = torch.empty(config.condition_length, config.condition_dim) if is_text else None
-        self.uncond_embedding = nn.Parameter(null_prompt) if is_text else None
+        self.uncond_embedding = LlamaGenNullPrompt(config) if is_text else None
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(LlamaGenDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -145,7 +158,8 @@ class LlamaGenModel(LlamaGenPreTrainedModel):
         rows = input_ids if prompt_embeds is None else prompt_embeds
         drop = torch.rand(len(rows), device=rows.device) < self.config.condition_dropout
         if prompt_embeds is not None:
-            return input_ids, torch.where(drop[:, None, None], self.uncond_embedding, prompt_embeds)
+            null = self.uncond_embedding(len(rows)).to(prompt_embeds.dtype)
+            return input_ids, torch.where(drop[:, None, None], null, prompt_embeds)
         condition = torch.where(drop, self.config.null_class_id, input_ids[:, 0])
         return torch.cat([condition[:, None], input_ids[:, 1:]], dim=1), None
 

@@ -8,6 +8,8 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .class_labels import resolve_class_label
@@ -19,6 +21,22 @@ from .vq_model import LlamaGenVQModel
 
 
 EMOJI_CHECKPOINT = Path(__file__).parent / "checkpoints" / "emoji"
+
+
+def read_weight_names(folder: Path) -> dict[str, set[str]]:
+    """Names of the saved weights of each component, from the headers of its safetensors files.
+
+    Raises:
+        OSError: In one sentence, if a file is cut off or otherwise damaged.
+    """
+    names: dict[str, set[str]] = {}
+    for path in sorted(folder.glob("*/*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names.setdefault(path.parent.name, set()).update(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise OSError(f"A file of the checkpoint is damaged: {path.parent.name}/{path.name}.") from error
+    return names
 
 
 class AutoregressiveImagePipeline(DiffusionPipeline):
@@ -63,6 +81,11 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
         self.register_modules(
             vq_model=vq_model, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer
         )
+        if vq_model.config.num_vq_embeddings != transformer.config.vocab_size:
+            raise ValueError(
+                f"The transformer draws {transformer.config.vocab_size} codes, but the tokenizer has "
+                f"{vq_model.config.num_vq_embeddings}; they do not belong together."
+            )
         self.register_to_config(sampling_defaults=sampling_defaults)
         self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample_factor)
         self._decoder = CodeDecoder(transformer)
@@ -76,12 +99,26 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
                 A folder or a Hub id; the emoji checkpoint that ships with the package by default.
             kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]. Weights load as float32 unless `dtype`
                 says otherwise.
+
+        Raises:
+            OSError: In one sentence, if there is no such checkpoint, or if its weights are damaged or incomplete.
         """
         path = EMOJI_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        if Path(path).is_dir() and not (Path(path) / cls.config_name).is_file():
-            raise ValueError(f"The folder {str(path)!r} is no checkpoint: it has no {cls.config_name}.")
+        is_local = Path(path).is_dir()
+        folder = Path(path if is_local else cls.download(path, **kwargs))
+        if not (folder / cls.config_name).is_file():
+            raise OSError(f"{str(path)!r} is no checkpoint: it has no {cls.config_name}.")
         kwargs["dtype"] = kwargs.get("dtype", kwargs.pop("torch_dtype", torch.float32))
-        return super().from_pretrained(path, **kwargs)
+        saved_names = read_weight_names(folder)
+        pipe = super().from_pretrained(folder, **kwargs)
+        for component in ("vq_model", "transformer"):
+            missing = getattr(pipe, component).state_dict().keys() - saved_names.get(component, set())
+            if component in saved_names and component not in kwargs and missing:
+                raise OSError(f"The weights of {component} in {str(path)!r} miss {', '.join(sorted(missing))}.")
+        # Saving would publish this path, of interest on this machine only.
+        pipe.register_to_config(_name_or_path=None if is_local else str(path))
+        pipe.vq_model.register_to_config(_name_or_path=None)
+        return pipe
 
     @classmethod
     def download(cls, pretrained_model_name, **kwargs) -> str:
@@ -90,10 +127,17 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
         The base class looks up which Python files a repository must hold to define components that are not its own.
         Ours are in this package, so the files of the repository are all there is to fetch.
         """
-        names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies")
+        names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
         options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        options.pop("proxies", None)
-        return snapshot_download(pretrained_model_name, ignore_patterns=["*.md", "*.png", ".git*"], **options)
+        try:
+            return snapshot_download(str(pretrained_model_name), ignore_patterns=["*.md", "*.png"], **options)
+        except (HFValidationError, RepositoryNotFoundError) as error:
+            raise OSError(f"There is no folder and no repository {str(pretrained_model_name)!r}.") from error
+        except LocalEntryNotFoundError as error:
+            raise OSError(
+                f"There is no folder {str(pretrained_model_name)!r}, and as a repository it is neither in the cache "
+                "nor can the Hub be reached."
+            ) from error
 
     @property
     def is_text_conditional(self) -> bool:
@@ -160,7 +204,11 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
                 )
         if isinstance(prompt, list) and not prompt:
             raise ValueError("`prompt` is an empty list; pass at least one prompt.")
-        if class_labels is not None and not isinstance(class_labels, (int, str)) and len(class_labels) == 0:
+        if class_labels is not None and not isinstance(class_labels, torch.Tensor):
+            labels = class_labels if isinstance(class_labels, list) else [class_labels]
+            if not all(isinstance(label, (int, str)) and not isinstance(label, bool) for label in labels):
+                raise ValueError(f"`class_labels` must be class ids or names, not {class_labels!r}.")
+        if isinstance(class_labels, (list, torch.Tensor)) and len(class_labels) == 0:
             raise ValueError("`class_labels` is an empty list; pass at least one class.")
         if prompt_embeds is not None:
             expected = (config.condition_length, config.condition_dim)
