@@ -5,7 +5,7 @@ python pipelines/extract_codes.py --config pipelines/recipes/emoji.yaml [--num_c
 
 import json
 
-from llamagen_hf.data.codes import CodeExtractionConfig, extract_codes
+from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes
 from llamagen_hf.data.images import DataConfig
 from llamagen_hf.training.recipe import parse_recipe
 

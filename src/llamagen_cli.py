@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 Checkpoint = Annotated[
-    str | None, typer.Option(help="Folder or Hub id. [default: the emoji checkpoint that ships with llamagen]")
+    str | None, typer.Option(help="Folder or Hub id. Default: the emoji checkpoint that ships with llamagen.")
 ]
 
 
@@ -66,25 +66,25 @@ def generate(
         str | None, typer.Option(help="Class id or name, for class-conditional checkpoints.")
     ] = None,
     checkpoint: Checkpoint = None,
-    output: Annotated[Path | None, typer.Option(help="PNG to write. [default: named after the prompt]")] = None,
+    output: Annotated[Path | None, typer.Option(help="PNG to write. Default: named after the prompt.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; each further one adds 1.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of images; several are numbered.")] = 1,
     grid: Annotated[Path | None, typer.Option(help="Also write all images side by side to this PNG.")] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Strength of guidance, 1 for none. [default: the checkpoint's]")
+        float | None, typer.Option(help="Strength of guidance, 1 for none. Default: the checkpoint's.")
     ] = None,
     guidance_interval: Annotated[int, typer.Option(help="Guide the first n + 2 codes only; -1 for all.")] = -1,
     temperature: Annotated[
-        float | None, typer.Option(help="0 for the likeliest codes. [default: the checkpoint's]")
+        float | None, typer.Option(help="0 for the likeliest codes. Default: the checkpoint's.")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Codes to draw from, 0 for all. [default: the checkpoint's]")
+        int | None, typer.Option(help="Codes to draw from, 0 for all. Default: the checkpoint's.")
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Probability to draw from, 1 for all. [default: the checkpoint's]")
+        float | None, typer.Option(help="Probability to draw from, 1 for all. Default: the checkpoint's.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... [default: an accelerator, if any]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: float32]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: float32.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the drawing; pays off for many images.")] = False,
 ):
     """Draw one or more images and save them as PNG, with the parameters in their metadata."""
@@ -156,9 +156,9 @@ def convert(
         str | None, typer.Option(help="Text encoder to include: a folder or Hub id, such as google/flan-t5-xl.")
     ] = None,
     id2label: Annotated[
-        Path | None, typer.Option(help="JSON file of class names by id. [default: ImageNet's, for 1000 classes]")
+        Path | None, typer.Option(help="JSON file of class names by id. Default: ImageNet's, fetched from the Hub.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: as released]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as released.")] = None,
 ):
     """Turn released LlamaGen files into a pipeline folder."""
     with one_sentence_errors():
@@ -174,6 +174,15 @@ def convert(
                 names = {int(key): str(value) for key, value in json.loads(id2label.read_text()).items()}
             except (ValueError, AttributeError, OSError) as error:
                 raise ValueError(f"{str(id2label)!r} is no JSON object of class names by id.") from error
+        elif not text:
+            from llamagen_hf.class_labels import fetch_imagenet_labels
+
+            try:
+                names = fetch_imagenet_labels()
+            except OSError:
+                typer.echo(
+                    "ImageNet's class names can't be fetched: classes will go by id, or pass --id2label.", err=True
+                )
         convert_checkpoint(
             vq_checkpoint=vq_checkpoint,
             transformer_checkpoint=transformer_checkpoint,

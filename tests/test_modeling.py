@@ -155,7 +155,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         model.zero_grad()
         model(codes[:, :-1], **condition, labels=codes, use_cache=False).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
@@ -205,7 +205,7 @@ def test_bfloat16_angles_stay_exact():
 
 @pytest.mark.slow
 def test_bfloat16_error_at_size_b():
-    """The error against float32 stays at what bfloat16's 8 bits of mantissa give 12 layers, as for the released code."""
+    """The error against float32 stays at what 8 bits of mantissa give 12 layers, as for the released code."""
     torch.manual_seed(0)
     model = LlamaGenForConditionalGeneration(LlamaGenConfig()).eval()
     ids, _ = class_inputs(model.config, batch=1)

@@ -1,6 +1,20 @@
 """Class names to class ids."""
 
 import difflib
+import json
+
+from huggingface_hub import hf_hub_download
+
+
+def fetch_imagenet_labels() -> dict[int, str]:
+    """Names of ImageNet's 1000 classes, from the file on the Hub that transformers' own conversions use.
+
+    Raises:
+        OSError: If neither the Hub nor its cache has the file.
+    """
+    path = hf_hub_download("huggingface/label-files", "imagenet-1k-id2label.json", repo_type="dataset")
+    with open(path, encoding="utf-8") as file:
+        return {int(index): name for index, name in json.load(file).items()}
 
 
 def resolve_class_label(label: int | str, num_classes: int, id2label: dict[int, str] | None) -> int:

@@ -12,7 +12,6 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -290,7 +289,8 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
             labels (`torch.LongTensor` of shape `(batch, m)`, *optional*):
                 The codes to predict, from the first one on. `loss` is their mean cross-entropy in nats.
             use_cache (`bool`, *optional*): Whether to return `past_key_values`.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*): Positions to compute logits for; 0 means all.
+            logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
+                Compute logits for the last so many positions only, or for these positions; 0 means all.
 
         Returns:
             [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: `logits` of shape `(batch, codes + 1,
@@ -313,7 +313,8 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
         hidden_states = outputs.last_hidden_state
         if prompt_embeds is not None:  # the last word predicts the first code, the other words nothing
             hidden_states = hidden_states[:, prompt_embeds.shape[1] - 1 :]
-        logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep)).float()
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden_states[:, kept]).float()
 
         loss = None
         if labels is not None:

@@ -1,98 +1,15 @@
 """Code grids with their captions: what the generator learns from."""
 
-import hashlib
 import random
-import string
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
 import torch
 from datasets import Dataset, load_dataset
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from ..vq_model import LlamaGenVQModel
-from .images import DataConfig, center_crop, random_crop, to_tensor
-
-
-@dataclass
-class CodeExtractionConfig:
-    """One run of code extraction.
-
-    Args:
-        tokenizer (`str`): Folder or Hub id of the [`LlamaGenVQModel`].
-        output_dir (`str`): Folder for `train.parquet` and `test.parquet`.
-        num_crops (`int`, *optional*, defaults to 1): Grids a picture: the centre crop, then random ones.
-        crop_range (`float`, *optional*, defaults to 1.1): Random crops are cut out of a picture this much larger.
-        batch_size (`int`, *optional*, defaults to 64): Pictures encoded at a time.
-        seed (`int`, *optional*, defaults to 0): Seed of the random crops.
-    """
-
-    tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer."})
-    output_dir: str = field(metadata={"help": "Folder for train.parquet and test.parquet."})
-    num_crops: int = field(default=1, metadata={"help": "Grids a picture: the centre crop, then random ones."})
-    crop_range: float = field(default=1.1, metadata={"help": "Random crops come from a picture this much larger."})
-    batch_size: int = field(default=64, metadata={"help": "Pictures encoded at a time."})
-    seed: int = field(default=0, metadata={"help": "Seed of the random crops."})
-
-
-def tokenizer_fingerprint(model: LlamaGenVQModel) -> str:
-    """What tells one tokenizer's codes from another's: a hash of its codebook and encoder."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(("encoder.", "quant_conv.", "quantize.")):
-            digest.update(name.encode())
-            digest.update(tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-@torch.no_grad()
-def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, int]:
-    """Encode both splits once; each row keeps its columns but the picture and gains `codes` (crops, codes).
-
-    Class labels become their names. The tokenizer's fingerprint goes into the column `tokenizer`.
-
-    Returns:
-        `dict[str, int]`: Rows of each split.
-    """
-    torch.manual_seed(config.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = LlamaGenVQModel.from_pretrained(config.tokenizer).eval().to(device)
-    fingerprint = tokenizer_fingerprint(model)
-
-    def encode(rows):
-        crops = [[to_tensor(center_crop(image, data.image_size)) for image in rows[data.image_column]]]
-        for _ in range(config.num_crops - 1):
-            images = rows[data.image_column]
-            crops.append([to_tensor(random_crop(image, data.image_size, config.crop_range)) for image in images])
-        codes = [model.encode(torch.stack(images).to(device)).codes.flatten(1).cpu() for images in crops]
-        return {
-            "codes": torch.stack(codes, dim=1).to(torch.int32).tolist(),
-            "tokenizer": [fingerprint] * len(codes[0]),
-        }
-
-    output_dir, counts = Path(config.output_dir), {}
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for name, split in (("train", data.train_split), ("test", data.test_split)):
-        rows = data.load(split)
-        for column, feature in rows.features.items():
-            if isinstance(feature, datasets.ClassLabel):
-                names = [feature.int2str(index) for index in rows[column]]
-                rows = rows.remove_columns(column).add_column(column, names)
-        # The tokenizer decides the result, and the cache can't see its weights.
-        rows = rows.map(
-            encode,
-            batched=True,
-            batch_size=config.batch_size,
-            remove_columns=data.image_column,
-            load_from_cache_file=False,
-        )
-        partial = output_dir / f"{name}.parquet.partial"
-        rows.to_parquet(partial)
-        partial.rename(output_dir / f"{name}.parquet")
-        counts[name] = len(rows)
-    return counts
+from .captions import write_caption
 
 
 def load_codes(folder: str, split: str, fingerprint: str) -> Dataset:
@@ -109,33 +26,53 @@ def load_codes(folder: str, split: str, fingerprint: str) -> Dataset:
     return rows
 
 
-def write_caption(row: dict, templates: dict[str, float]) -> str:
-    """Fill one template, drawn by weight, with a row's columns; a list column gives one or more of its entries."""
-    template = random.choices(list(templates), weights=list(templates.values()))[0]
-    values = {}
-    for _, name, _, _ in string.Formatter().parse(template):
-        if name is not None:
-            value = row[name]
-            if isinstance(value, list):
-                if not value:  # nothing to choose from: any other column of the row's templates will do
-                    return write_caption(row, {other: w for other, w in templates.items() if other != template})
-                value = " ".join(random.sample(value, random.randint(1, min(3, len(value)))))
-            values[name] = value
-    return template.format(**values)
+class CodeDataset(TorchDataset):
+    """Rows that `extract_codes` wrote, each as a code grid and one caption.
 
+    What is drawn for a row depends on seed, epoch and row alone, not on workers, prefetching or where a run resumed.
 
-def code_loader(
-    rows: Dataset, tokenize: Callable, templates: dict[str, float], batch_size: int, training: bool
-) -> DataLoader:
-    """Batches of `codes` (batch, codes), `input_ids` and `attention_mask` (batch, words).
-
-    In training, a row gives a random crop and a caption from `templates`; else its first crop and first template.
+    Args:
+        rows (`datasets.Dataset`): Rows with `codes` (crops, codes) and the columns of the templates.
+        templates (`dict[str, float]`): See [`write_caption`].
+        training (`bool`): Draw a crop and a template; else take the first of both.
+        seed (`int`, *optional*, defaults to 0): Seed of the draws.
     """
 
-    def collate(batch):
-        chosen = templates if training else {next(iter(templates)): 1.0}
-        codes = [row["codes"][random.randrange(len(row["codes"])) if training else 0] for row in batch]
-        input_ids, attention_mask = tokenize([write_caption(row, chosen) for row in batch])
-        return {"codes": torch.tensor(codes), "input_ids": input_ids, "attention_mask": attention_mask}
+    def __init__(self, rows: Dataset, templates: dict[str, float], training: bool, seed: int = 0):
+        self.rows = rows
+        self.templates = templates if training else {next(iter(templates)): 1.0}
+        self.training = training
+        self.seed = seed
+        self.epoch = 0
 
-    return DataLoader(rows, batch_size=batch_size, shuffle=training, drop_last=training, collate_fn=collate)
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew; accelerate calls it at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.rows[index]
+        rng = random.Random(f"{self.seed}-{self.epoch}-{index}")
+        codes = rng.choice(row["codes"]) if self.training else row["codes"][0]
+        return {"codes": codes, "caption": write_caption(row, self.templates, rng)}
+
+
+def code_loader(dataset: CodeDataset, tokenize: Callable, batch_size: int) -> DataLoader:
+    """Batches of `codes` (batch, codes), `input_ids` and `attention_mask` (batch, words), shuffled for training."""
+
+    def collate(batch):
+        input_ids, attention_mask = tokenize([row["caption"] for row in batch])
+        codes = torch.tensor([row["codes"] for row in batch])
+        return {"codes": codes, "input_ids": input_ids, "attention_mask": attention_mask}
+
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=dataset.training,
+        drop_last=dataset.training,
+        collate_fn=collate,
+        # Of its own: an iterator that starts mid-epoch must not take a number from dropout's random state.
+        generator=torch.Generator(),
+    )

@@ -16,7 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..configuration import LlamaGenConfig
-from ..data.codes import code_loader, load_codes, tokenizer_fingerprint, write_caption
+from ..data.captions import write_caption
+from ..data.codes import CodeDataset, code_loader, load_codes
+from ..data.extraction import tokenizer_fingerprint
 from ..modeling import LlamaGenForConditionalGeneration
 from ..pipeline import AutoregressiveImagePipeline
 from ..prompts import encode_tokens, tokenize_prompts
@@ -125,9 +127,9 @@ def train_generator(config: GeneratorTrainingConfig) -> dict[str, float]:
     fingerprint = tokenizer_fingerprint(vq_model)
     train = load_codes(config.codes_dir, "train", fingerprint)
     test = load_codes(config.codes_dir, "test", fingerprint)
-    corpus = [write_caption(row, config.caption_templates) for row in train for _ in range(3)]
+    rng = random.Random(config.seed)
+    corpus = [write_caption(row, config.caption_templates, rng) for row in train for _ in range(3)]
     tokenizer = train_text_tokenizer(corpus, config.text_vocab_size, config.condition_length)
-    random.seed(config.seed)
 
     text_encoder = build_text_encoder(tokenizer, config.text_width, config.text_layers, config.text_heads)
     transformer = LlamaGenForConditionalGeneration(
@@ -151,8 +153,9 @@ def train_generator(config: GeneratorTrainingConfig) -> dict[str, float]:
     model = TextToCodes(transformer, text_encoder).train()
 
     tokenize = partial(tokenize_prompts, tokenizer, length=config.condition_length)
-    loader = code_loader(train, tokenize, config.caption_templates, config.batch_size, training=True)
-    test_loader = code_loader(test, tokenize, config.caption_templates, config.batch_size, training=False)
+    templates = config.caption_templates
+    loader = code_loader(CodeDataset(train, templates, training=True, seed=config.seed), tokenize, config.batch_size)
+    test_loader = code_loader(CodeDataset(test, templates, training=False), tokenize, config.batch_size)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95)
     )

@@ -67,6 +67,22 @@ def reconstruction_loss(sample: torch.Tensor, images: torch.Tensor, config: Toke
     return loss
 
 
+class CodeCounts:
+    """How often each code was used since the counts were last cleared; a part of a run's checkpoints."""
+
+    def __init__(self, num_codes: int, device: torch.device):
+        self.counts = torch.zeros(num_codes, dtype=torch.long, device=device)
+
+    def add(self, codes: torch.LongTensor) -> None:
+        self.counts += codes.flatten().bincount(minlength=len(self.counts))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.counts.copy_(state["counts"])
+
+
 @torch.no_grad()
 def revive_codes(model: LlamaGenVQModel, counts: torch.Tensor, images: torch.Tensor) -> int:
     """Move each code with a zero count onto the encoder's output for a random cell of `images`.
@@ -86,14 +102,14 @@ def revive_codes(model: LlamaGenVQModel, counts: torch.Tensor, images: torch.Ten
 @torch.no_grad()
 def evaluate_tokenizer(model: LlamaGenVQModel, loader: DataLoader) -> dict[str, float]:
     """Mean PSNR in dB over single pictures in [0, 1], and the share of codes that all of them use."""
-    psnr, counts = [], torch.zeros(model.config.num_vq_embeddings, dtype=torch.long, device=model.device)
+    psnr, counts = [], CodeCounts(model.config.num_vq_embeddings, model.device)
     for batch in loader:
         images = batch["images"].to(model.device)
         output = model(images)
         error = ((output.sample.clamp(-1, 1) - images) / 2).square().flatten(1).mean(1)
         psnr.append(-10 * error.log10())
-        counts += output.codes.flatten().bincount(minlength=len(counts))
-    return {"psnr": torch.cat(psnr).mean().item(), "codebook_usage": (counts > 0).float().mean().item()}
+        counts.add(output.codes)
+    return {"psnr": torch.cat(psnr).mean().item(), "codebook_usage": (counts.counts > 0).float().mean().item()}
 
 
 def train_tokenizer(data: DataConfig, config: TokenizerTrainingConfig) -> dict[str, float]:
@@ -130,19 +146,20 @@ def train_tokenizer(data: DataConfig, config: TokenizerTrainingConfig) -> dict[s
 
     train = image_tensors(data.load(data.train_split), data.image_column, data.image_size)
     test = image_tensors(data.load(data.test_split), data.image_column, data.image_size)
-    loader = DataLoader(train, batch_size=config.batch_size, shuffle=True, drop_last=True)
+    # A generator of its own: an iterator that starts mid-epoch must not take a number from the flips' random state.
+    loader = DataLoader(train, batch_size=config.batch_size, shuffle=True, drop_last=True, generator=torch.Generator())
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0
     )
     scheduler = get_scheduler(config.lr_scheduler, optimizer, None, config.lr_warmup_steps, config.max_train_steps)
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    accelerator.register_for_checkpointing(ema, scheduler)
+    counts = CodeCounts(config.num_vq_embeddings, accelerator.device)
+    accelerator.register_for_checkpointing(ema, scheduler, counts)
     step = resume(accelerator, output_dir / "checkpoints")
     ema.to(accelerator.device)
     raw = accelerator.unwrap_model(model)
 
-    counts = torch.zeros(raw.config.num_vq_embeddings, dtype=torch.long, device=accelerator.device)
     started, first = time.perf_counter(), step
     while step < config.max_train_steps:
         epoch, done = divmod(step, len(loader))
@@ -164,12 +181,12 @@ def train_tokenizer(data: DataConfig, config: TokenizerTrainingConfig) -> dict[s
             ema.step(raw.parameters())
             step += 1
 
-            counts += output.codes.flatten().bincount(minlength=len(counts))
+            counts.add(output.codes)
             if step % config.revive_every == 0:
-                used = accelerator.reduce(counts)
+                used = accelerator.reduce(counts.counts)
                 if step <= config.revive_until_step:
                     revive_codes(raw, used, images)
-                counts.zero_()
+                counts.counts.zero_()
                 logger.info(f"step {step}: {(used > 0).sum().item()} of {len(used)} codes used")
             if step % config.log_steps == 0:
                 rate = (step - first) * config.batch_size * accelerator.num_processes / (time.perf_counter() - started)

@@ -1,0 +1,125 @@
+"""Pack the trained emoji pipeline as the checkpoint that ships with the package.
+
+python pipelines/ship_emoji.py --config pipelines/recipes/emoji.yaml [--vq_model FOLDER] [--output FOLDER]
+
+Weights become half precision. What the card says is measured on those, and the contact sheet is drawn with them.
+"""
+
+import argparse
+import shutil
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers.utils import make_image_grid
+from PIL import Image, ImageDraw, ImageFont
+from torch.utils.data import DataLoader
+
+from llamagen_hf import AutoregressiveImagePipeline, LlamaGenVQModel
+from llamagen_hf.conversion import save_complete
+from llamagen_hf.data.codes import CodeDataset, code_loader, load_codes
+from llamagen_hf.data.extraction import tokenizer_fingerprint
+from llamagen_hf.data.images import DataConfig, image_tensors
+from llamagen_hf.pipeline import EMOJI_CHECKPOINT
+from llamagen_hf.prompts import tokenize_prompts
+from llamagen_hf.training.generator import GeneratorTrainingConfig, TextToCodes, evaluate_generator
+from llamagen_hf.training.recipe import parse_recipe
+from llamagen_hf.training.tokenizer import TokenizerTrainingConfig, evaluate_tokenizer
+
+
+TRAIN_CAPTIONS, TEST_CAPTIONS = 40, 20
+
+
+def evenly(captions: list[str], count: int) -> list[str]:
+    return [captions[i * len(captions) // count] for i in range(count)]
+
+
+def contact_sheet(pipe: AutoregressiveImagePipeline, captions: list[str], columns: int = 10) -> Image.Image:
+    """Pictures with their captions below, drawn with the seeds 0, 1, 2, ..."""
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(captions))]
+    images = pipe(captions, generator=generators).images
+    side, font, tiles = 128, ImageFont.load_default(10), []
+    for image, caption in zip(images, captions, strict=True):
+        tile = Image.new("RGB", (side + 8, side + 44), "white")
+        tile.paste(image.resize((side, side), Image.Resampling.BICUBIC), (4, 4))
+        draw, lines = ImageDraw.Draw(tile), [""]
+        for word in caption.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if draw.textlength(longer, font) <= side:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        draw.multiline_text((4, side + 6), "\n".join(lines[:3]), "black", font, spacing=1)
+        tiles.append(tile)
+    return make_image_grid(tiles, -(-len(tiles) // columns), columns)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(add_help=False)
+    arguments.add_argument("--vq_model", help="Tokenizer with a better decoder for the same codes.")
+    arguments.add_argument("--output", type=Path, default=EMOJI_CHECKPOINT)
+    own, recipe = arguments.parse_known_args()
+    data, tokenizer_config = parse_recipe(
+        __doc__, ("data", DataConfig), ("tokenizer", TokenizerTrainingConfig), args=recipe
+    )
+    (config,) = parse_recipe(__doc__, ("generator", GeneratorTrainingConfig), args=recipe)
+
+    pipe = AutoregressiveImagePipeline.from_pretrained(config.output_dir)
+    fingerprint = tokenizer_fingerprint(pipe.vq_model)
+    if own.vq_model is not None:
+        pipe.vq_model = LlamaGenVQModel.from_pretrained(own.vq_model)
+        if tokenizer_fingerprint(pipe.vq_model) != fingerprint:
+            raise SystemExit(f"{own.vq_model} makes other codes than those the generator was trained on.")
+    splits = {split: load_codes(config.codes_dir, split, fingerprint) for split in ("train", "test")}
+    pipe.to(torch.float16)
+    shutil.rmtree(own.output, ignore_errors=True)
+    save_complete(pipe, own.output)
+
+    pipe = AutoregressiveImagePipeline.from_pretrained(own.output)
+    captions = evenly(splits["train"]["caption"], TRAIN_CAPTIONS) + evenly(splits["test"]["caption"], TEST_CAPTIONS)
+    sheet = contact_sheet(pipe, captions)
+    sheet.quantize(256).save(own.output / "contact_sheet.png", optimize=True)
+
+    tokenize = partial(tokenize_prompts, pipe.tokenizer, length=config.condition_length)
+    model = TextToCodes(pipe.transformer, pipe.text_encoder).eval()
+    losses = {
+        f"{split}_loss": evaluate_generator(
+            model, code_loader(CodeDataset(rows, config.caption_templates, training=False), tokenize, 64)
+        )
+        for split, rows in splits.items()
+    }
+    pictures = image_tensors(data.load(data.test_split), data.image_column, data.image_size)
+    generator = pipe.transformer.config
+
+    def millions(component):
+        return sum(p.numel() for p in component.parameters()) / 1e6
+
+    card = (Path(__file__).parent / "emoji_card.md").read_text(encoding="utf-8")
+    facts = evaluate_tokenizer(pipe.vq_model, DataLoader(pictures, batch_size=32)) | losses
+    (own.output / "README.md").write_text(
+        card.format(
+            **facts,
+            image_size=pipe.image_size,
+            grid_size=generator.grid_size,
+            codes=generator.vocab_size,
+            train_captions=TRAIN_CAPTIONS,
+            test_captions=TEST_CAPTIONS,
+            guidance_scale=pipe.config.sampling_defaults["guidance_scale"],
+            vq_parameters=millions(pipe.vq_model),
+            transformer_parameters=millions(pipe.transformer),
+            text_parameters=millions(pipe.text_encoder),
+            tokenizer_steps=tokenizer_config.max_train_steps,
+            tokenizer_batch=tokenizer_config.batch_size,
+            generator_steps=config.max_train_steps,
+            generator_batch=config.batch_size,
+            layers=generator.num_hidden_layers,
+            width=generator.hidden_size,
+            text_layers=pipe.text_encoder.config.num_layers,
+        ),
+        encoding="utf-8",
+    )
+    print(facts)
+
+
+if __name__ == "__main__":
+    main()
