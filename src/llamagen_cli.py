@@ -195,6 +195,8 @@ def convert(
             dtype=getattr(torch, dtype) if dtype else None,
         )
         typer.echo(f"Saved {output}")
+        if text and text_encoder is None:
+            typer.echo("Without --text-encoder it draws from prompt_embeds only, not from prompts.", err=True)
 
 
 @app.command()

@@ -112,7 +112,8 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
         saved_names = read_weight_names(folder)
         pipe = super().from_pretrained(folder, **kwargs)
         for component in ("vq_model", "transformer"):
-            missing = getattr(pipe, component).state_dict().keys() - saved_names.get(component, set())
+            names = {name for name, _ in getattr(pipe, component).named_parameters()}
+            missing = names - saved_names.get(component, set())
             if component in saved_names and component not in kwargs and missing:
                 raise OSError(f"The weights of {component} in {str(path)!r} miss {', '.join(sorted(missing))}.")
         # Saving would publish this path, of interest on this machine only.
