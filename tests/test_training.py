@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from tiny import build_text_encoder, build_transformer
 
 
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
@@ -22,7 +23,12 @@ from llamagen_hf.data.codes import load_codes  # noqa: E402
 from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes  # noqa: E402
 from llamagen_hf.data.images import DataConfig, center_crop, random_crop, to_tensor  # noqa: E402
 from llamagen_hf.training.checkpoints import resume  # noqa: E402
-from llamagen_hf.training.generator import GeneratorTrainingConfig, train_generator  # noqa: E402
+from llamagen_hf.training.generator import (  # noqa: E402
+    GeneratorTrainingConfig,
+    TextToCodes,
+    parameter_groups,
+    train_generator,
+)
 from llamagen_hf.training.recipe import parse_recipe  # noqa: E402
 from llamagen_hf.training.tokenizer import (  # noqa: E402
     TokenizerTrainingConfig,
@@ -203,6 +209,27 @@ def test_codes_are_those_of_the_tokenizer(dataset, stages):
     image = dataset.load("test")[3]["image"]
     codes = model.encode(to_tensor(center_crop(image, 16))[None]).codes.flatten().tolist()
     assert rows[3]["codes"][0] == codes
+
+
+def test_every_parameter_is_in_one_group_with_its_rate_and_decay():
+    config = generator_config("", "", "", learning_rate=1e-3, text_learning_rate=1e-4, weight_decay=0.05)
+    model = TextToCodes(build_transformer(conditioning="text"), build_text_encoder())
+    groups = parameter_groups(model, config)
+    found = {id(p): group for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(found) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        is_text = "text_encoder" in name or "text_projector" in name or "uncond_embedding" in name
+        assert found[id(parameter)]["lr"] == (1e-4 if is_text else 1e-3), name
+        assert found[id(parameter)]["weight_decay"] == (0.05 if parameter.ndim >= 2 else 0.0), name
+
+
+def test_training_goes_on_from_a_pipeline(stages, tmp_path):
+    folder, metrics = stages
+    config = generator_config(
+        tmp_path, folder / "tokenizer", folder / "codes", init_from=str(folder / "pipeline"), max_train_steps=1,
+        learning_rate=1e-9, lr_warmup_steps=0,
+    )  # fmt: skip
+    assert train_generator(config)["test_loss"] == pytest.approx(metrics["generator"]["test_loss"], abs=1e-4)
 
 
 def test_codes_of_another_tokenizer_are_refused(stages):

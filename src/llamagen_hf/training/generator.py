@@ -14,6 +14,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from ..configuration import LlamaGenConfig
 from ..data.captions import write_caption
@@ -37,6 +38,7 @@ class GeneratorTrainingConfig:
     codes_dir: str = field(metadata={"help": "Folder that extract_codes wrote."})
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the image tokenizer that wrote the codes."})
     output_dir: str = field(metadata={"help": "Folder for the pipeline, with checkpoints/ below it."})
+    init_from: str | None = field(default=None, metadata={"help": "Pipeline folder or Hub id to start from."})
     caption_templates: dict = field(
         default_factory=lambda: {"{caption}": 1.0},
         metadata={
@@ -57,6 +59,9 @@ class GeneratorTrainingConfig:
     max_train_steps: int = field(default=100_000, metadata={"help": "Optimizer steps."})
     batch_size: int = field(default=64, metadata={"help": "Images a step and process."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak rate."})
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak rate of text encoder and projector; learning_rate by default."}
+    )
     lr_scheduler: str = field(default="constant_with_warmup", metadata={"help": "A name diffusers knows."})
     lr_warmup_steps: int = field(default=200, metadata={"help": "Steps of linear warm-up."})
     weight_decay: float = field(default=0.05, metadata={"help": "Decay of matrices; vectors have none."})
@@ -79,34 +84,70 @@ class TextToCodes(nn.Module):
         self.transformer = transformer
         self.text_encoder = text_encoder
 
-    def forward(self, codes, input_ids, attention_mask) -> torch.Tensor:
-        """Mean cross-entropy of the codes, in nats."""
+    def forward(self, codes, input_ids, attention_mask, without_prompt: bool = False) -> torch.Tensor:
+        """Mean cross-entropy of the codes, in nats; `without_prompt` puts the null condition in its place."""
         length = self.transformer.config.condition_length
         states, mask = encode_tokens(self.text_encoder, input_ids, attention_mask, length)
+        if without_prompt:
+            states = self.transformer.model.uncond_embedding(len(states)).to(states.dtype)
         return self.transformer(codes[:, :-1], prompt_embeds=states, prompt_attention_mask=mask, labels=codes).loss
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """AdamW groups of the paper: decay for matrices, none for vectors."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def parameter_groups(model: TextToCodes, config: GeneratorTrainingConfig) -> list[dict]:
+    """AdamW groups: decay for matrices and none for vectors as in the paper, and the text path's own rate.
+
+    At the rate that suits a small Llama, a projector that starts to learn along with it grows one large vector for
+    all prompts within a few hundred steps and tells them apart no more. A slower one does not.
+    """
+    text_rate = config.learning_rate if config.text_learning_rate is None else config.text_learning_rate
+    text_path = ("text_encoder.", "transformer.model.text_projector.", "transformer.model.uncond_embedding.")
+    groups = []
+    for is_text, rate in ((False, config.learning_rate), (True, text_rate)):
+        chosen = [p for name, p in model.named_parameters() if name.startswith(text_path) == is_text]
+        matrices, vectors = [p for p in chosen if p.ndim >= 2], [p for p in chosen if p.ndim < 2]
+        groups.append({"params": matrices, "lr": rate, "weight_decay": config.weight_decay})
+        groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
+    return groups
 
 
 @torch.no_grad()
-def evaluate_generator(model: TextToCodes, loader: DataLoader) -> float:
+def evaluate_generator(model: TextToCodes, loader: DataLoader, without_prompt: bool = False) -> float:
     """Mean cross-entropy in nats over all codes of a split."""
     was_training = model.training
     model.eval()
     total = rows = 0
     for batch in loader:
         batch = {name: value.to(model.transformer.device) for name, value in batch.items()}
-        total += model(**batch).item() * len(batch["codes"])
+        total += model(**batch, without_prompt=without_prompt).item() * len(batch["codes"])
         rows += len(batch["codes"])
     model.train(was_training)
     return total / rows
+
+
+def build_model(
+    config: GeneratorTrainingConfig, tokenizer: PreTrainedTokenizerBase, vq_model: LlamaGenVQModel, grid_size: int
+) -> TextToCodes:
+    """A generator and a text encoder with new weights."""
+    transformer = LlamaGenForConditionalGeneration(
+        LlamaGenConfig(
+            vocab_size=vq_model.config.num_vq_embeddings,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            grid_size=grid_size,
+            conditioning="text",
+            condition_length=config.condition_length,
+            condition_dim=config.text_width,
+            embedding_dropout=config.dropout,
+            residual_dropout=config.dropout,
+            ffn_dropout=config.dropout,
+            condition_dropout=config.condition_dropout,
+        )
+    )
+    nn.init.zeros_(transformer.lm_head.weight)  # all codes equally likely at the start, as in the released training
+    text_encoder = build_text_encoder(tokenizer, config.text_width, config.text_layers, config.text_heads)
+    return TextToCodes(transformer, text_encoder)
 
 
 def train_generator(config: GeneratorTrainingConfig) -> dict[str, float]:
@@ -128,37 +169,19 @@ def train_generator(config: GeneratorTrainingConfig) -> dict[str, float]:
     train = load_codes(config.codes_dir, "train", fingerprint)
     test = load_codes(config.codes_dir, "test", fingerprint)
     rng = random.Random(config.seed)
-    corpus = [write_caption(row, config.caption_templates, rng) for row in train for _ in range(3)]
-    tokenizer = train_text_tokenizer(corpus, config.text_vocab_size, config.condition_length)
-
-    text_encoder = build_text_encoder(tokenizer, config.text_width, config.text_layers, config.text_heads)
-    transformer = LlamaGenForConditionalGeneration(
-        LlamaGenConfig(
-            vocab_size=vq_model.config.num_vq_embeddings,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            grid_size=round(len(train[0]["codes"][0]) ** 0.5),
-            conditioning="text",
-            condition_length=config.condition_length,
-            condition_dim=config.text_width,
-            embedding_dropout=config.dropout,
-            residual_dropout=config.dropout,
-            ffn_dropout=config.dropout,
-            condition_dropout=config.condition_dropout,
-        )
-    )
-    nn.init.zeros_(transformer.lm_head.weight)  # all codes equally likely at the start, as in the released training
-    model = TextToCodes(transformer, text_encoder).train()
+    if config.init_from is not None:
+        pipe = AutoregressiveImagePipeline.from_pretrained(config.init_from)
+        tokenizer, model = pipe.tokenizer, TextToCodes(pipe.transformer, pipe.text_encoder).train()
+    else:
+        corpus = [write_caption(row, config.caption_templates, rng) for row in train for _ in range(3)]
+        tokenizer = train_text_tokenizer(corpus, config.text_vocab_size, config.condition_length)
+        model = build_model(config, tokenizer, vq_model, grid_size=round(len(train[0]["codes"][0]) ** 0.5)).train()
 
     tokenize = partial(tokenize_prompts, tokenizer, length=config.condition_length)
     templates = config.caption_templates
     loader = code_loader(CodeDataset(train, templates, training=True, seed=config.seed), tokenize, config.batch_size)
     test_loader = code_loader(CodeDataset(test, templates, training=False), tokenize, config.batch_size)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95)
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.learning_rate, betas=(0.9, 0.95))
     scheduler = get_scheduler(config.lr_scheduler, optimizer, None, config.lr_warmup_steps, config.max_train_steps)
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -167,12 +190,15 @@ def train_generator(config: GeneratorTrainingConfig) -> dict[str, float]:
     ema.to(accelerator.device)
     raw = accelerator.unwrap_model(model)
 
-    def test_loss() -> float:
+    def measure() -> dict[str, float]:
         ema.store(raw.parameters())
         ema.copy_to(raw.parameters())
-        value = evaluate_generator(raw, test_loader)
+        values = {
+            "test_loss": evaluate_generator(raw, test_loader),
+            "test_loss_without_prompt": evaluate_generator(raw, test_loader, without_prompt=True),
+        }
         ema.restore(raw.parameters())
-        return value
+        return values
 
     losses = []
     started, first = time.perf_counter(), step
@@ -195,13 +221,13 @@ def train_generator(config: GeneratorTrainingConfig) -> dict[str, float]:
                 mean = torch.stack(losses[-config.log_steps :]).mean().item()
                 logger.info(f"step {step}: loss {mean:.4f}, {rate:.1f} images/s")
             if step % config.eval_steps == 0:
-                logger.info(f"step {step}: test loss {test_loss():.4f}")
+                logger.info(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in measure().items()))
             if step % config.checkpointing_steps == 0 or step == config.max_train_steps:
                 save_checkpoint(accelerator, output_dir / "checkpoints", step, config.checkpoints_total_limit)
             if step == config.max_train_steps:
                 break
 
-    metrics = {"test_loss": test_loss()}
+    metrics = measure()
     if losses:
         metrics["train_loss"] = torch.stack(losses[-config.eval_steps :]).mean().item()
     ema.copy_to(raw.parameters())

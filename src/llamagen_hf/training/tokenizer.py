@@ -154,11 +154,11 @@ def train_tokenizer(data: DataConfig, config: TokenizerTrainingConfig) -> dict[s
     scheduler = get_scheduler(config.lr_scheduler, optimizer, None, config.lr_warmup_steps, config.max_train_steps)
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    counts = CodeCounts(config.num_vq_embeddings, accelerator.device)
+    raw = accelerator.unwrap_model(model)
+    counts = CodeCounts(raw.config.num_vq_embeddings, accelerator.device)
     accelerator.register_for_checkpointing(ema, scheduler, counts)
     step = resume(accelerator, output_dir / "checkpoints")
     ema.to(accelerator.device)
-    raw = accelerator.unwrap_model(model)
 
     started, first = time.perf_counter(), step
     while step < config.max_train_steps:
