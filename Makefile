@@ -1,7 +1,7 @@
 .PHONY: demo test test-slow style quality clean
 
 PYTHON ?= python3
-PROMPT ?= a red apple
+export PROMPT ?= a red apple
 BIN := .venv/bin
 SOURCES := src pipelines tests benchmarks
 
@@ -12,7 +12,7 @@ SOURCES := src pipelines tests benchmarks
 	touch $@
 
 demo: .venv/installed  ## draw PROMPT with the checkpoint that ships with the package
-	$(BIN)/llamagen generate "$(PROMPT)" --output demo.png
+	$(BIN)/llamagen generate "$$PROMPT" --output demo.png
 
 test: .venv/installed
 	$(BIN)/python -m pytest

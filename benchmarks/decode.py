@@ -146,8 +146,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num-codes", type=int, default=256, help="codes of an image; fewer measure faster")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--modes", nargs="+", default=["dynamic", "generate", "loop", "compiled"])
+    modes = ["dynamic", "generate", "loop", "compiled"]
+    parser.add_argument("--modes", nargs="+", choices=modes, default=modes)
     args = parser.parse_args()
+    if args.num_codes < 2 or args.repeats < 1 or args.batch < 1:
+        parser.error("--num-codes must be at least 2, --repeats and --batch at least 1")
 
     device = torch.device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

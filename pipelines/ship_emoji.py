@@ -55,14 +55,19 @@ def contact_sheet(pipe: AutoregressiveImagePipeline, captions: list[str], column
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(add_help=False)
-    arguments.add_argument("--vq_model", help="Tokenizer with a better decoder for the same codes.")
-    arguments.add_argument("--output", type=Path, default=EMOJI_CHECKPOINT)
-    own, recipe = arguments.parse_known_args()
-    data, tokenizer_config = parse_recipe(
-        __doc__, ("data", DataConfig), ("tokenizer", TokenizerTrainingConfig), args=recipe
-    )
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--config", required=True, help="The recipe of the run.")
+    arguments.add_argument("--dataset", help="The pictures, if not where the recipe says.")
+    arguments.add_argument("--vq_model", help="A tokenizer with a better decoder for the same codes.")
+    arguments.add_argument("--output", type=Path, default=EMOJI_CHECKPOINT, help="Replaced, if it is a checkpoint.")
+    own = arguments.parse_args()
+    recipe = ["--config", own.config]
+    pictures = [*recipe, "--dataset", own.dataset] if own.dataset else recipe
+    (data,) = parse_recipe(__doc__, ("data", DataConfig), args=pictures)
+    (tokenizer_config,) = parse_recipe(__doc__, ("tokenizer", TokenizerTrainingConfig), args=recipe)
     (config,) = parse_recipe(__doc__, ("generator", GeneratorTrainingConfig), args=recipe)
+    if own.output.exists() and not (own.output / "model_index.json").is_file():
+        raise SystemExit(f"{own.output} exists and is no checkpoint.")
 
     pipe = AutoregressiveImagePipeline.from_pretrained(config.output_dir)
     fingerprint = tokenizer_fingerprint(pipe.vq_model)
@@ -71,32 +76,30 @@ def main() -> None:
         if tokenizer_fingerprint(pipe.vq_model) != fingerprint:
             raise SystemExit(f"{own.vq_model} makes other codes than those the generator was trained on.")
     splits = {split: load_codes(config.codes_dir, split, fingerprint) for split in ("train", "test")}
-    pipe.to(torch.float16)
-    shutil.rmtree(own.output, ignore_errors=True)
-    save_complete(pipe, own.output)
+    partial_output = own.output.with_name(f".{own.output.name}-new")
+    shutil.rmtree(partial_output, ignore_errors=True)
+    save_complete(pipe.to(torch.float16), partial_output)
 
-    pipe = AutoregressiveImagePipeline.from_pretrained(own.output)
+    pipe = AutoregressiveImagePipeline.from_pretrained(partial_output)
     captions = evenly(splits["train"]["caption"], TRAIN_CAPTIONS) + evenly(splits["test"]["caption"], TEST_CAPTIONS)
     sheet = contact_sheet(pipe, captions)
-    sheet.quantize(256).save(own.output / "contact_sheet.png", optimize=True)
+    sheet.quantize(256).save(partial_output / "contact_sheet.png", optimize=True)
 
-    tokenize = partial(tokenize_prompts, pipe.tokenizer, length=config.condition_length)
-    model = TextToCodes(pipe.transformer, pipe.text_encoder).eval()
-    losses = {
-        f"{split}_loss": evaluate_generator(
-            model, code_loader(CodeDataset(rows, config.caption_templates, training=False), tokenize, 64)
-        )
-        for split, rows in splits.items()
-    }
-    pictures = image_tensors(data.load(data.test_split), data.image_column, data.image_size)
+    tokenize = partial(tokenize_prompts, pipe.tokenizer, length=pipe.transformer.config.condition_length)
+    model, losses = TextToCodes(pipe.transformer, pipe.text_encoder).eval(), {}
+    for split, rows in splits.items():
+        loader = code_loader(CodeDataset(rows, config.caption_templates, training=False), tokenize, 64)
+        losses[f"{split}_loss"] = evaluate_generator(model, loader)
+        losses[f"{split}_loss_without_prompt"] = evaluate_generator(model, loader, without_prompt=True)
+    images = image_tensors(data.load(data.test_split), data.image_column, data.image_size)
     generator = pipe.transformer.config
 
     def millions(component):
         return sum(p.numel() for p in component.parameters()) / 1e6
 
     card = (Path(__file__).parent / "emoji_card.md").read_text(encoding="utf-8")
-    facts = evaluate_tokenizer(pipe.vq_model, DataLoader(pictures, batch_size=32)) | losses
-    (own.output / "README.md").write_text(
+    facts = evaluate_tokenizer(pipe.vq_model, DataLoader(images, batch_size=32)) | losses
+    (partial_output / "README.md").write_text(
         card.format(
             **facts,
             image_size=pipe.image_size,
@@ -118,6 +121,8 @@ def main() -> None:
         ),
         encoding="utf-8",
     )
+    shutil.rmtree(own.output, ignore_errors=True)
+    partial_output.rename(own.output)
     print(facts)
 
 

@@ -7,6 +7,7 @@ It stands beside the package, not within it: importing anything of `llamagen_hf`
 import json
 import math
 import re
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,16 @@ def one_sentence_errors():
         raise typer.Exit(1) from error
 
 
+def check_writable(path: Path) -> None:
+    """Raise a `ValueError` if no file can be made at `path`."""
+    if path.is_dir():
+        raise ValueError(f"The output {str(path)!r} can't be written: it is a folder.")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"The output {str(path)!r} can't be written: {error.strerror or error}.") from error
+
+
 def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: str | None = None):
     import diffusers
     import torch
@@ -51,8 +62,8 @@ def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: str 
     if device is None:
         device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
+        if torch.zeros(1, device=device).is_meta:
+            raise RuntimeError("a meta device holds no numbers")
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"There is no device {device!r} here; try cpu.") from error
     pipe = AutoregressiveImagePipeline.from_pretrained(checkpoint, dtype=getattr(torch, dtype or "float32"))
@@ -67,7 +78,7 @@ def generate(
     ] = None,
     checkpoint: Checkpoint = None,
     output: Annotated[Path | None, typer.Option(help="PNG to write. Default: named after the prompt.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; each further one adds 1.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image; each further one adds 1.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of images; several are numbered.")] = 1,
     grid: Annotated[Path | None, typer.Option(help="Also write all images side by side to this PNG.")] = None,
     guidance_scale: Annotated[
@@ -101,8 +112,7 @@ def generate(
         for path in filter(None, (output, grid)):  # before the work, not after it
             if path.suffix.lower() != ".png":
                 raise ValueError(f"The output {str(path)!r} must end in .png.")
-            if path.is_dir() or not path.parent.is_dir():
-                raise ValueError(f"The output {str(path)!r} can't be written: no such folder, or it is one itself.")
+            check_writable(path)
         pipe = load_pipeline(checkpoint, device, dtype)
         if compile:
             pipe.compile_step()
@@ -116,7 +126,7 @@ def generate(
         if prompt is not None:
             condition = {"prompt": prompt}
         else:
-            condition = {"class_labels": int(class_label) if class_label.isdigit() else class_label}
+            condition = {"class_labels": int(class_label) if re.fullmatch(r"-?[0-9]+", class_label) else class_label}
         seeds = [seed + i for i in range(count)]
         images = pipe(
             **condition,
@@ -125,10 +135,7 @@ def generate(
             generator=[torch.Generator().manual_seed(value) for value in seeds],
         ).images
 
-        defaults = pipe.config.sampling_defaults or {}
-        used = {name: defaults.get(name) if value is None else value for name, value in settings.items()}
-        used = {name: value for name, value in used.items() if value is not None}
-        facts = condition | used | {"checkpoint": checkpoint or "emoji"}
+        facts = condition | pipe.sampling_settings(**settings) | {"checkpoint": checkpoint or "emoji"}
         paths = [output] if count == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(count)]
         for path, image, value in zip(paths, images, seeds, strict=True):
             save_png(image, path, facts | {"seed": value})
@@ -174,15 +181,6 @@ def convert(
                 names = {int(key): str(value) for key, value in json.loads(id2label.read_text()).items()}
             except (ValueError, AttributeError, OSError) as error:
                 raise ValueError(f"{str(id2label)!r} is no JSON object of class names by id.") from error
-        elif not text:
-            from llamagen_hf.class_labels import fetch_imagenet_labels
-
-            try:
-                names = fetch_imagenet_labels()
-            except OSError:
-                typer.echo(
-                    "ImageNet's class names can't be fetched: classes will go by id, or pass --id2label.", err=True
-                )
         convert_checkpoint(
             vq_checkpoint=vq_checkpoint,
             transformer_checkpoint=transformer_checkpoint,
@@ -203,30 +201,37 @@ def convert(
 def info(checkpoint: Checkpoint = None):
     """Say what a checkpoint is: sizes, parameters, conditioning, classes."""
     with one_sentence_errors():
-        pipe = load_pipeline(checkpoint, device="cpu")
-        config, vq = pipe.transformer.config, pipe.vq_model.config
-        parameters = {
-            name: sum(p.numel() for p in component.parameters())
-            for name, component in pipe.components.items()
-            if hasattr(component, "parameters")
-        }
+        from math import prod
+
+        from safetensors import safe_open
+
+        from llamagen_hf import AutoregressiveImagePipeline, LlamaGenConfig, LlamaGenVQModel
+
+        folder = AutoregressiveImagePipeline.find_checkpoint(checkpoint)
+        config = LlamaGenConfig.from_pretrained(folder / "transformer")
+        vq = LlamaGenVQModel.load_config(folder / "vq_model")
+        defaults = AutoregressiveImagePipeline.load_config(folder).get("sampling_defaults") or {}
+        parameters: dict[str, int] = {}
+        for path in sorted(folder.glob("*/*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                count = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
+            parameters[path.parent.name] = parameters.get(path.parent.name, 0) + count
+        side = config.grid_size * 2 ** (len(vq["block_out_channels"]) - 1)
         facts = {
             "checkpoint": checkpoint or "emoji, shipped with llamagen",
-            "image": f"{pipe.image_size}x{pipe.image_size} pixels from {config.grid_size}x{config.grid_size} codes",
-            "codes": f"{vq.num_vq_embeddings} of width {vq.vq_embed_dim}",
+            "image": f"{side}x{side} pixels from {config.grid_size}x{config.grid_size} codes",
+            "codes": f"{vq['num_vq_embeddings']} of width {vq['vq_embed_dim']}",
             "generator": f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
             f"{config.num_attention_heads} heads",
             "conditioning": f"text, {config.condition_length} positions of width {config.condition_dim}"
-            if pipe.is_text_conditional
+            if config.conditioning == "text"
             else f"class, {config.num_classes} classes",
         }
         if config.id2label:
             shown = [f"{index} {name}" for index, name in list(config.id2label.items())[:5]]
             facts["classes"] = ", ".join(shown) + (", ..." if len(config.id2label) > 5 else "")
         facts["parameters"] = ", ".join(f"{name} {count / 1e6:.1f}M" for name, count in parameters.items())
-        facts["sampling"] = (
-            ", ".join(f"{k} {v}" for k, v in (pipe.config.sampling_defaults or {}).items()) or "library"
-        )
+        facts["sampling"] = ", ".join(f"{name} {value}" for name, value in defaults.items()) or "as the library's"
         for name, value in facts.items():
             typer.echo(f"{name + ':':14}{value}")
 

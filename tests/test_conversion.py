@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from parity import goldens, released_state_dict
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenConfig, LlamaGenForConditionalGeneration
 from llamagen_hf.conversion import (
     VARIANTS,
+    _released_shapes,
     convert_checkpoint,
     convert_transformer_state_dict,
     load_released,
@@ -202,7 +204,8 @@ def test_a_converted_folder_draws(released_files):
         ({"image_size": 70}, "70 is no multiple of the tokenizer's 16"),
         ({"text": True}, "class-conditional, not text-conditional"),
         ({"transformer_checkpoint": "none.pt"}, "There is no file 'none.pt'"),
-        ({"id2label": {0: "one"}}, "There are 1 class names, but the generator has 10 classes"),
+        ({"id2label": {i: "name" for i in range(1, 11)}}, "The 10 class names must have the ids 0..9"),
+        ({"id2label": {0: "one"}}, "The 1 class names must have the ids 0..9, one for each class."),
     ],
 )
 def test_a_failed_conversion_leaves_nothing(released_files, change, message):
@@ -226,25 +229,59 @@ def test_output_that_exists_or_cannot_be_written(released_files):
         convert_checkpoint(*arguments, output=released_files / "vq.pt" / "out")
 
 
-def test_released_head_width_100():
-    # LlamaGen-3B: 3200 over 32 heads, here with 2 of these heads.
+def test_rotary_pairs_of_heads_100_wide_are_reordered():
+    # LlamaGen-3B: 3200 over 32 heads, here two of them. Row i of a head turns with row i ^ 1 there, i +- 50 here.
     config = LlamaGenConfig(
-        vocab_size=32, hidden_size=200, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2, grid_size=4
+        vocab_size=32,
+        hidden_size=200,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_classes=1,
     )
-    model = LlamaGenForConditionalGeneration(config).eval()
-    codes = CodeDecoder(model)(torch.rand(2, 16), class_ids=torch.tensor([40, 41]))
-    assert codes.shape == (2, 16)
+    released = {key: torch.zeros(shape) for key, shape in _released_shapes(config).items()}
+    released["layers.0.attention.wqkv.weight"] = torch.arange(600.0)[:, None].expand(600, 200).clone()
+    converted = convert_transformer_state_dict(released, config)
+    for offset, name in ((0, "q_proj"), (200, "k_proj")):
+        rows = converted[f"model.layers.0.self_attn.{name}.weight"][:, 0]
+        for head in (0, 100):
+            evens = torch.arange(offset + head, offset + head + 100, 2.0)
+            assert torch.equal(rows[head : head + 50], evens)
+            assert torch.equal(rows[head + 50 : head + 100], evens + 1)
+    assert torch.equal(converted["model.layers.0.self_attn.v_proj.weight"][:, 0], torch.arange(400.0, 600.0))
 
 
-@pytest.mark.parametrize("kind", ["class", "text"])
-def test_variants_have_the_released_sizes(kind):
-    # 111M parameters are the paper's; here without the 0.8M of the class table.
-    config = LlamaGenConfig(**VARIANTS["B"], conditioning=kind)
-    assert config.intermediate_size == 2048
+# Table 1 and section 3.1 of the paper, and the comments of the released code.
+@pytest.mark.parametrize("variant, millions", [
+    ("B", 111), ("L", 343), ("XL", 775), ("XXL", 1411), ("XXXL", 3900), ("1B", 1200), ("3B", 3100), ("7B", 6600),
+])  # fmt: skip
+def test_variants_have_the_released_number_of_parameters(variant, millions):
     with torch.device("meta"):
-        model = LlamaGenForConditionalGeneration(config)
-    millions = sum(p.numel() for name, p in model.named_parameters() if "uncond" not in name) / 1e6
-    assert 110 < millions < 113
+        model = LlamaGenForConditionalGeneration(LlamaGenConfig(**VARIANTS[variant]))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>not found</html>", b"version https://git-lfs", pickle.dumps({"a": 1})]
+)
+def test_files_of_another_kind_are_called_damaged(tmp_path, content):
+    (tmp_path / "file.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="^file.pt (is damaged or no checkpoint|holds no model weights).$"):
+        load_released(tmp_path / "file.pt")
+
+
+def test_a_bare_pickle_with_code_is_refused_unrun(tmp_path, capsys):
+    (tmp_path / "file.pt").write_bytes(pickle.dumps({"model": RunsCode()}, protocol=2))
+    with pytest.raises(ValueError, match="holds pickled code"):
+        load_released(tmp_path / "file.pt")
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_weights_of_a_wrong_rank_are_named():
+    with pytest.raises(ValueError, match=r"quantize.embedding.weight is \(3,\), expected 2 dimensions"):
+        vq_model_from_released(released_state_dict("vq16_64") | {"quantize.embedding.weight": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"tok_embeddings.weight is \(3,\), expected 2 dimensions"):
+        transformer_from_released({"tok_embeddings.weight": torch.zeros(3)}, "B", 16)
 
 
 def test_text_generator_from_released_reads_condition_sizes():

@@ -4,9 +4,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import build_text_encoder, build_transformer, build_vq_model, generators
+from tiny import (
+    build_class_pipeline,
+    build_text_encoder,
+    build_text_pipeline,
+    build_transformer,
+    build_vq_model,
+    generators,
+)
 
 from llamagen_hf import AutoregressiveImagePipeline
 from llamagen_hf.prompts import encode_tokens
@@ -170,6 +178,30 @@ def test_model_offload(text_pipe):
         assert torch.equal(codes_of(text_pipe, prompt="apple", output_type="pt"), expected)
 
 
+@pytest.mark.parametrize(
+    "build, condition",
+    [
+        (build_class_pipeline, {"class_labels": [1]}),
+        (build_text_pipeline, {"prompt_embeds": torch.ones(1, 12, 16)}),
+    ],
+)
+def test_weights_on_the_meta_device_between_calls(build, condition):
+    # Sequential offloading, by accelerate's call: diffusers' names the device "cpu:0", which accelerate can't handle.
+    pipe = build()
+    expected = codes_of(pipe, **condition)
+    for component in (pipe.vq_model, pipe.transformer):
+        cpu_offload(component, torch.device("cpu"))
+    assert pipe.transformer.device.type == "meta"
+    for _ in range(2):
+        assert torch.equal(codes_of(pipe, **condition), expected)
+
+
+def test_overflowing_logits_are_one_sentence(class_pipe):
+    torch.nn.init.constant_(class_pipe.transformer.lm_head.weight, torch.nan)
+    with pytest.raises(ValueError, match="The logits are not finite in torch.float32; use bfloat16 or float32."):
+        class_pipe(class_labels=1)
+
+
 def test_dtype_moves(text_pipe, tmp_path):
     text_pipe.to(torch.bfloat16)
     assert codes_of(text_pipe, prompt="apple", output_type="pt").dtype == torch.bfloat16
@@ -203,6 +235,9 @@ CLASS_ERRORS = [
     ({"class_labels": [-1]}, "Class id -1 is out of range"),
     ({"class_labels": []}, "`class_labels` is an empty list"),
     ({"class_labels": 1.5}, "`class_labels` must be"),
+    ({"class_labels": torch.tensor([1.7])}, "`class_labels` must be"),
+    ({"class_labels": torch.tensor(11)}, "Class id 11 is out of range"),
+    ({"class_labels": 1, "generator": 3}, "`generator` must be a torch.Generator or a list of them, not 3."),
     ({"class_labels": [None]}, "`class_labels` must be"),
     ({"class_labels": [1, 2], "generator": generators(1)}, "a list of 1, but 2 images are to be drawn."),
     ({"class_labels": 1, "temperature": -1.0}, "`temperature` is -1.0; expected"),
@@ -237,6 +272,7 @@ TEXT_ERRORS = [
         {"prompt_embeds": torch.zeros(1, 12, 16), "prompt_attention_mask": torch.ones(1, 5)},
         r"`prompt_attention_mask` has shape \(1, 5\); expected \(1, 12\).",
     ),
+    ({"prompt_embeds": [[0.0]]}, "`prompt_embeds` must be a tensor, not list."),
     ({"prompt": "a", "prompt_attention_mask": torch.ones(1, 12)}, "goes with `prompt_embeds`"),
 ]
 
@@ -262,6 +298,11 @@ def test_class_names_without_names_is_one_sentence():
 def test_components_that_do_not_belong_together():
     with pytest.raises(ValueError, match="draws 64 codes, but the tokenizer has 32"):
         AutoregressiveImagePipeline(build_vq_model(num_vq_embeddings=32), build_transformer())
+    narrow = build_transformer(conditioning="text", condition_dim=8)
+    with pytest.raises(ValueError, match="states are 16 wide, but the transformer takes 8"):
+        AutoregressiveImagePipeline(build_vq_model(), narrow, build_text_encoder())
+    with pytest.raises(ValueError, match="`sampling_defaults` has .'guidence_scale'.; it may have"):
+        AutoregressiveImagePipeline(build_vq_model(), build_transformer(), sampling_defaults={"guidence_scale": 3})
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
@@ -271,9 +312,9 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
         AutoregressiveImagePipeline.from_pretrained(str(tmp_path / "absent"))
 
 
-@pytest.mark.parametrize("component", ["vq_model", "transformer"])
-def test_truncated_or_incomplete_weights(class_pipe, tmp_path, component):
-    class_pipe.save_pretrained(tmp_path)
+@pytest.mark.parametrize("component", ["vq_model", "transformer", "text_encoder"])
+def test_truncated_or_incomplete_weights(text_pipe, tmp_path, component):
+    text_pipe.save_pretrained(tmp_path)
     (path,) = (tmp_path / component).glob("*.safetensors")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

@@ -188,7 +188,7 @@ def test_a_finished_run_trains_no_further(dataset, stages, tmp_path):
 
 def test_decoder_only_training_keeps_every_code(dataset, stages, tmp_path):
     folder, _ = stages
-    config = tokenizer_config(tmp_path, init_from=str(folder / "tokenizer"), decoder_only=True, revive_until_step=0)
+    config = tokenizer_config(tmp_path, init_from=str(folder / "tokenizer"), decoder_only=True)
     train_tokenizer(dataset, config)
     before = LlamaGenVQModel.from_pretrained(folder / "tokenizer")
     after = LlamaGenVQModel.from_pretrained(tmp_path)
@@ -297,6 +297,9 @@ def test_resume_of_an_empty_folder_starts_at_zero(tmp_path):
         ("tokenizer: {batch_sice: 3}", [], "has no key 'batch_sice'. Did you mean 'batch_size'?"),
         ("tokenizer: [", [], "cannot read the recipe"),
         ("tokenizer: {}", [], "--output_dir"),
+        ("", [], "has no sections"),
+        ("tokeniser: {output_dir: out}", [], "has no section 'tokenizer'; it has tokeniser"),
+        ("tokenizer: {output_dir: out}", ["--bach_size", "3"], "there is no option --bach_size"),
         ("tokenizer: {output_dir: out}", ["--batch_size", "many"], "invalid int value: 'many'"),
     ],
 )
@@ -316,6 +319,20 @@ def test_flags_override_the_recipe(tmp_path):
     )
     assert replace(config, batch_size=3) == TokenizerTrainingConfig("out", batch_size=3, learning_rate=1e-3)
     assert config.batch_size == 5
+
+
+def test_dict_fields_are_json_on_the_command_line():
+    flags = ["--codes_dir", "c", "--tokenizer", "t", "--output_dir", "o", "--sampling_defaults", '{"top_k": 5}']
+    (config,) = parse_recipe("", ("generator", GeneratorTrainingConfig), args=flags)
+    assert config.sampling_defaults == {"top_k": 5}
+
+
+def test_too_few_pictures_for_a_batch_is_one_sentence(dataset, stages, tmp_path):
+    folder, _ = stages
+    with pytest.raises(ValueError, match="20 pictures do not fill one batch of 21"):
+        train_tokenizer(dataset, tokenizer_config(tmp_path, batch_size=21))
+    with pytest.raises(ValueError, match="20 pictures do not fill one batch of 21"):
+        train_generator(generator_config(tmp_path, folder / "tokenizer", folder / "codes", batch_size=21))
 
 
 def test_the_emoji_recipe_is_whole():

@@ -10,12 +10,16 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers.utils import logging
 
+from .class_labels import fetch_imagenet_labels
 from .configuration import LlamaGenConfig
 from .modeling import LlamaGenForConditionalGeneration
 from .pipeline import AutoregressiveImagePipeline
 from .vq_model import LlamaGenVQModel
 
+
+logger = logging.get_logger(__name__)
 
 # Sizes of the released generators, by the suffix of their names.
 VARIANTS = {
@@ -28,6 +32,9 @@ VARIANTS = {
     "3B": {"hidden_size": 3200, "num_hidden_layers": 24, "num_attention_heads": 32},
     "7B": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32},
 }
+
+# What torch says of a pickle that is whole but wants more than weights.
+REFUSED_PICKLES = ("Unsupported global", "Unsupported class", "call reduce", "instantiate")
 
 # Our tokenizer names to the released ones, replaced one after the other.
 VQ_NAMES = {
@@ -83,11 +90,9 @@ def load_released(path: str | Path) -> dict[str, torch.Tensor]:
             # Training checkpoints keep their arguments beside the weights; a namespace is plain data.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        if "Unsupported" in str(error) or "weights_only" in str(error).lower() and "GLOBAL" in str(error):
+    except Exception as error:  # whatever bytes the file holds, torch's unpickler has an exception for them
+        if isinstance(error, UnpicklingError) and any(word in str(error) for word in REFUSED_PICKLES):
             raise ValueError(f"{path.name} holds pickled code beside its weights, so it is not loaded.") from error
-        raise ValueError(f"{path.name} is damaged or no checkpoint.") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path.name} is damaged or no checkpoint.") from error
     for wrapper in ("model", "module", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -111,6 +116,16 @@ def _check_keys(what: str, found: dict[str, torch.Size], expected: dict[str, tor
         raise ValueError(f"These weights are not those of {what}: {'; '.join(problems)}.")
 
 
+def _check_ranks(what: str, state_dict: dict[str, torch.Tensor], ranks: dict[str, int]) -> None:
+    """Raise a `ValueError` unless the weights that sizes are read off are there, with that many dimensions."""
+    for key, rank in ranks.items():
+        if key not in state_dict:
+            raise ValueError(f"These weights are not those of {what}: missing {key}.")
+        if state_dict[key].ndim != rank:
+            shape = tuple(state_dict[key].shape)
+            raise ValueError(f"These weights are not those of {what}: {key} is {shape}, expected {rank} dimensions.")
+
+
 def _released_vq_name(key: str) -> str:
     for ours, released in VQ_NAMES.items():
         key = key.replace(ours, released)
@@ -127,14 +142,17 @@ def vq_model_from_released(state_dict: dict[str, torch.Tensor]) -> LlamaGenVQMod
         ValueError: Listing the names that are unknown, missing or of another shape.
     """
     released = {key: value for key, value in state_dict.items() if key != "quantize.codebook_used"}
-    needed = (
-        "encoder.conv_in.weight",
-        "encoder.conv_out.weight",
-        "decoder.conv_out.weight",
-        "quantize.embedding.weight",
+    _check_ranks(
+        "a LlamaGen tokenizer",
+        released,
+        {
+            "encoder.conv_in.weight": 4,
+            "encoder.conv_blocks.0.res.0.conv1.weight": 4,
+            "encoder.conv_out.weight": 4,
+            "decoder.conv_out.weight": 4,
+            "quantize.embedding.weight": 2,
+        },
     )
-    if absent := [key for key in needed if key not in released]:
-        raise ValueError(f"These weights are not those of a LlamaGen tokenizer: missing {', '.join(absent)}.")
     levels = [key for key in released if re.fullmatch(r"encoder\.conv_blocks\.\d+\.res\.0\.conv1\.weight", key)]
     levels.sort(key=lambda key: int(key.split(".")[2]))
     blocks = [key for key in released if re.fullmatch(r"encoder\.conv_blocks\.0\.res\.\d+\.conv1\.weight", key)]
@@ -247,8 +265,9 @@ def transformer_from_released(
     if variant not in VARIANTS:
         raise ValueError(f"There is no variant {variant!r}; expected one of {', '.join(VARIANTS)}.")
     sizes = VARIANTS[variant]
-    if "tok_embeddings.weight" not in state_dict:
-        raise ValueError("These weights are not those of a LlamaGen generator: missing tok_embeddings.weight.")
+    ranks = {key: 2 for key in ("cls_embedding.uncond_embedding", "cls_embedding.embedding_table.weight")}
+    ranks = {key: rank for key, rank in ranks.items() if key in state_dict} | {"tok_embeddings.weight": 2}
+    _check_ranks("a LlamaGen generator", state_dict, ranks)
     vocab_size, width = state_dict["tok_embeddings.weight"].shape
     layers = sum(bool(re.fullmatch(r"layers\.\d+\.attention\.wqkv\.weight", key)) for key in state_dict)
     if (width, layers) != (sizes["hidden_size"], sizes["num_hidden_layers"]):
@@ -298,7 +317,9 @@ def convert_checkpoint(
         text (`bool`, *optional*, defaults to `False`): Whether the generator is text-conditional.
         text_encoder (`str`, *optional*):
             Folder or Hub id of the text encoder and its tokenizer (FLAN-T5-XL for the released weights) to include.
-        id2label (`dict[int, str]`, *optional*): Class names of a class-conditional generator.
+        id2label (`dict[int, str]`, *optional*):
+            Class names of a class-conditional generator. Those of ImageNet come from the Hub by default, if it has
+            1000 classes and the Hub can be reached.
         dtype (`torch.dtype`, *optional*): To save the weights in; as they are by default.
 
     Raises:
@@ -319,8 +340,17 @@ def convert_checkpoint(
     if text != (config.conditioning == "text"):
         wanted = "text" if text else "class"
         raise ValueError(f"The generator's weights are {config.conditioning}-conditional, not {wanted}-conditional.")
-    if id2label and len(id2label) != config.num_classes:
-        raise ValueError(f"There are {len(id2label)} class names, but the generator has {config.num_classes} classes.")
+    if id2label is not None and text:
+        raise ValueError("Class names go with a class-conditional generator, and this one is text-conditional.")
+    if id2label is not None and set(id2label) != set(range(config.num_classes)):
+        raise ValueError(
+            f"The {len(id2label)} class names must have the ids 0..{config.num_classes - 1}, one for each class."
+        )
+    if id2label is None and not text and config.num_classes == 1000:
+        try:
+            config.id2label = fetch_imagenet_labels()
+        except OSError:
+            logger.warning("ImageNet's class names can't be fetched, so classes go by id; or pass `id2label`.")
     if config.vocab_size != vq_model.config.num_vq_embeddings:
         raise ValueError(
             f"The generator draws {config.vocab_size} codes, but the tokenizer has "
@@ -346,12 +376,13 @@ def save_complete(pipe: AutoregressiveImagePipeline, output: Path) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as error:
-        raise ValueError(f"The output {str(output)!r} can't be written: {error.strerror}.") from error
+        raise ValueError(f"The output {str(output)!r} can't be written: {error.strerror or error}.") from error
     try:
         pipe.save_pretrained(partial)
         partial.chmod(0o755)
         partial.rename(output)
-    except OSError as error:
-        raise ValueError(f"The output {str(output)!r} can't be written: {error.strerror}.") from error
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"The output {str(output)!r} can't be written: {reason}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

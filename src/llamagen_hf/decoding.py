@@ -50,9 +50,9 @@ class CodeDecoder:
         )
         return output.logits[:, -1]
 
-    def _static_cache(self, rows: int, length: int) -> StaticCache:
+    def _static_cache(self, rows: int, length: int, device: torch.device) -> StaticCache:
         # Tensors made in inference mode can't be updated outside of it.
-        key = (rows, length, self.model.dtype, self.model.device, torch.is_inference_mode_enabled())
+        key = (rows, length, self.model.dtype, device, torch.is_inference_mode_enabled())
         if key != self._cache_key:
             self._cache = None  # free the old one first
             self._cache, self._cache_key = StaticCache(config=self.model.config, max_cache_len=length), key
@@ -77,7 +77,8 @@ class CodeDecoder:
         """Draw all codes of a batch of images.
 
         Args:
-            uniforms (`torch.Tensor` of shape `(batch, codes)`): Random numbers in [0, 1), one for each code to draw.
+            uniforms (`torch.Tensor` of shape `(batch, codes)`):
+                Random numbers in [0, 1), one for each code to draw, on the device that the model runs on.
             class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): Input ids of the classes, class mode.
             prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
                 Left-padded text states, text mode.
@@ -91,14 +92,18 @@ class CodeDecoder:
 
         Returns:
             `torch.LongTensor` of shape `(batch, codes)`: The codes in raster order.
+
+        Raises:
+            ValueError: If the logits overflow, as they may in float16.
         """
         model, config = self.model, self.model.config
-        batch, num_codes = uniforms.shape
+        # The model's own device means nothing while its weights are offloaded.
+        (batch, num_codes), device = uniforms.shape, uniforms.device
         guided = guidance_scale != 1
         if prompt_embeds is not None:
             condition_length = prompt_embeds.shape[1]
             if prompt_attention_mask is None:
-                prompt_attention_mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.long, device=model.device)
+                prompt_attention_mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.long, device=device)
             if guided:
                 null = model.model.uncond_embedding(batch).to(prompt_embeds)
                 prompt_embeds = torch.cat([prompt_embeds, null])
@@ -111,12 +116,12 @@ class CodeDecoder:
             condition = {"input_ids": class_ids[:, None]}
 
         length = -(-(condition_length + num_codes) // 8) * 8  # attention kernels like multiples of 8
-        cache = self._static_cache(2 * batch if guided else batch, length)
+        cache = self._static_cache(2 * batch if guided else batch, length, device)
         attention_mask = None
         if prompt_attention_mask is not None:
             attention_mask = F.pad(prompt_attention_mask, (0, length - condition_length), value=1)
 
-        codes = torch.empty(batch, num_codes, dtype=torch.long, device=model.device)
+        codes = torch.empty(batch, num_codes, dtype=torch.long, device=device)
         logits = model(
             **condition, past_key_values=cache, attention_mask=attention_mask, use_cache=True, logits_to_keep=1
         ).logits[:, -1]
@@ -134,4 +139,6 @@ class CodeDecoder:
             if index + 1 < num_codes:
                 step_input = codes[:, index : index + 1]
                 logits = self._step(step_input.repeat(2, 1) if guided else step_input.clone(), cache, attention_mask)
+        if not logits.isfinite().all():  # once, since asking stalls the device; what is not finite stays so
+            raise ValueError(f"The logits are not finite in {model.dtype}; use bfloat16 or float32.")
         return codes

@@ -22,6 +22,9 @@ from .vq_model import LlamaGenVQModel
 
 EMOJI_CHECKPOINT = Path(__file__).parent / "checkpoints" / "emoji"
 
+# Where neither the call nor the checkpoint says otherwise.
+SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
 
 def read_weight_names(folder: Path) -> dict[str, set[str]]:
     """Names of the saved weights of each component, from the headers of its safetensors files.
@@ -37,6 +40,14 @@ def read_weight_names(folder: Path) -> dict[str, set[str]]:
         except (SafetensorError, OSError) as error:
             raise OSError(f"A file of the checkpoint is damaged: {path.parent.name}/{path.name}.") from error
     return names
+
+
+def find_missing_weights(component: torch.nn.Module, saved_names: set[str]) -> list[str]:
+    """Names of parameters that were not saved, under their own name or that of a parameter tied to them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in component.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return sorted(aliases[0] for aliases in names.values() if not saved_names & set(aliases))
 
 
 class AutoregressiveImagePipeline(DiffusionPipeline):
@@ -86,6 +97,13 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
                 f"The transformer draws {transformer.config.vocab_size} codes, but the tokenizer has "
                 f"{vq_model.config.num_vq_embeddings}; they do not belong together."
             )
+        if text_encoder is not None and text_encoder.config.hidden_size != transformer.config.condition_dim:
+            raise ValueError(
+                f"The text encoder's states are {text_encoder.config.hidden_size} wide, but the transformer takes "
+                f"{transformer.config.condition_dim}; they do not belong together."
+            )
+        if unknown := set(sampling_defaults or {}) - set(SAMPLING_DEFAULTS):
+            raise ValueError(f"`sampling_defaults` has {sorted(unknown)}; it may have {list(SAMPLING_DEFAULTS)}.")
         self.register_to_config(sampling_defaults=sampling_defaults)
         self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample_factor)
         self._decoder = CodeDecoder(transformer)
@@ -104,22 +122,26 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
             OSError: In one sentence, if there is no such checkpoint, or if its weights are damaged or incomplete.
         """
         path = EMOJI_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        is_local = Path(path).is_dir()
-        folder = Path(path if is_local else cls.download(path, **kwargs))
-        if not (folder / cls.config_name).is_file():
-            raise OSError(f"{str(path)!r} is no checkpoint: it has no {cls.config_name}.")
+        folder = cls.find_checkpoint(path, **kwargs)
         kwargs["dtype"] = kwargs.get("dtype", kwargs.pop("torch_dtype", torch.float32))
         saved_names = read_weight_names(folder)
         pipe = super().from_pretrained(folder, **kwargs)
-        for component in ("vq_model", "transformer"):
-            names = {name for name, _ in getattr(pipe, component).named_parameters()}
-            missing = names - saved_names.get(component, set())
-            if component in saved_names and component not in kwargs and missing:
-                raise OSError(f"The weights of {component} in {str(path)!r} miss {', '.join(sorted(missing))}.")
+        for component in saved_names.keys() - kwargs.keys():
+            if missing := find_missing_weights(getattr(pipe, component), saved_names[component]):
+                raise OSError(f"The weights of {component} in {str(path)!r} miss {', '.join(missing)}.")
         # Saving would publish this path, of interest on this machine only.
-        pipe.register_to_config(_name_or_path=None if is_local else str(path))
+        pipe.register_to_config(_name_or_path=None if Path(path).is_dir() else str(path))
         pipe.vq_model.register_to_config(_name_or_path=None)
         return pipe
+
+    @classmethod
+    def find_checkpoint(cls, pretrained_model_name_or_path=None, **kwargs) -> Path:
+        """The folder of a checkpoint, fetched if need be; arguments and errors as for [`from_pretrained`]."""
+        path = EMOJI_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        folder = Path(path if Path(path).is_dir() else cls.download(path, **kwargs))
+        if not (folder / cls.config_name).is_file():
+            raise OSError(f"{str(path)!r} is no checkpoint: it has no {cls.config_name}.")
+        return folder
 
     @classmethod
     def download(cls, pretrained_model_name, **kwargs) -> str:
@@ -149,6 +171,11 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
     def image_size(self) -> int:
         """Side of the images, in pixels."""
         return self.transformer.config.grid_size * self.vq_model.downsample_factor
+
+    def sampling_settings(self, **given: float | None) -> dict[str, float]:
+        """What a call with these settings draws with: `None` means the checkpoint's default, else the library's."""
+        settings = SAMPLING_DEFAULTS | (self.config.sampling_defaults or {})
+        return settings | {name: value for name, value in given.items() if value is not None}
 
     def compile_step(self, **kwargs) -> None:
         """Compile the drawing of one code, see [`~llamagen_hf.decoding.CodeDecoder.compile`].
@@ -205,14 +232,18 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
                 )
         if isinstance(prompt, list) and not prompt:
             raise ValueError("`prompt` is an empty list; pass at least one prompt.")
-        if class_labels is not None and not isinstance(class_labels, torch.Tensor):
+        if isinstance(class_labels, torch.Tensor):
+            class_labels = class_labels.flatten().tolist()
+        if class_labels is not None:
             labels = class_labels if isinstance(class_labels, list) else [class_labels]
             if not all(isinstance(label, (int, str)) and not isinstance(label, bool) for label in labels):
                 raise ValueError(f"`class_labels` must be class ids or names, not {class_labels!r}.")
-        if isinstance(class_labels, (list, torch.Tensor)) and len(class_labels) == 0:
+        if isinstance(class_labels, list) and not class_labels:
             raise ValueError("`class_labels` is an empty list; pass at least one class.")
         if prompt_embeds is not None:
             expected = (config.condition_length, config.condition_dim)
+            if not isinstance(prompt_embeds, torch.Tensor):
+                raise ValueError(f"`prompt_embeds` must be a tensor, not {type(prompt_embeds).__name__}.")
             if prompt_embeds.ndim != 3 or tuple(prompt_embeds.shape[1:]) != expected or len(prompt_embeds) == 0:
                 raise ValueError(
                     f"`prompt_embeds` has shape {tuple(prompt_embeds.shape)}; "
@@ -334,11 +365,13 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
             width,
             callback_on_step_end_tensor_inputs,
         )
-        settings = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        settings |= self.config.sampling_defaults or {}
-        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        settings |= {name: value for name, value in given.items() if value is not None}
-        settings["guidance_interval"] = guidance_interval
+        settings = self.sampling_settings(
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
         check_sampling(**settings)
 
         device, config = self._execution_device, self.transformer.config
@@ -354,6 +387,8 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
             condition["class_ids"] = self.get_class_ids(class_labels).to(device)
         condition = {name: value.repeat_interleave(num_images_per_prompt, 0) for name, value in condition.items()}
         batch_size = len(next(iter(condition.values())))
+        if not isinstance(generator, (torch.Generator, list, type(None))):
+            raise ValueError(f"`generator` must be a torch.Generator or a list of them, not {generator!r}.")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"`generator` is a list of {len(generator)}, but {batch_size} images are to be drawn.")
 

@@ -34,7 +34,7 @@ def save_png(image: Image.Image, path: str | Path, parameters: dict) -> None:
     except OSError as error:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
-        raise ValueError(f"The picture {str(path)!r} can't be written: {error.strerror}.") from error
+        raise ValueError(f"The picture {str(path)!r} can't be written: {error.strerror or error}.") from error
 
 
 def read_parameters(path: str | Path) -> dict:

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 def clean_prompt(prompt: str) -> str:
     """Lower-case a prompt and drop links, markup, odd punctuation and the like.
 
-    LlamaGen's captions went through the cleaning of DeepFloyd IF, twice in a row; diffusers holds the same rules.
+    LlamaGen's captions went through the cleaning of DeepFloyd IF, twice in a row. diffusers holds its rules, but for
+    one: white space is stripped at the end of each pass only, so odd punctuation at either end may survive.
     """
     for _ in range(2):
         prompt = IFPipeline._clean_caption(IFPipeline, prompt)

@@ -78,7 +78,7 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.LongTensor:
         uniforms (`torch.Tensor` of shape `(batch,)`): Random numbers in [0, 1).
 
     Returns:
-        `torch.LongTensor` of shape `(batch,)`: Codes, never one of probability 0.
+        `torch.LongTensor` of shape `(batch,)`: Codes, never one of probability 0 if the logits are finite or -inf.
     """
     # float32 sums over 16384 codes would shift boundaries by more than the probability of a rare code.
     precise = torch.float32 if logits.device.type == "mps" else torch.float64
@@ -86,7 +86,8 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.LongTensor:
     total = cumulative[:, -1:]
     threshold = uniforms.to(precise)[:, None] * total
     threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+    # The clamp is for logits that are not finite: no code is right then, but none may lie outside the vocabulary.
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
 def sample(

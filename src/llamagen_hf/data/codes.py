@@ -46,7 +46,7 @@ class CodeDataset(TorchDataset):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew; accelerate calls it at the start of each epoch."""
+        """Draw anew, for each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -179,7 +179,8 @@ def train_generator(config: GeneratorTrainingConfig) -> dict[str, float]:
 
     tokenize = partial(tokenize_prompts, tokenizer, length=config.condition_length)
     templates = config.caption_templates
-    loader = code_loader(CodeDataset(train, templates, training=True, seed=config.seed), tokenize, config.batch_size)
+    dataset = CodeDataset(train, templates, training=True, seed=config.seed)
+    loader = code_loader(dataset, tokenize, config.batch_size)
     test_loader = code_loader(CodeDataset(test, templates, training=False), tokenize, config.batch_size)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.learning_rate, betas=(0.9, 0.95))
     scheduler = get_scheduler(config.lr_scheduler, optimizer, None, config.lr_warmup_steps, config.max_train_steps)
@@ -189,6 +190,8 @@ def train_generator(config: GeneratorTrainingConfig) -> dict[str, float]:
     step = resume(accelerator, output_dir / "checkpoints")
     ema.to(accelerator.device)
     raw = accelerator.unwrap_model(model)
+    if len(loader) == 0:
+        raise ValueError(f"{len(dataset)} pictures do not fill one batch of {config.batch_size} on each process.")
 
     def measure() -> dict[str, float]:
         ema.store(raw.parameters())
@@ -205,6 +208,7 @@ def train_generator(config: GeneratorTrainingConfig) -> dict[str, float]:
     while step < config.max_train_steps:
         epoch, done = divmod(step, len(loader))
         loader.set_epoch(epoch)
+        dataset.set_epoch(epoch)  # with several processes, accelerate tells the sampler only
         for batch in accelerator.skip_first_batches(loader, done):
             loss = model(**batch)
             accelerator.backward(loss)

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import sys
 from dataclasses import fields
 
@@ -30,22 +31,38 @@ def parse_recipe(description: str, *sections: tuple[str, type], args: list[str] 
 
     parser = HfArgumentParser([dataclass for _, dataclass in sections], description=description)
     parser.add_argument("--config", metavar="RECIPE", help="A YAML file, see pipelines/recipes.")
+    for action in parser._actions:
+        if action.type is dict:
+            action.type = _json_object
     if known.config is not None:
         try:
             with open(known.config, encoding="utf-8") as file:
                 recipe = yaml.safe_load(file)
         except (OSError, yaml.YAMLError) as error:
             parser.error(f"cannot read the recipe {known.config}: {error}")
+        if not isinstance(recipe, dict):
+            parser.error(f"the recipe {known.config} has no sections")
         for name, dataclass in sections:
-            values = recipe.get(name) or {}
+            if not isinstance(recipe.get(name), dict):
+                parser.error(f"the recipe has no section {name!r}; it has {', '.join(map(str, recipe))}")
             allowed = [field.name for field in fields(dataclass)]
-            for key in values:
+            for key in recipe[name]:
                 if key not in allowed:
                     near = difflib.get_close_matches(key, allowed, n=1)
                     hint = f" Did you mean {near[0]!r}?" if near else ""
                     parser.error(f"the recipe's section {name!r} has no key {key!r}.{hint}")
-            parser.set_defaults(**values)
+            parser.set_defaults(**recipe[name])
             for action in parser._actions:
-                if action.dest in values:
+                if action.dest in recipe[name]:
                     action.required = False
-    return parser.parse_args_into_dataclasses(args=rest)[: len(sections)]
+    *configs, remaining = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
+    if remaining:
+        parser.error(f"there is no option {remaining[0]}")
+    return tuple(configs[: len(sections)])
+
+
+def _json_object(text: str) -> dict:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, broadcast, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
@@ -155,6 +155,8 @@ def train_tokenizer(data: DataConfig, config: TokenizerTrainingConfig) -> dict[s
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     raw = accelerator.unwrap_model(model)
+    if len(loader) == 0:
+        raise ValueError(f"{len(train)} pictures do not fill one batch of {config.batch_size} on each process.")
     counts = CodeCounts(raw.config.num_vq_embeddings, accelerator.device)
     accelerator.register_for_checkpointing(ema, scheduler, counts)
     step = resume(accelerator, output_dir / "checkpoints")
@@ -184,8 +186,9 @@ def train_tokenizer(data: DataConfig, config: TokenizerTrainingConfig) -> dict[s
             counts.add(output.codes)
             if step % config.revive_every == 0:
                 used = accelerator.reduce(counts.counts)
-                if step <= config.revive_until_step:
+                if step <= config.revive_until_step and not config.decoder_only:
                     revive_codes(raw, used, images)
+                    broadcast(raw.quantize.embedding.weight.data)  # each process has its own images
                 counts.counts.zero_()
                 logger.info(f"step {step}: {(used > 0).sum().item()} of {len(used)} codes used")
             if step % config.log_steps == 0:
