@@ -7,21 +7,24 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from tiny import build_text_encoder, build_transformer
+from tiny import build_text_encoder as build_tiny_text_encoder
+from tiny import build_transformer
 
 
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenVQModel  # noqa: E402
 from llamagen_hf.data.captions import write_caption  # noqa: E402
-from llamagen_hf.data.codes import load_codes  # noqa: E402
+from llamagen_hf.data.codes import CodeDataset, code_loader, load_codes  # noqa: E402
 from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes  # noqa: E402
 from llamagen_hf.data.images import DataConfig, center_crop, random_crop, to_tensor  # noqa: E402
+from llamagen_hf.prompts import tokenize_prompts  # noqa: E402
 from llamagen_hf.training.checkpoints import resume  # noqa: E402
 from llamagen_hf.training.generator import (  # noqa: E402
     GeneratorTrainingConfig,
@@ -30,6 +33,7 @@ from llamagen_hf.training.generator import (  # noqa: E402
     train_generator,
 )
 from llamagen_hf.training.recipe import parse_recipe  # noqa: E402
+from llamagen_hf.training.text_encoder import build_text_encoder, pretrain_text_encoder  # noqa: E402
 from llamagen_hf.training.tokenizer import (  # noqa: E402
     TokenizerTrainingConfig,
     reconstruction_loss,
@@ -211,9 +215,22 @@ def test_codes_are_those_of_the_tokenizer(dataset, stages):
     assert rows[3]["codes"][0] == codes
 
 
+def test_a_text_encoder_learns_what_its_captions_look_like(stages):
+    folder, _ = stages
+    pipe = AutoregressiveImagePipeline.from_pretrained(folder / "pipeline")
+    rows = datasets.load_dataset("parquet", data_files=str(folder / "codes" / "train.parquet"), split="train")
+    dataset = CodeDataset(rows, {"{caption}": 1.0}, training=False)
+    loader = code_loader(dataset, partial(tokenize_prompts, pipe.tokenizer, length=8), batch_size=20)
+    encoder = build_text_encoder(pipe.tokenizer, width=16, layers=1, heads=2)
+    encoder.config.dropout_rate = 0.0
+    before = pretrain_text_encoder(encoder, loader, pipe.vq_model, steps=1, learning_rate=0.0)
+    after = pretrain_text_encoder(encoder, loader, pipe.vq_model, steps=150, learning_rate=1e-2)
+    assert before < 0 and after > 0.1
+
+
 def test_every_parameter_is_in_one_group_with_its_rate_and_decay():
     config = generator_config("", "", "", learning_rate=1e-3, text_learning_rate=1e-4, weight_decay=0.05)
-    model = TextToCodes(build_transformer(conditioning="text"), build_text_encoder())
+    model = TextToCodes(build_transformer(conditioning="text"), build_tiny_text_encoder())
     groups = parameter_groups(model, config)
     found = {id(p): group for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(found) == len(list(model.parameters()))

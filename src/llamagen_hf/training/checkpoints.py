@@ -28,12 +28,17 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, total_lim
 
 def resume(accelerator: Accelerator, folder: Path) -> int:
     """Load the newest complete checkpoint of `folder` and return its step, 0 if there is none."""
-    found = _checkpoints(folder)
-    if not found:
+    newest = latest_checkpoint(folder)
+    if newest is None:
         return 0
-    accelerator.load_state(found[-1])
-    logger.info(f"Resumed from {found[-1]}.")
-    return int(found[-1].name.removeprefix("step-"))
+    accelerator.load_state(newest)
+    logger.info(f"Resumed from {newest}.")
+    return int(newest.name.removeprefix("step-"))
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint below `folder`, if any."""
+    return next(reversed(_checkpoints(folder)), None)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -24,8 +24,8 @@ from ..modeling import LlamaGenForConditionalGeneration
 from ..pipeline import AutoregressiveImagePipeline
 from ..prompts import encode_tokens, tokenize_prompts
 from ..vq_model import LlamaGenVQModel
-from .checkpoints import resume, save_checkpoint
-from .text_encoder import build_text_encoder, train_text_tokenizer
+from .checkpoints import latest_checkpoint, resume, save_checkpoint
+from .text_encoder import build_text_encoder, pretrain_text_encoder, train_text_tokenizer
 
 
 logger = get_logger(__name__)
@@ -38,7 +38,9 @@ class GeneratorTrainingConfig:
     codes_dir: str = field(metadata={"help": "Folder that extract_codes wrote."})
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the image tokenizer that wrote the codes."})
     output_dir: str = field(metadata={"help": "Folder for the pipeline, with checkpoints/ below it."})
-    init_from: str | None = field(default=None, metadata={"help": "Pipeline folder or Hub id to start from."})
+    init_from: str | None = field(
+        default=None, metadata={"help": "Pipeline folder or Hub id to start from; its sizes count, not those below."}
+    )
     caption_templates: dict = field(
         default_factory=lambda: {"{caption}": 1.0},
         metadata={
@@ -54,6 +56,10 @@ class GeneratorTrainingConfig:
     text_width: int = field(default=256, metadata={"help": "Width of the text encoder."})
     text_layers: int = field(default=3, metadata={"help": "Layers of the text encoder."})
     text_heads: int = field(default=4, metadata={"help": "Heads of the text encoder."})
+    text_pretrain_steps: int = field(
+        default=0, metadata={"help": "Steps in which a new text encoder learns what its captions look like, first."}
+    )
+    text_pretrain_learning_rate: float = field(default=1e-3, metadata={"help": "Peak rate of these steps."})
     dropout: float = field(default=0.1, metadata={"help": "Embedding, residual and FFN dropout."})
     condition_dropout: float = field(default=0.1, metadata={"help": "Chance of the null condition."})
     max_train_steps: int = field(default=100_000, metadata={"help": "Optimizer steps."})
@@ -181,6 +187,10 @@ def train_generator(config: GeneratorTrainingConfig) -> dict[str, float]:
     templates = config.caption_templates
     dataset = CodeDataset(train, templates, training=True, seed=config.seed)
     loader = code_loader(dataset, tokenize, config.batch_size)
+    is_new = config.init_from is None and latest_checkpoint(output_dir / "checkpoints") is None
+    if is_new and config.text_pretrain_steps:
+        rate = config.text_pretrain_learning_rate
+        pretrain_text_encoder(model.text_encoder, loader, vq_model, config.text_pretrain_steps, rate)
     test_loader = code_loader(CodeDataset(test, templates, training=False), tokenize, config.batch_size)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=config.learning_rate, betas=(0.9, 0.95))
     scheduler = get_scheduler(config.lr_scheduler, optimizer, None, config.lr_warmup_steps, config.max_train_steps)

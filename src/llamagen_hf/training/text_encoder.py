@@ -62,7 +62,10 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int, layers: i
         is_encoder_decoder=False,
         use_cache=False,
     )
-    return T5EncoderModel(config)
+    text_encoder = T5EncoderModel(config)
+    # Vectors of length 1 per channel, T5's own, would outlast a training as short as small datasets allow.
+    nn.init.normal_(text_encoder.shared.weight, std=0.05)
+    return text_encoder
 
 
 def pretrain_text_encoder(
@@ -84,23 +87,23 @@ def pretrain_text_encoder(
     Returns:
         `float`: Share of the variance that is explained, over the last tenth of the steps.
     """
-    codebook = vq_model.quantize.lookup(torch.arange(vq_model.config.num_vq_embeddings)).detach()
+    device = text_encoder.device
+    codebook = vq_model.quantize.lookup(torch.arange(vq_model.config.num_vq_embeddings)).detach().to(device)
     cells = len(loader.dataset[0]["codes"])
-    head = nn.Linear(text_encoder.config.d_model, cells * codebook.shape[1])
+    head = nn.Linear(text_encoder.config.d_model, cells * codebook.shape[1]).to(device)
     optimizer = torch.optim.AdamW([*text_encoder.parameters(), *head.parameters()], lr=learning_rate)
     scheduler = get_scheduler("cosine", optimizer, None, min(100, steps // 10), steps)
-    device = text_encoder.device
-    codebook, head = codebook.to(device), head.to(device)
     text_encoder.train()
-    explained = []
-    epochs = itertools.count()
-    step = 0
-    while step < steps:
-        loader.dataset.set_epoch(next(epochs))
+    explained, step = [], 0
+    for epoch in itertools.count():
+        if step == steps:
+            break
+        loader.dataset.set_epoch(epoch)
         for batch in itertools.islice(loader, steps - step):
             batch = {name: value.to(device) for name, value in batch.items()}
-            mask = batch["attention_mask"]
-            states = text_encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+            longest = batch["attention_mask"].sum(1).max()  # captions are much shorter than the longest prompt
+            input_ids, mask = batch["input_ids"][:, :longest], batch["attention_mask"][:, :longest]
+            states = text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
             mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
             target = codebook[batch["codes"]].flatten(1)
             loss = F.mse_loss(head(mean), target)
