@@ -24,10 +24,11 @@ from llamagen_hf.pipeline import EMOJI_CHECKPOINT
 from llamagen_hf.prompts import tokenize_prompts
 from llamagen_hf.training.generator import GeneratorTrainingConfig, TextToCodes, evaluate_generator
 from llamagen_hf.training.recipe import parse_recipe
-from llamagen_hf.training.tokenizer import TokenizerTrainingConfig, evaluate_tokenizer
+from llamagen_hf.training.tokenizer import evaluate_tokenizer
 
 
 TRAIN_CAPTIONS, TEST_CAPTIONS = 40, 20
+LOSS_ROWS = 800  # of each split at the most, at even distances
 
 
 def evenly(captions: list[str], count: int) -> list[str]:
@@ -64,7 +65,6 @@ def main() -> None:
     recipe = ["--config", own.config]
     pictures = [*recipe, "--dataset", own.dataset] if own.dataset else recipe
     (data,) = parse_recipe(__doc__, ("data", DataConfig), args=pictures)
-    (tokenizer_config,) = parse_recipe(__doc__, ("tokenizer", TokenizerTrainingConfig), args=recipe)
     (config,) = parse_recipe(__doc__, ("generator", GeneratorTrainingConfig), args=recipe)
     if own.output.exists() and not (own.output / "model_index.json").is_file():
         raise SystemExit(f"{own.output} exists and is no checkpoint.")
@@ -88,6 +88,7 @@ def main() -> None:
     tokenize = partial(tokenize_prompts, pipe.tokenizer, length=pipe.transformer.config.condition_length)
     model, losses = TextToCodes(pipe.transformer, pipe.text_encoder).eval(), {}
     for split, rows in splits.items():
+        rows = rows.select(range(0, len(rows), -(-len(rows) // LOSS_ROWS)))
         loader = code_loader(CodeDataset(rows, config.caption_templates, training=False), tokenize, 64)
         losses[f"{split}_loss"] = evaluate_generator(model, loader)
         losses[f"{split}_loss_without_prompt"] = evaluate_generator(model, loader, without_prompt=True)
@@ -111,10 +112,6 @@ def main() -> None:
             vq_parameters=millions(pipe.vq_model),
             transformer_parameters=millions(pipe.transformer),
             text_parameters=millions(pipe.text_encoder),
-            tokenizer_steps=tokenizer_config.max_train_steps,
-            tokenizer_batch=tokenizer_config.batch_size,
-            generator_steps=config.max_train_steps,
-            generator_batch=config.batch_size,
             layers=generator.num_hidden_layers,
             width=generator.hidden_size,
             text_layers=pipe.text_encoder.config.num_layers,

@@ -96,7 +96,8 @@ class TextToCodes(nn.Module):
         states, mask = encode_tokens(self.text_encoder, input_ids, attention_mask, length)
         if without_prompt:
             states = self.transformer.model.uncond_embedding(len(states)).to(states.dtype)
-        return self.transformer(codes[:, :-1], prompt_embeds=states, prompt_attention_mask=mask, labels=codes).loss
+        inputs = {"prompt_embeds": states, "prompt_attention_mask": mask, "use_cache": False}
+        return self.transformer(codes[:, :-1], **inputs, labels=codes).loss
 
 
 def parameter_groups(model: TextToCodes, config: GeneratorTrainingConfig) -> list[dict]:
