@@ -9,7 +9,6 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .class_labels import resolve_class_label
@@ -18,36 +17,13 @@ from .modeling import LlamaGenForConditionalGeneration
 from .prompts import encode_tokens, tokenize_prompts
 from .sampling import check_sampling, draw_uniforms
 from .vq_model import LlamaGenVQModel
+from .weights import find_missing_weights, read_weight_names
 
 
 EMOJI_CHECKPOINT = Path(__file__).parent / "checkpoints" / "emoji"
 
 # Where neither the call nor the checkpoint says otherwise.
 SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-
-
-def read_weight_names(folder: Path) -> dict[str, set[str]]:
-    """Names of the saved weights of each component, from the headers of its safetensors files.
-
-    Raises:
-        OSError: In one sentence, if a file is cut off or otherwise damaged.
-    """
-    names: dict[str, set[str]] = {}
-    for path in sorted(folder.glob("*/*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                names.setdefault(path.parent.name, set()).update(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise OSError(f"A file of the checkpoint is damaged: {path.parent.name}/{path.name}.") from error
-    return names
-
-
-def find_missing_weights(component: torch.nn.Module, saved_names: set[str]) -> list[str]:
-    """Names of parameters that were not saved, under their own name or that of a parameter tied to them."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in component.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return sorted(aliases[0] for aliases in names.values() if not saved_names & set(aliases))
 
 
 class AutoregressiveImagePipeline(DiffusionPipeline):
@@ -126,9 +102,10 @@ class AutoregressiveImagePipeline(DiffusionPipeline):
         kwargs["dtype"] = kwargs.get("dtype", kwargs.pop("torch_dtype", torch.float32))
         saved_names = read_weight_names(folder)
         pipe = super().from_pretrained(folder, **kwargs)
-        for component in saved_names.keys() - kwargs.keys():
-            if missing := find_missing_weights(getattr(pipe, component), saved_names[component]):
-                raise OSError(f"The weights of {component} in {str(path)!r} miss {', '.join(missing)}.")
+        for name, component in pipe.components.items():
+            if name in saved_names and name not in kwargs and component is not None:
+                if missing := find_missing_weights(component, saved_names[name]):
+                    raise OSError(f"The weights of {name} in {str(path)!r} miss {', '.join(missing)}.")
         # Saving would publish this path, of interest on this machine only.
         pipe.register_to_config(_name_or_path=None if Path(path).is_dir() else str(path))
         pipe.vq_model.register_to_config(_name_or_path=None)
