@@ -1,8 +1,10 @@
 """The token loop: a condition in, a grid of codes out, one code a step."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from transformers import StaticCache
 
@@ -26,6 +28,7 @@ class CodeDecoder:
         self._cache = None
         self._cache_key = None
         self._step = self._eager_step
+        self._freezes = False
 
     def compile(self, **kwargs) -> None:
         """Compile the one-code step, `fullgraph=True`.
@@ -39,7 +42,8 @@ class CodeDecoder:
         """
         if not kwargs.keys() & {"mode", "options"}:
             if self.model.device.type == "cpu":
-                kwargs["options"] = {"freezing": True, "max_autotune": True}
+                kwargs["options"] = {"max_autotune": True}
+                self._freezes = True
             else:
                 kwargs["mode"] = "reduce-overhead"
         self._step = torch.compile(self._eager_step, **{"fullgraph": True, "dynamic": False, **kwargs})
@@ -59,6 +63,10 @@ class CodeDecoder:
         else:
             self._cache.reset()
         return self._cache
+
+    def _freezing(self) -> AbstractContextManager:
+        # Not an option of torch.compile: the tracer, which turns weights into constants, reads the global setting.
+        return torch._inductor.config.patch(freezing=True) if self._freezes else nullcontext()
 
     @torch.no_grad()
     def __call__(
@@ -138,7 +146,9 @@ class CodeDecoder:
                     codes[:, : index + 1] = replaced
             if index + 1 < num_codes:
                 step_input = codes[:, index : index + 1]
-                logits = self._step(step_input.repeat(2, 1) if guided else step_input.clone(), cache, attention_mask)
+                step_input = step_input.repeat(2, 1) if guided else step_input.clone()
+                with self._freezing():
+                    logits = self._step(step_input, cache, attention_mask)
         if not logits.isfinite().all():  # once, since asking stalls the device; what is not finite stays so
             raise ValueError(f"The logits are not finite in {model.dtype}; use bfloat16 or float32.")
         return codes
