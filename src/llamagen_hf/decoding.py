@@ -40,6 +40,7 @@ class CodeDecoder:
             kwargs: For `torch.compile`. By default CUDA graphs on an accelerator; on a CPU, weights frozen into the
                 graph and the fastest of several kernels. Frozen weights ignore later changes, so compile last.
         """
+        self._freezes = False  # an earlier call may have set it
         if not kwargs.keys() & {"mode", "options"}:
             if self.model.device.type == "cpu":
                 kwargs["options"] = {"max_autotune": True}
