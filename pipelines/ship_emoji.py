@@ -7,22 +7,23 @@ Weights become half precision. What the card says is measured on those, and the 
 
 import argparse
 import shutil
-from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw, ImageFont
-from torch.utils.data import DataLoader
 
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenVQModel
 from llamagen_hf.conversion import save_complete
-from llamagen_hf.data.codes import CodeDataset, code_loader, load_codes
+from llamagen_hf.data.codes import CodeCollator, CodeSamples, load_codes
 from llamagen_hf.data.extraction import tokenizer_fingerprint
-from llamagen_hf.data.images import DataConfig, image_tensors
+from llamagen_hf.data.loading import batches_once
+from llamagen_hf.data.pictures import PictureSamples, stack_pictures
+from llamagen_hf.data.source import DataConfig
 from llamagen_hf.pipeline import EMOJI_CHECKPOINT
 from llamagen_hf.prompts import tokenize_prompts
-from llamagen_hf.training.generator import GeneratorTrainingConfig, TextToCodes, evaluate_generator
+from llamagen_hf.training.condition_to_codes import ConditionToCodes, mean_loss
+from llamagen_hf.training.generator_config import GeneratorTrainingConfig
 from llamagen_hf.training.recipe import parse_recipe
 from llamagen_hf.training.tokenizer import evaluate_tokenizer
 
@@ -85,21 +86,24 @@ def main() -> None:
     sheet = contact_sheet(pipe, captions)
     sheet.quantize(256).save(partial_output / "contact_sheet.png", optimize=True)
 
-    tokenize = partial(tokenize_prompts, pipe.tokenizer, length=pipe.transformer.config.condition_length)
-    model, losses = TextToCodes(pipe.transformer, pipe.text_encoder).eval(), {}
+    def tokenize(captions):
+        return tokenize_prompts(pipe.tokenizer, captions, pipe.transformer.config.condition_length)
+
+    model, losses = ConditionToCodes(pipe.transformer, pipe.text_encoder).eval(), {}
     for split, rows in splits.items():
         rows = rows.select(range(0, len(rows), -(-len(rows) // LOSS_ROWS)))
-        loader = code_loader(CodeDataset(rows, config.caption_templates, training=False), tokenize, 64)
-        losses[f"{split}_loss"] = evaluate_generator(model, loader)
-        losses[f"{split}_loss_without_prompt"] = evaluate_generator(model, loader, without_prompt=True)
-    images = image_tensors(data.load(data.test_split), data.image_column, data.image_size)
+        samples = CodeSamples(rows, config.caption_templates, training=False)
+        batches = list(batches_once(rows, samples, CodeCollator(tokenize), 64))
+        losses[f"{split}_loss"], _ = mean_loss(model, batches)
+        losses[f"{split}_loss_without_prompt"], _ = mean_loss(model, batches, without_condition=True)
+    images = batches_once(data.load("test"), PictureSamples(data), stack_pictures, 32)
     generator = pipe.transformer.config
 
     def millions(component):
         return sum(p.numel() for p in component.parameters()) / 1e6
 
     card = (Path(__file__).parent / "emoji_card.md").read_text(encoding="utf-8")
-    facts = evaluate_tokenizer(pipe.vq_model, DataLoader(images, batch_size=32)) | losses
+    facts = evaluate_tokenizer(pipe.vq_model, images) | losses
     (partial_output / "README.md").write_text(
         card.format(
             **facts,

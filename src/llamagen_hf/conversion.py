@@ -16,6 +16,7 @@ from .class_labels import fetch_imagenet_labels
 from .configuration import LlamaGenConfig
 from .modeling import LlamaGenForConditionalGeneration
 from .pipeline import AutoregressiveImagePipeline
+from .prompts import load_text_encoder
 from .vq_model import LlamaGenVQModel
 
 
@@ -356,14 +357,7 @@ def convert_checkpoint(
             f"The generator draws {config.vocab_size} codes, but the tokenizer has "
             f"{vq_model.config.num_vq_embeddings}; these two files do not belong together."
         )
-    encoder = tokenizer = None
-    if text_encoder is not None:
-        from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
-
-        # A T5 checkpoint holds a decoder too, which conditioning does not need.
-        is_t5 = AutoConfig.from_pretrained(text_encoder).model_type == "t5"
-        encoder = (T5EncoderModel if is_t5 else AutoModel).from_pretrained(text_encoder)
-        tokenizer = AutoTokenizer.from_pretrained(text_encoder)
+    encoder, tokenizer = (None, None) if text_encoder is None else load_text_encoder(text_encoder)
     pipe = AutoregressiveImagePipeline(vq_model, transformer, encoder, tokenizer)
     if dtype is not None:
         pipe.to(dtype)

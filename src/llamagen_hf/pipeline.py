@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .class_labels import resolve_class_label
 from .decoding import CodeDecoder
+from .lora import LoraLoaderMixin
 from .modeling import LlamaGenForConditionalGeneration
 from .prompts import encode_tokens, tokenize_prompts
 from .sampling import check_sampling, draw_uniforms
@@ -26,7 +27,7 @@ EMOJI_CHECKPOINT = Path(__file__).parent / "checkpoints" / "emoji"
 SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
-class AutoregressiveImagePipeline(DiffusionPipeline):
+class AutoregressiveImagePipeline(LoraLoaderMixin, DiffusionPipeline):
     r"""Draws images with LlamaGen (arXiv 2406.06525): a Llama writes codes, a decoder turns them into pixels.
 
     It has the loading, saving, device and offloading methods of any [`~diffusers.DiffusionPipeline`].

@@ -3,7 +3,15 @@
 import torch
 import torch.nn.functional as F
 from diffusers.pipelines.deepfloyd_if import IFPipeline
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
+
+
+def load_text_encoder(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A pretrained text encoder and its tokenizer, from a folder or a Hub id such as `google/flan-t5-xl`."""
+    # A T5 checkpoint holds a decoder too, which conditioning does not need.
+    is_t5 = AutoConfig.from_pretrained(path).model_type == "t5"
+    encoder = (T5EncoderModel if is_t5 else AutoModel).from_pretrained(path)
+    return encoder.eval(), AutoTokenizer.from_pretrained(path)
 
 
 def clean_prompt(prompt: str) -> str:

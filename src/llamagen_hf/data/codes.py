@@ -1,78 +1,132 @@
-"""Code grids with their captions: what the generator learns from."""
+"""Code grids with their conditions: what the generator learns from."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_dataset
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
+from datasets import ClassLabel, Dataset, load_dataset
 
-from .captions import write_caption
+from .bad_rows import BadRow
+from .captions import template_columns, write_caption
+from .text_features import decode_states, pad_left
 
 
-def load_codes(folder: str, split: str, fingerprint: str) -> Dataset:
-    """One split that [`extract_codes`] wrote; a `ValueError` if another tokenizer did or if it is missing."""
-    path = Path(folder) / f"{split}.parquet"
+def read_codes_info(folder: str) -> dict:
+    """What [`extract_codes`] recorded about its run: tokenizer, grid, crops; a `ValueError` if it did not run."""
+    path = Path(folder) / "codes.json"
     if not path.is_file():
-        raise ValueError(f"There are no codes at {path}; run extract_codes first.")
-    rows = load_dataset("parquet", data_files=str(path), split="train")
-    if rows[0]["tokenizer"] != fingerprint:
+        raise ValueError(f"There are no codes at {folder!r}; run extract_codes first.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def load_codes(folder: str, split: str, fingerprint: str) -> Dataset | None:
+    """One split that [`extract_codes`] wrote, `None` if it has no shards.
+
+    Raises:
+        ValueError: If there are no codes, if they are incomplete, or if another tokenizer made them.
+    """
+    info = read_codes_info(folder)
+    found = info["tokenizer_fingerprint"]
+    if found != fingerprint:
         raise ValueError(
-            f"The codes in {path} come from another tokenizer ({rows[0]['tokenizer']}, not {fingerprint}); "
-            "run extract_codes again."
+            f"The codes in {folder} come from another tokenizer ({found}, not {fingerprint}); run extract_codes again."
         )
-    return rows
+    if "rows" not in info:
+        raise ValueError(f"The codes in {folder} are incomplete; start extract_codes again, and it will go on.")
+    shards = sorted(str(path) for path in Path(folder).glob(f"{split}-*.parquet"))
+    return load_dataset("parquet", data_files=shards, split="train") if shards else None
 
 
-class CodeDataset(TorchDataset):
-    """Rows that `extract_codes` wrote, each as a code grid and one caption.
-
-    What is drawn for a row depends on seed, epoch and row alone, not on workers, prefetching or where a run resumed.
+class CodeSamples:
+    """Turns a row of codes into a sample: a code grid and a caption, a class, or stored text encoder states.
 
     Args:
-        rows (`datasets.Dataset`): Rows with `codes` (crops, codes) and the columns of the templates.
-        templates (`dict[str, float]`): See [`write_caption`].
-        training (`bool`): Draw a crop and a template; else take the first of both.
-        seed (`int`, *optional*, defaults to 0): Seed of the draws.
+        rows (`datasets.Dataset`): The rows to come, for their columns and names of classes.
+        templates (`dict[str, float]`, *optional*): For text conditions, see [`write_caption`].
+        label_column (`str`, *optional*): For class conditions, the column with the class ids.
+        num_classes (`int`, *optional*): Class ids must be below.
+        stored_states (`bool`, *optional*, defaults to `False`):
+            Take the states that `extract_codes` stored of a caption, not the caption.
+        training (`bool`, *optional*, defaults to `True`): Draw a crop and a template; else take the first of both.
+
+    Raises:
+        ValueError: If a column is missing.
     """
 
-    def __init__(self, rows: Dataset, templates: dict[str, float], training: bool, seed: int = 0):
-        self.rows = rows
-        self.templates = templates if training else {next(iter(templates)): 1.0}
+    def __init__(
+        self,
+        rows: Dataset,
+        templates: dict[str, float] | None = None,
+        label_column: str | None = None,
+        num_classes: int | None = None,
+        stored_states: bool = False,
+        training: bool = True,
+    ):
+        self.templates = templates if training or not templates else {next(iter(templates)): 1.0}
+        self.label_column = label_column
+        self.num_classes = num_classes
+        self.stored_states = stored_states
         self.training = training
-        self.seed = seed
-        self.epoch = 0
+        self.names = {
+            column: feature.names for column, feature in rows.features.items() if isinstance(feature, ClassLabel)
+        }
+        self.columns = ["codes", label_column] if label_column else ["codes", *self._template_columns()]
+        missing = [column for column in self.columns if column not in rows.column_names]
+        if missing:
+            raise ValueError(f"The codes have no column {missing[0]!r}; they have {rows.column_names}.")
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw anew, for each epoch."""
-        self.epoch = epoch
+    def _template_columns(self) -> list[str]:
+        columns = {column for template in self.templates for column in template_columns(template)}
+        if not self.stored_states:
+            return sorted(columns)
+        if any(template != "{" + template[1:-1] + "}" for template in self.templates):
+            raise ValueError("With stored text states every caption template is one column, such as '{caption}'.")
+        return sorted(f"{column}_states" for column in columns)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict:
-        row = self.rows[index]
-        rng = random.Random(f"{self.seed}-{self.epoch}-{index}")
+    def __call__(self, row: dict, rng: random.Random) -> dict:
         codes = rng.choice(row["codes"]) if self.training else row["codes"][0]
+        if self.label_column is not None:
+            label = row[self.label_column]
+            if label is None or not 0 <= label < self.num_classes:
+                raise BadRow(f"label out of range: {label} is not in 0..{self.num_classes - 1}")
+            return {"codes": codes, "label": label}
+        if self.stored_states:
+            (column,) = rng.choices([t[1:-1] for t in self.templates], weights=list(self.templates.values()))
+            states = row[f"{column}_states"]
+            if states is None:
+                raise BadRow("no caption")
+            return {"codes": codes, "states": states}
+        for column in self.names.keys() & row.keys():
+            label = row[column]
+            row = row | {column: None if label is None or label < 0 else self.names[column][label]}
         return {"codes": codes, "caption": write_caption(row, self.templates, rng)}
 
 
-def code_loader(dataset: CodeDataset, tokenize: Callable, batch_size: int) -> DataLoader:
-    """Batches of `codes` (batch, codes), `input_ids` and `attention_mask` (batch, words), shuffled for training."""
+class CodeCollator:
+    """Samples to a batch of tensors, named as the forward of [`ConditionToCodes`] takes them.
 
-    def collate(batch):
-        input_ids, attention_mask = tokenize([row["caption"] for row in batch])
-        codes = torch.tensor([row["codes"] for row in batch])
-        return {"codes": codes, "input_ids": input_ids, "attention_mask": attention_mask}
+    Args:
+        tokenize (`Callable`, *optional*): Captions to `input_ids` and `attention_mask`.
+        condition_length (`int`, *optional*): Positions to which stored states are padded on the left.
+        condition_dim (`int`, *optional*): Their width.
+    """
 
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=dataset.training,
-        drop_last=dataset.training,
-        collate_fn=collate,
-        # Of its own: an iterator that starts mid-epoch must not take a number from dropout's random state.
-        generator=torch.Generator(),
-    )
+    def __init__(
+        self, tokenize: Callable | None = None, condition_length: int | None = None, condition_dim: int | None = None
+    ):
+        self.tokenize = tokenize
+        self.condition_length = condition_length
+        self.condition_dim = condition_dim
+
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        batch = {"codes": torch.tensor([sample["codes"] for sample in samples])}
+        if "label" in samples[0]:
+            batch["class_labels"] = torch.tensor([sample["label"] for sample in samples])
+        elif "states" in samples[0]:
+            states = [decode_states(sample["states"], self.condition_dim) for sample in samples]
+            batch["prompt_embeds"], batch["prompt_attention_mask"] = pad_left(states, self.condition_length)
+        else:
+            batch["input_ids"], batch["attention_mask"] = self.tokenize([sample["caption"] for sample in samples])
+        return batch

@@ -2,36 +2,72 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from safetensors import SafetensorError
 
 
 logger = get_logger(__name__)
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, total_limit: int) -> None:
-    """Write the state of everything that `accelerator` prepared to `folder/step-N`, then drop the oldest."""
-    accelerator.wait_for_everyone()
+    """Write the state of everything that `accelerator` knows to `folder/step-N`, then drop the oldest.
+
+    The folder has another name until it is complete, and the checkpoints before are dropped after that, so there is
+    always a complete one.
+
+    Raises:
+        OSError: In one sentence, if the state can't be written. What was there before stays as it was.
+    """
     target, partial = folder / f"step-{step:08d}", folder / f"partial-{step:08d}"
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in folder.glob("partial-*"):
+            shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
-    accelerator.save_state(partial)
+    try:
+        accelerator.save_state(str(partial))
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have errors of their own
+        raise OSError(
+            f"The checkpoint of step {step} can't be written to {folder}: {error}. Training can go on from "
+            f"{latest_checkpoint(folder) or 'its start'} once there is room."
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         partial.rename(target)
         for old in _checkpoints(folder)[:-total_limit]:
             shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def replace_result(folder: Path, last: str, save: Callable[[Path], None]) -> None:
+    """Let `save` write a result to a temporary folder, then move it into `folder` piece by piece.
+
+    The piece named `last` is what loading looks for first; it goes away before and arrives after all others, so that
+    half a result is never taken for a whole one.
+    """
+    partial = folder / "partial-result"
+    shutil.rmtree(partial, ignore_errors=True)
+    save(partial)
+    (folder / last).unlink(missing_ok=True)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    partial.rmdir()
 
 
 def resume(accelerator: Accelerator, folder: Path) -> int:
     """Load the newest complete checkpoint of `folder` and return its step, 0 if there is none."""
+    for partial in sorted(folder.glob("partial-*")):
+        logger.warning(f"Ignoring {partial}: the run stopped while it was being written.")
     newest = latest_checkpoint(folder)
     if newest is None:
         return 0
-    accelerator.load_state(newest)
+    accelerator.load_state(str(newest))
     logger.info(f"Resumed from {newest}.")
     return int(newest.name.removeprefix("step-"))
 

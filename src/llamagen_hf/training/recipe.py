@@ -5,6 +5,8 @@ import difflib
 import json
 import sys
 from dataclasses import fields
+from types import UnionType
+from typing import Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -31,6 +33,7 @@ def parse_recipe(description: str, *sections: tuple[str, type], args: list[str] 
 
     parser = HfArgumentParser([dataclass for _, dataclass in sections], description=description)
     parser.add_argument("--config", metavar="RECIPE", help="A YAML file, see pipelines/recipes.")
+    parser.error = lambda message: parser.exit(2, f"Error: {message} (--help lists what there is)\n")
     for action in parser._actions:
         if action.type is dict:
             action.type = _json_object
@@ -51,14 +54,36 @@ def parse_recipe(description: str, *sections: tuple[str, type], args: list[str] 
                     near = difflib.get_close_matches(key, allowed, n=1)
                     hint = f" Did you mean {near[0]!r}?" if near else ""
                     parser.error(f"the recipe's section {name!r} has no key {key!r}.{hint}")
+            types = get_type_hints(dataclass)
+            for key, value in recipe[name].items():
+                if not _fits(value, types[key]):
+                    kind = str(getattr(types[key], "__name__", types[key]))
+                    parser.error(f"the recipe's section {name!r} has {key}: {value!r}; it must be {kind}")
             parser.set_defaults(**recipe[name])
             for action in parser._actions:
                 if action.dest in recipe[name]:
                     action.required = False
-    *configs, remaining = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
+    try:
+        *configs, remaining = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
+    except ValueError as error:  # from the checks of a section
+        parser.error(str(error))
     if remaining:
         parser.error(f"there is no option {remaining[0]}")
     return tuple(configs[: len(sections)])
+
+
+def _fits(value, kind) -> bool:
+    """Whether a value read from YAML can fill a field of this type."""
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        return any(_fits(value, part) for part in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(entry, get_args(kind)[0]) for entry in value)
+    if kind is float:  # YAML reads 1e-4, without a point, as text
+        try:
+            return not isinstance(value, bool) and float(value) is not None
+        except (TypeError, ValueError):
+            return False
+    return type(value) is (get_origin(kind) or kind)
 
 
 def _json_object(text: str) -> dict:

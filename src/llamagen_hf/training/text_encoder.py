@@ -9,7 +9,6 @@ from accelerate.logging import get_logger
 from diffusers.optimization import get_scheduler
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from ..vq_model import LlamaGenVQModel
@@ -69,7 +68,7 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int, layers: i
 
 
 def pretrain_text_encoder(
-    text_encoder: T5EncoderModel, loader: DataLoader, vq_model: LlamaGenVQModel, steps: int, learning_rate: float
+    text_encoder: T5EncoderModel, batches: Iterable[dict], vq_model: LlamaGenVQModel, steps: int, learning_rate: float
 ) -> float:
     """Teach a new text encoder what its captions look like, before the generator listens to it.
 
@@ -79,7 +78,7 @@ def pretrain_text_encoder(
 
     Args:
         text_encoder ([`~transformers.T5EncoderModel`]): Trained in place.
-        loader (`DataLoader`): Batches of `codes`, `input_ids` and `attention_mask`.
+        batches (`Iterable[dict]`): At least `steps` batches of `codes`, `input_ids` and `attention_mask`.
         vq_model ([`LlamaGenVQModel`]): Whose codes they are.
         steps (`int`): Optimizer steps.
         learning_rate (`float`): Peak rate; it warms up and falls to 0 along a cosine.
@@ -88,33 +87,28 @@ def pretrain_text_encoder(
         `float`: Share of the variance that is explained, over the last tenth of the steps.
     """
     device = text_encoder.device
-    codebook = vq_model.quantize.lookup(torch.arange(vq_model.config.num_vq_embeddings)).detach().to(device)
-    cells = len(loader.dataset[0]["codes"])
-    head = nn.Linear(text_encoder.config.d_model, cells * codebook.shape[1]).to(device)
-    optimizer = torch.optim.AdamW([*text_encoder.parameters(), *head.parameters()], lr=learning_rate)
-    scheduler = get_scheduler("cosine", optimizer, None, min(100, steps // 10), steps)
+    codebook = vq_model.quantize.lookup(torch.arange(vq_model.config.num_vq_embeddings, device=device)).detach()
+    head, explained = None, []
     text_encoder.train()
-    explained, step = [], 0
-    for epoch in itertools.count():
-        if step == steps:
-            break
-        loader.dataset.set_epoch(epoch)
-        for batch in itertools.islice(loader, steps - step):
-            batch = {name: value.to(device) for name, value in batch.items()}
-            longest = batch["attention_mask"].sum(1).max()  # captions are much shorter than the longest prompt
-            input_ids, mask = batch["input_ids"][:, :longest], batch["attention_mask"][:, :longest]
-            states = text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
-            mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            target = codebook[batch["codes"]].flatten(1)
-            loss = F.mse_loss(head(mean), target)
-            loss.backward()
-            nn.utils.clip_grad_norm_(text_encoder.parameters(), 1.0)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            step += 1
-            explained.append(1 - loss.item() / target.var(0).mean().item())
-            if step % 200 == 0:
-                logger.info(f"text encoder step {step}: {sum(explained[-200:]) / 200:.1%} of the variance explained")
+    for step, batch in enumerate(itertools.islice(batches, steps), start=1):
+        batch = {name: value.to(device) for name, value in batch.items()}
+        target = codebook[batch["codes"]].flatten(1)
+        if head is None:
+            head = nn.Linear(text_encoder.config.d_model, target.shape[1]).to(device)
+            optimizer = torch.optim.AdamW([*text_encoder.parameters(), *head.parameters()], lr=learning_rate)
+            scheduler = get_scheduler("cosine", optimizer, None, min(100, steps // 10), steps)
+        longest = batch["attention_mask"].sum(1).max()  # captions are much shorter than the longest prompt
+        input_ids, mask = batch["input_ids"][:, :longest], batch["attention_mask"][:, :longest]
+        states = text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        loss = F.mse_loss(head(mean), target)
+        loss.backward()
+        nn.utils.clip_grad_norm_(text_encoder.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        explained.append(1 - loss.item() / target.var(0).mean().item())
+        if step % 200 == 0:
+            logger.info(f"text encoder step {step}: {sum(explained[-200:]) / 200:.1%} of the variance explained")
     last = explained[-max(1, steps // 10) :]
     return sum(last) / len(last)

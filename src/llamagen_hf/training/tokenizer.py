@@ -1,212 +1,237 @@
-"""Training of the tokenizer: pictures through the codes and back, as close as they get."""
+"""Training of the tokenizer: pictures through the codes and back, as close as they get (VQGAN, arXiv 2012.09841)."""
 
-import math
-import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.logging import get_logger
-from accelerate.utils import DataLoaderConfiguration, broadcast, set_seed
+from accelerate.utils import broadcast
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader
+from PIL import Image
 
-from ..data.images import DataConfig, image_tensors
-from ..vq_model import LlamaGenVQModel
-from .checkpoints import resume, save_checkpoint
-
-
-logger = get_logger(__name__)
-
-
-@dataclass
-class TokenizerTrainingConfig:
-    """One run of tokenizer training. Fields up to `num_vq_embeddings` are [`LlamaGenVQModel`]'s."""
-
-    output_dir: str = field(metadata={"help": "Folder for the model, with checkpoints/ below it."})
-    block_out_channels: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512])
-    layers_per_block: int = 2
-    latent_channels: int = 256
-    norm_num_groups: int = 32
-    vq_embed_dim: int = 8
-    num_vq_embeddings: int = 16384
-    decoder_only: bool = field(
-        default=False, metadata={"help": "Keep encoder and codebook, so that codes stay valid."}
-    )
-    init_from: str | None = field(default=None, metadata={"help": "Tokenizer folder or Hub id to start from."})
-    max_train_steps: int = field(default=100_000, metadata={"help": "Optimizer steps."})
-    batch_size: int = field(default=32, metadata={"help": "Pictures a step and process."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak rate."})
-    lr_scheduler: str = field(default="constant_with_warmup", metadata={"help": "A name diffusers knows."})
-    lr_warmup_steps: int = field(default=500, metadata={"help": "Steps of linear warm-up."})
-    random_flip: bool = field(default=True, metadata={"help": "Mirror half of the pictures."})
-    l1_weight: float = field(default=1.0, metadata={"help": "Weight of the mean absolute pixel error."})
-    l2_weight: float = field(default=1.0, metadata={"help": "Weight of the mean squared pixel error."})
-    gradient_weight: float = field(default=0.0, metadata={"help": "Weight of the error in neighbour differences."})
-    revive_until_step: int = field(default=0, metadata={"help": "Up to this step, unused codes are moved to data."})
-    revive_every: int = field(default=100, metadata={"help": "Steps over which a code must be used to live."})
-    ema_decay: float = field(default=0.999, metadata={"help": "Decay of the averaged weights, which are saved."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
-    checkpointing_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
-    checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept."})
-    log_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights, data order and flips."})
+from ..data.loading import batches_once
+from ..data.pictures import PictureSamples, stack_pictures
+from ..data.source import DataConfig
+from ..vq_model import LlamaGenVQModel, LlamaGenVQOutput
+from .adversarial import adaptive_weight, discriminator_loss, generator_loss
+from .checkpoints import replace_result
+from .codebook import CodeCounts, revive_codes
+from .discriminators import build_discriminator
+from .perceptual import PerceptualLoss
+from .reconstruction import psnr, reconstruction_loss, ssim
+from .run import Run, side_by_side, train_with_memory_at_hand
+from .tokenizer_config import TokenizerTrainingConfig
 
 
-def reconstruction_loss(sample: torch.Tensor, images: torch.Tensor, config: TokenizerTrainingConfig) -> torch.Tensor:
-    """L1, L2 and the L1 error of horizontal and vertical neighbour differences, which keeps edges sharp."""
-    error = sample.float() - images
-    loss = config.l1_weight * error.abs().mean() + config.l2_weight * error.square().mean()
-    if config.gradient_weight:
-        gradients = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        loss = loss + config.gradient_weight * gradients
-    return loss
-
-
-class CodeCounts:
-    """How often each code was used since the counts were last cleared; a part of a run's checkpoints."""
-
-    def __init__(self, num_codes: int, device: torch.device):
-        self.counts = torch.zeros(num_codes, dtype=torch.long, device=device)
-
-    def add(self, codes: torch.LongTensor) -> None:
-        self.counts += codes.flatten().bincount(minlength=len(self.counts))
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return {"counts": self.counts}
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self.counts.copy_(state["counts"])
-
-
-@torch.no_grad()
-def revive_codes(model: LlamaGenVQModel, counts: torch.Tensor, images: torch.Tensor) -> int:
-    """Move each code with a zero count onto the encoder's output for a random cell of `images`.
-
-    Returns:
-        `int`: How many codes were moved.
-    """
-    dead = (counts == 0).nonzero().flatten()
-    z = F.normalize(model.quant_conv(model.encoder(images)).permute(0, 2, 3, 1).flatten(0, 2).float(), dim=-1)
-    dead = dead[torch.randperm(len(dead), device=dead.device)[: len(z)]]
-    weight = model.quantize.embedding.weight
-    norm = weight.norm(dim=-1).median()  # as long as its neighbours, so that it moves as fast as they do
-    weight[dead] = norm * z[torch.randperm(len(z), device=z.device)[: len(dead)]]
-    return len(dead)
-
-
-@torch.no_grad()
-def evaluate_tokenizer(model: LlamaGenVQModel, loader: DataLoader) -> dict[str, float]:
-    """Mean PSNR in dB over single pictures in [0, 1], and the share of codes that all of them use."""
-    psnr, counts = [], CodeCounts(model.config.num_vq_embeddings, model.device)
-    for batch in loader:
-        images = batch["images"].to(model.device)
-        output = model(images)
-        error = ((output.sample.clamp(-1, 1) - images) / 2).square().flatten(1).mean(1)
-        psnr.append(-10 * error.log10())
-        counts.add(output.codes)
-    return {"psnr": torch.cat(psnr).mean().item(), "codebook_usage": (counts.counts > 0).float().mean().item()}
+SAMPLES = 8
 
 
 def train_tokenizer(data: DataConfig, config: TokenizerTrainingConfig) -> dict[str, float]:
-    """Train [`LlamaGenVQModel`], resuming from the newest checkpoint of `config.output_dir`.
+    """Train [`LlamaGenVQModel`], resuming from the newest checkpoint of `config.output_dir`, where it is saved.
 
     Returns:
-        `dict[str, float]`: The averaged model's `psnr` and `codebook_usage` on the test split. The model itself is
-        saved to `config.output_dir`.
+        `dict[str, float]`: What the averaged weights reach on the test split: `psnr` in dB and `ssim`, means over
+        pictures, `codebook_usage` in [0, 1] and `codebook_perplexity`. Empty if there is no test split.
+
+    Raises:
+        ValueError: If recipe and data do not fit each other.
     """
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
-        step_scheduler_with_optimizer=False,
+    return train_with_memory_at_hand(
+        config, lambda micro_batch_size: TokenizerTraining(data, config, micro_batch_size).run()
     )
-    output_dir = Path(config.output_dir)
-    set_seed(config.seed)
-    if config.init_from is not None:
-        model = LlamaGenVQModel.from_pretrained(config.init_from)
-    else:
-        model = LlamaGenVQModel(
-            block_out_channels=tuple(config.block_out_channels),
-            layers_per_block=config.layers_per_block,
-            latent_channels=config.latent_channels,
-            norm_num_groups=config.norm_num_groups,
-            vq_embed_dim=config.vq_embed_dim,
-            num_vq_embeddings=config.num_vq_embeddings,
-            sample_size=data.image_size,
+
+
+class TokenizerTraining:
+    """What a [`Run`] does with the tokenizer: its steps, measurements, pictures and result."""
+
+    def __init__(self, data: DataConfig, config: TokenizerTrainingConfig, micro_batch_size: int | None):
+        self.data, self.config = data, config
+        self.training = training = Run(config, micro_batch_size, data.max_bad_rows)
+        self.accelerator, self.device = training.accelerator, training.accelerator.device
+        model = build_vq_model(data, config)
+        if config.decoder_only:
+            for part in (model.encoder, model.quant_conv, model.quantize):
+                part.requires_grad_(False)
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if config.compile:
+            model.encoder.compile()
+            model.decoder.compile()
+        samples = PictureSamples(data, config.crop, config.random_flip)
+        rows, self.test = data.load("train"), data.load("test")
+        self.shown = None
+        self.feed = training.feed(
+            rows.select_columns([data.image_column]), samples, stack_pictures,
+            shuffle_buffer_size=data.shuffle_buffer_size,
+        )  # fmt: skip
+        self.model, self.optimizer = self.accelerator.prepare(model, self._optimizer(model))
+        self.raw = self.accelerator.unwrap_model(self.model)
+        self.discriminator = None
+        if config.discriminator is not None:
+            discriminator = build_discriminator(config.discriminator, data.image_size, config.discriminator_width)
+            self.discriminator, self.discriminator_optimizer = self.accelerator.prepare(
+                discriminator, self._optimizer(discriminator)
+            )
+        self.perceptual_loss = None
+        if config.perceptual_weight:
+            self.perceptual_loss = PerceptualLoss.from_pretrained().to(self.device)
+        training.set_length(self.feed)
+        self.scheduler = self._scheduler(self.optimizer, training.last_step)
+        schedulers = [self.scheduler]
+        if self.discriminator is not None:
+            steps = max(1, training.last_step - config.discriminator_start)
+            self.discriminator_scheduler = self._scheduler(self.discriminator_optimizer, steps)
+            schedulers.append(self.discriminator_scheduler)
+        self.counts = CodeCounts(self.raw.config.num_vq_embeddings, self.device)
+        training.start(self.raw, self.counts, *schedulers)
+
+    def _optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.Adam(
+            parameters, self.config.learning_rate, (self.config.adam_beta1, self.config.adam_beta2)
         )
-    model.train()
-    if config.decoder_only:
-        model.requires_grad_(False)
-        model.post_quant_conv.requires_grad_(True)
-        model.decoder.requires_grad_(True)
 
-    train = image_tensors(data.load(data.train_split), data.image_column, data.image_size)
-    test = image_tensors(data.load(data.test_split), data.image_column, data.image_size)
-    # A generator of its own: an iterator that starts mid-epoch must not take a number from the flips' random state.
-    loader = DataLoader(train, batch_size=config.batch_size, shuffle=True, drop_last=True, generator=torch.Generator())
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0
-    )
-    scheduler = get_scheduler(config.lr_scheduler, optimizer, None, config.lr_warmup_steps, config.max_train_steps)
-    ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    raw = accelerator.unwrap_model(model)
-    if len(loader) == 0:
-        raise ValueError(f"{len(train)} pictures do not fill one batch of {config.batch_size} on each process.")
-    counts = CodeCounts(raw.config.num_vq_embeddings, accelerator.device)
-    accelerator.register_for_checkpointing(ema, scheduler, counts)
-    step = resume(accelerator, output_dir / "checkpoints")
-    ema.to(accelerator.device)
+    def _scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+        return get_scheduler(self.config.lr_scheduler, optimizer, None, self.config.lr_warmup_steps, steps)
 
-    started, first = time.perf_counter(), step
-    while step < config.max_train_steps:
-        epoch, done = divmod(step, len(loader))
-        loader.set_epoch(epoch)
-        for batch in accelerator.skip_first_batches(loader, done):
+    def run(self) -> dict[str, float]:
+        self.training.train(self)
+        with self.training.averaged():
+            metrics = self.measure()
+            if self.accelerator.is_main_process:
+                replace_result(self.training.output_dir, self.raw.config_name, self.raw.save_pretrained)
+        self.training.finish(metrics)
+        return metrics
+
+    def train_step(self, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
+        step = self.training.step + 1
+        if (step - 1) % self.config.revive_every == 0:
+            self.counts.counts.zero_()
+        adversarial = self.discriminator is not None and step > self.config.discriminator_start
+        modules = [self.model, self.discriminator] if adversarial else [self.model]
+        records = []
+        for batch in micro_batches:
             images = batch["images"]
-            if config.random_flip:
-                images = torch.where(
-                    torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5, images.flip(-1), images
-                )
-            output = model(images)
-            reconstruction = reconstruction_loss(output.sample, images, config)
-            loss = reconstruction + output.vq_loss + output.commit_loss + output.entropy_loss
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            ema.step(raw.parameters())
-            step += 1
+            with self.accelerator.accumulate(*modules):
+                output = self.model(images)
+                losses = self.losses(output, images, adversarial)
+                self.update(self.model, self.optimizer, sum(losses.values()))
+                if self.discriminator is not None:
+                    losses["discriminator"] = torch.zeros((), device=self.device)
+                if adversarial:
+                    real, fake = self.discriminator(images), self.discriminator(output.sample.detach())
+                    loss = discriminator_loss(self.config.discriminator_loss, real.float(), fake.float())
+                    losses["discriminator"] = self.config.adversarial_weight * loss
+                    self.update(self.discriminator, self.discriminator_optimizer, losses["discriminator"])
+            self.counts.add(self.accelerator.gather(output.codes))
+            mean_error = F.mse_loss(output.sample.float(), images) / 4
+            records.append({name: loss.detach() for name, loss in losses.items()} | {"psnr": -10 * mean_error.log10()})
+        self.scheduler.step()
+        if adversarial:
+            self.discriminator_scheduler.step()
+        if step % self.config.revive_every == 0 and step <= self.config.revive_until_step:
+            revive_codes(self.raw, self.counts.counts, images)
+            broadcast(self.raw.quantize.embedding.weight.data)  # each process has its own pictures
+        return {name: torch.stack([record[name].detach() for record in records]).mean() for name in records[0]}
 
-            counts.add(output.codes)
-            if step % config.revive_every == 0:
-                used = accelerator.reduce(counts.counts)
-                if step <= config.revive_until_step and not config.decoder_only:
-                    revive_codes(raw, used, images)
-                    broadcast(raw.quantize.embedding.weight.data)  # each process has its own images
-                counts.counts.zero_()
-                logger.info(f"step {step}: {(used > 0).sum().item()} of {len(used)} codes used")
-            if step % config.log_steps == 0:
-                rate = (step - first) * config.batch_size * accelerator.num_processes / (time.perf_counter() - started)
-                psnr = -10 * math.log10(F.mse_loss(output.sample.float(), images).item() / 4)
-                logger.info(
-                    f"step {step}: reconstruction {reconstruction.item():.4f}, "
-                    f"commit {output.commit_loss.item():.5f}, batch PSNR {psnr:.2f} dB, {rate:.1f} images/s"
-                )
-            if step % config.checkpointing_steps == 0 or step == config.max_train_steps:
-                save_checkpoint(accelerator, output_dir / "checkpoints", step, config.checkpoints_total_limit)
-            if step == config.max_train_steps:
-                break
+    def losses(self, output: LlamaGenVQOutput, images: torch.Tensor, adversarial: bool) -> dict[str, torch.Tensor]:
+        """The tokenizer's losses, with their weights, as scalars."""
+        config = self.config
+        losses = {"reconstruction": reconstruction_loss(output.sample, images, config)}
+        if self.perceptual_loss is not None:
+            distances = self.perceptual_loss(output.sample, images)
+            losses["perceptual"] = config.perceptual_weight * distances.mean()
+        if self.discriminator is not None:
+            losses["adversarial"] = torch.zeros((), device=self.device)
+        if adversarial:
+            discriminator = self.accelerator.unwrap_model(self.discriminator).requires_grad_(False)
+            loss = generator_loss(config.adversarial_loss, discriminator(output.sample).float())
+            discriminator.requires_grad_(True)
+            weight = config.adversarial_weight
+            if config.adaptive_adversarial_weight:
+                visible = losses["reconstruction"] + losses.get("perceptual", 0.0)
+                weight = weight * adaptive_weight(visible, loss, self.raw.decoder.conv_out.weight)
+            losses["adversarial"] = weight * loss
+        losses["codebook"] = config.codebook_weight * output.vq_loss
+        losses["commitment"] = output.commit_loss
+        losses["entropy"] = output.entropy_loss
+        return losses
 
-    ema.copy_to(raw.parameters())
-    raw.eval()
-    metrics = evaluate_tokenizer(raw, DataLoader(test, batch_size=config.batch_size))
-    if accelerator.is_main_process:
-        raw.save_pretrained(output_dir)
-    accelerator.end_training()
-    return metrics
+    def update(self, model: torch.nn.Module, optimizer, loss: torch.Tensor) -> None:
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def measure(self) -> dict[str, float]:
+        if self.test is None:
+            return {}
+        accelerator, samples = self.accelerator, PictureSamples(self.data)
+        split = (accelerator.process_index, accelerator.num_processes)
+        batches = batches_once(self.test, samples, stack_pictures, self.training.micro_batch_size, *split)
+        return evaluate_tokenizer(self.raw, batches, accelerator)
+
+    def draw(self) -> Image.Image:
+        """Test pictures above their reconstructions."""
+        if self.shown is None:
+            rows = self.feed.rows if self.test is None else self.test
+            self.shown = next(batches_once(rows, PictureSamples(self.data), stack_pictures, SAMPLES))["images"]
+        images = self.shown.to(self.device)
+        with torch.no_grad():
+            reconstructions = self.raw(images).sample
+        processor = VaeImageProcessor()
+        return side_by_side([processor.postprocess(shown, output_type="pil") for shown in (images, reconstructions)])
+
+    def speed(self, steps_per_second: float) -> dict[str, float]:
+        return {
+            "codebook_usage": self.counts.usage,
+            "codebook_perplexity": self.counts.perplexity,
+            "images/s": steps_per_second * self.config.batch_size,
+        }
+
+
+def build_vq_model(data: DataConfig, config: TokenizerTrainingConfig) -> LlamaGenVQModel:
+    """A tokenizer with new weights, or `config.init_from` with the recipe's loss weights."""
+    weights = {"commit_weight": config.commit_weight, "entropy_weight": config.entropy_weight}
+    if config.init_from is not None:
+        return LlamaGenVQModel.from_pretrained(config.init_from, sample_size=data.image_size, **weights).train()
+    return LlamaGenVQModel(
+        block_out_channels=tuple(config.block_out_channels),
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_num_groups,
+        vq_embed_dim=config.vq_embed_dim,
+        num_vq_embeddings=config.num_vq_embeddings,
+        sample_size=data.image_size,
+        **weights,
+    )
+
+
+@torch.no_grad()
+def evaluate_tokenizer(
+    model: LlamaGenVQModel, batches: Iterable[dict], accelerator: Accelerator | None = None
+) -> dict[str, float]:
+    """PSNR in dB and SSIM, means over single pictures in [0, 1], and the usage and perplexity of the codebook.
+
+    Args:
+        model ([`LlamaGenVQModel`]): The tokenizer.
+        batches (`Iterable[dict]`): Batches of `images`; those of this process, if there are several.
+        accelerator ([`~accelerate.Accelerator`], *optional*): Adds up the results of several processes.
+    """
+    counts, sums = CodeCounts(model.config.num_vq_embeddings, model.device), torch.zeros(3, device=model.device)
+    for batch in batches:
+        images = batch["images"].to(model.device)
+        output = model(images)
+        counts.add(output.codes)
+        pictures = [(pixels.float().clamp(-1, 1) + 1) / 2 for pixels in (output.sample, images)]
+        sums += torch.stack([psnr(*pictures).sum(), ssim(*pictures).sum(), sums.new_tensor(len(images))])
+    if accelerator is not None:
+        sums, counts.counts = accelerator.reduce(sums), accelerator.reduce(counts.counts)
+    return {
+        "psnr": (sums[0] / sums[2]).item(),
+        "ssim": (sums[1] / sums[2]).item(),
+        "codebook_usage": counts.usage,
+        "codebook_perplexity": counts.perplexity,
+    }

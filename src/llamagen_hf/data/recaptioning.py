@@ -1,0 +1,169 @@
+"""Recaptioning: long captions of pictures by a vision-language model.
+
+LlamaGen (arXiv 2406.06525) trains its second text-conditional stage on 10M pictures with long captions by LLaVA.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from .tables import COUNTS, open_folder, open_rows, shard_path, write_shard
+
+
+logger = logging.getLogger(__name__)
+
+ROW_GROUP_SIZE = 100  # rows with pictures are large, and a reader holds a row group at a time
+
+
+@dataclass
+class RecaptionConfig:
+    """One run of [`recaption`]: the recipe's section `recaption`."""
+
+    dataset: str = field(metadata={"help": "Hub id, folder, or file pattern such as 'pictures/*.parquet'."})
+    output_dir: str = field(metadata={"help": "Folder for the rows with long captions, as Parquet shards."})
+    split: str = field(default="train", metadata={"help": "Split to read."})
+    model: str = field(
+        default="llava-hf/llava-1.5-7b-hf",
+        metadata={"help": "Folder or Hub id of an image-text-to-text model with a chat template."},
+    )
+    prompt: str = field(
+        default="Describe this image in as much detail as possible.", metadata={"help": "What to ask of each picture."}
+    )
+    image_column: str = field(default="image", metadata={"help": "Column with the pictures."})
+    long_caption_column: str = field(default="long_caption", metadata={"help": "New column for the long captions."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of a caption at the most."})
+    batch_size: int = field(default=16, metadata={"help": "Pictures captioned at a time."})
+    dtype: str = field(default="auto", metadata={"help": "bfloat16, float32, ...; auto: the checkpoint's own."})
+    device_map: str | None = field(
+        default=None, metadata={"help": "auto spreads one model over all devices; unset: one model for each process."}
+    )
+    rows_per_shard: int = field(default=1000, metadata={"help": "Rows of an output file, held in memory."})
+
+
+def recaption(config: RecaptionConfig) -> dict[str, int]:
+    """Add long captions to a dataset of pictures; all its columns stay, so the short captions do.
+
+    Captions are decoded greedily. A picture that can't be decoded stays in its row and gets no caption. Started by
+    `accelerate launch`, each process reads the whole dataset and captions shards of its own. A killed run goes on with
+    the first shard that is missing.
+
+    Returns:
+        `dict[str, int]`: `shards`, `rows`, `captioned` and `undecodable` pictures in the output folder.
+
+    Raises:
+        ValueError: If the dataset, a column or the output folder does not fit.
+    """
+    rows = open_rows(config, [config.image_column])
+    if config.long_caption_column in rows.column_names:
+        raise ValueError(f"The dataset already has a column {config.long_caption_column!r}; name another one.")
+    open_folder(config)
+    processor = AutoProcessor.from_pretrained(config.model)
+    model = AutoModelForImageTextToText.from_pretrained(
+        config.model, dtype=config.dtype, device_map=config.device_map or this_process().device
+    ).eval()
+
+    def add_captions(shard):
+        cells = shard[config.image_column]
+        captions = [None] * len(cells)
+        for indices, pictures in picture_batches(cells, range(len(cells)), config.batch_size):
+            texts = caption_pictures(model, processor, pictures, config.prompt, config.max_new_tokens)
+            for index, text in zip(indices, texts, strict=True):
+                captions[index] = text
+        undecodable = captions.count(None)
+        counts = {"captioned": len(captions) - undecodable, "undecodable": undecodable}
+        return {config.long_caption_column: captions}, counts
+
+    return add_columns(config, rows, {config.long_caption_column: Value("string")}, add_captions)
+
+
+@torch.no_grad()
+def caption_pictures(
+    model: PreTrainedModel, processor: ProcessorMixin, pictures: list[Image.Image], prompt: str, max_new_tokens: int
+) -> list[str]:
+    """Ask the same about each picture and decode the answers greedily."""
+    chats = [
+        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]}]
+        for picture in pictures
+    ]
+    inputs = processor.apply_chat_template(
+        chats,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        # Some models spend more tokens on some pictures, and an answer has to follow its question at once.
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    ).to(model.device, model.dtype)
+    answers = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
+    texts = processor.batch_decode(answers[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def this_process() -> PartialState:
+    """Which process this is and its device; processes may wait days for each other's last shard."""
+    return PartialState(timeout=timedelta(days=30))
+
+
+def picture_batches(
+    cells: list[dict | None], indices: Iterable[int], batch_size: int
+) -> Iterator[tuple[list[int], list[Image.Image]]]:
+    """The pictures at `indices` that can be decoded, as RGB, in batches with their indices."""
+
+    def decode():
+        for index in indices:
+            try:
+                picture = ImageFeature().decode_example(cells[index]).convert("RGB")
+            except Exception:  # a damaged file can make Pillow raise nearly anything
+                continue
+            yield index, picture
+
+    decoded = decode()
+    while batch := list(islice(decoded, batch_size)):
+        yield [index for index, _ in batch], [picture for _, picture in batch]
+
+
+def add_columns(
+    config, rows: IterableDataset, features: dict[str, Value], compute: Callable[[dict], tuple[dict, dict]]
+) -> dict[str, int]:
+    """Write `rows` with new or changed columns, shard by shard; each process takes every n-th shard that is missing.
+
+    Args:
+        config: Settings of the stage.
+        rows (`datasets.IterableDataset`): Rows with pictures in `config.image_column`.
+        features (`dict[str, datasets.Value]`): Types of the columns.
+        compute (`Callable`): From a shard's columns to those columns, and numbers to add up for the report.
+
+    Returns:
+        `dict[str, int]`: `shards` and `rows` in the output folder, and the sums of what `compute` counted.
+    """
+    features = Features({**rows.features, config.image_column: ImageFeature(), **features})
+    rows = rows.cast_column(config.image_column, ImageFeature(decode=False))
+    process = this_process()
+    for index, shard in enumerate(rows.iter(batch_size=config.rows_per_shard)):
+        path = shard_path(config, index)
+        if index % process.num_processes != process.process_index or path.exists():
+            continue
+        columns, counts = compute(shard)
+        table = Dataset.from_dict(shard | columns, features=features).data.table
+        write_shard(table, path, counts, ROW_GROUP_SIZE)
+        logger.info("%s: %d rows, %s", path.name, len(table), counts)
+    process.wait_for_everyone()
+
+    report = Counter(shards=0, rows=0)
+    for path in Path(config.output_dir).glob("train-*.parquet"):
+        metadata = pq.read_metadata(path)
+        report.update(json.loads(metadata.metadata[COUNTS]) | {"shards": 1, "rows": metadata.num_rows})
+    return dict(report)

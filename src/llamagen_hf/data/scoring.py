@@ -1,0 +1,168 @@
+"""Scoring: CLIP similarity and aesthetic score of rows that lack them, so that they can be filtered."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Value
+from huggingface_hub import hf_hub_download
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoProcessor, CLIPModel, ProcessorMixin
+
+from .recaptioning import add_columns, picture_batches, this_process
+from .tables import open_folder, open_rows
+
+
+# Linear layers of LAION's aesthetic predictors: one in the first version (LAION-AI/aesthetic-predictor), five with
+# nothing but dropout between them in the second (linearMSE of christophschuhmann/improved-aesthetic-predictor).
+AESTHETIC_LAYERS = ([""], ["layers.0.", "layers.2.", "layers.4.", "layers.6.", "layers.7."])
+
+
+@dataclass
+class ScoreConfig:
+    """One run of [`score`]: the recipe's section `score`."""
+
+    dataset: str = field(metadata={"help": "Hub id, folder, or file pattern such as 'pictures/*.parquet'."})
+    output_dir: str = field(metadata={"help": "Folder for the rows with scores, as Parquet shards."})
+    split: str = field(default="train", metadata={"help": "Split to read."})
+    scores: list[str] = field(
+        default_factory=lambda: ["similarity", "aesthetic"], metadata={"help": "What to fill: similarity, aesthetic."}
+    )
+    model: str = field(
+        default="openai/clip-vit-large-patch14",
+        metadata={"help": "Folder or Hub id of a CLIP model; similarities of different models can't be compared."},
+    )
+    aesthetic_head: str = field(
+        default="ttj/sac-logos-ava1-l14-linearMSE/model.safetensors",
+        metadata={"help": "LAION's predictor for this CLIP model: a .safetensors or .pth file, or owner/name/file."},
+    )
+    image_column: str = field(default="image", metadata={"help": "Column with the pictures."})
+    caption_column: str = field(default="caption", metadata={"help": "Column with the texts to compare with."})
+    similarity_column: str = field(default="similarity", metadata={"help": "Column for CLIP similarities."})
+    aesthetic_column: str = field(default="aesthetic", metadata={"help": "Column for aesthetic scores."})
+    batch_size: int = field(default=64, metadata={"help": "Pictures scored at a time."})
+    dtype: str = field(default="float32", metadata={"help": "Of the CLIP model: float32, bfloat16 or float16."})
+    rows_per_shard: int = field(default=1000, metadata={"help": "Rows of an output file, held in memory."})
+
+
+def score(config: ScoreConfig) -> dict[str, int]:
+    """Fill in CLIP similarities and aesthetic scores where they are null or NaN; the columns are added if need be.
+
+    Similarity is the cosine between CLIP's embeddings of picture and text; a text longer than CLIP reads is cut off.
+    The aesthetic score is a linear head's, on the normalized embedding of the picture; LAION's are trained on ratings
+    from 1 to 10. A row whose picture can't be decoded keeps its null, as does the similarity of a row without text.
+    Resumes, and shares out shards to processes, as [`recaption`] does.
+
+    Returns:
+        `dict[str, int]`: `shards`, `rows` and `undecodable` pictures among those needed, and for each score how many
+        were computed and how many are still missing.
+
+    Raises:
+        ValueError: If the dataset, a column, the aesthetic head or the output folder does not fit.
+    """
+    columns = {"similarity": config.similarity_column, "aesthetic": config.aesthetic_column}
+    for name in config.scores:
+        if name not in columns:
+            raise ValueError(f"There is no score {name!r}; `scores` takes similarity and aesthetic.")
+    columns = {name: columns[name] for name in config.scores}
+    rows = open_rows(config, [config.image_column] + [config.caption_column] * ("similarity" in columns))
+    open_folder(config)
+    device = this_process().device
+    processor = AutoProcessor.from_pretrained(config.model)
+    model = CLIPModel.from_pretrained(config.model, dtype=config.dtype).eval().to(device)
+    if "aesthetic" in columns:
+        head = load_aesthetic_head(config.aesthetic_head, model.config.projection_dim).to(device)
+
+    @torch.no_grad()
+    def fill(shard):
+        cells, texts, values, wanted, embedded = (
+            shard[config.image_column],
+            shard.get(config.caption_column),
+            {},
+            {},
+            {},
+        )
+        for name, column in columns.items():
+            found = shard.get(column, [None] * len(cells))
+            values[name] = [None if value is None or math.isnan(value) else value for value in found]
+            wanted[name] = [i for i, value in enumerate(values[name]) if value is None]
+            if name == "similarity":
+                wanted[name] = [i for i in wanted[name] if texts[i] is not None]
+        needed = sorted(set().union(*wanted.values()))
+        for indices, pictures in picture_batches(cells, needed, config.batch_size):
+            embedded |= zip(indices, embed_pictures(model, processor, pictures), strict=True)
+        counts = {"undecodable": len(needed) - len(embedded)}
+        for name in columns:
+            chosen = [i for i in wanted[name] if i in embedded]
+            for start in range(0, len(chosen), config.batch_size):
+                batch = chosen[start : start + config.batch_size]
+                embeddings = torch.stack([embedded[i] for i in batch])
+                if name == "similarity":
+                    scores = (embeddings * embed_texts(model, processor, [texts[i] for i in batch])).sum(-1)
+                else:
+                    scores = head(embeddings).squeeze(-1)
+                for i, value in zip(batch, scores.tolist(), strict=True):
+                    values[name][i] = value
+            counts[f"{name}_computed"] = len(chosen)
+            counts[f"{name}_missing"] = values[name].count(None)
+        return {column: values[name] for name, column in columns.items()}, counts
+
+    features = {}
+    for column in columns.values():
+        found = rows.features.get(column, Value("null"))
+        features[column] = Value("float32") if found == Value("null") else found
+    return add_columns(config, rows, features, fill)
+
+
+def embed_pictures(model: CLIPModel, processor: ProcessorMixin, pictures: list[Image.Image]) -> torch.Tensor:
+    """CLIP's embeddings of pictures, (pictures, width) of length 1, in float32."""
+    inputs = processor.image_processor(pictures, return_tensors="pt").to(model.device, model.dtype)
+    return F.normalize(model.get_image_features(**inputs).pooler_output.float(), dim=-1)
+
+
+def embed_texts(model: CLIPModel, processor: ProcessorMixin, texts: list[str]) -> torch.Tensor:
+    """CLIP's embeddings of texts, (texts, width) of length 1, in float32."""
+    length = model.config.text_config.max_position_embeddings
+    inputs = processor.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+    return F.normalize(model.get_text_features(**inputs.to(model.device)).pooler_output.float(), dim=-1)
+
+
+def load_aesthetic_head(source: str, width: int) -> nn.Sequential:
+    """Load one of LAION's aesthetic predictors: linear layers from a CLIP embedding to a score.
+
+    Args:
+        source (`str`): A `.safetensors` or `.pth` file, or one on the Hub as `owner/name/file`.
+        width (`int`): Width of the CLIP embeddings.
+
+    Returns:
+        `torch.nn.Sequential`: From normalized embeddings (n, width) to scores (n, 1).
+
+    Raises:
+        ValueError: If there is no such file, it is no such predictor, or one for embeddings of another width.
+    """
+    path, parts = Path(source).expanduser(), source.split("/", 2)
+    if not path.is_file():
+        if len(parts) < 3 or source[0] in "./~":
+            raise ValueError(
+                f"There is no file {source!r}; aesthetic_head takes a file, or owner/name/file on the Hub."
+            )
+        path = Path(hf_hub_download("/".join(parts[:2]), parts[2]))
+    is_safe = path.suffix == ".safetensors"
+    weights = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    for prefixes in AESTHETIC_LAYERS:
+        if set(weights) == {f"{prefix}{kind}" for prefix in prefixes for kind in ("weight", "bias")}:
+            break
+    else:
+        raise ValueError(f"{source} is no linear aesthetic predictor of LAION's; it holds {', '.join(weights)}.")
+    layers = nn.Sequential()
+    for prefix in prefixes:
+        layer = nn.Linear(*reversed(weights[f"{prefix}weight"].shape))
+        layer.load_state_dict({kind: weights[f"{prefix}{kind}"] for kind in ("weight", "bias")})
+        layers.append(layer)
+    if layers[0].in_features != width:
+        raise ValueError(f"{source} is for embeddings of width {layers[0].in_features}, but CLIP's have {width}.")
+    return layers.eval()

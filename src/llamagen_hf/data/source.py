@@ -1,0 +1,177 @@
+"""Where the pictures come from: any dataset that the `datasets` library reads, as a training and a test split."""
+
+import logging
+import os
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
+
+
+logger = logging.getLogger(__name__)
+
+# Which of the library's readers takes a file pattern.
+READERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+READERS |= {".tar": "webdataset"} | dict.fromkeys([".png", ".jpg", ".jpeg", ".webp"], "imagefolder")
+
+PICTURE_TYPES = [Value(dtype) for dtype in ("string", "large_string", "binary", "large_binary")]
+
+
+@dataclass
+class DataConfig:
+    """Where the pictures are: the recipe's section `data`.
+
+    A folder holds pictures (in one folder a class, with a `metadata.jsonl`, or flat), Parquet files or WebDataset tar
+    shards, see "Create an image dataset" in the documentation of `datasets`.
+
+    The rows to measure on are those of `test_split`. If it is null, or if the dataset has no such split, they are
+    `test_fraction` of the training rows (at least one), drawn with `split_seed` and held out of the training. A stream
+    can't be drawn from in advance: streaming has no such hold-out and then no test rows at all, as has a
+    `test_fraction` of 0.
+    """
+
+    dataset: str = field(
+        metadata={
+            "help": "A Hub id, a folder, or a file pattern such as 'shards/{00000..00009}.tar' or 'a/*.parquet'."
+        }
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Name of the dataset's configuration."})
+    train_split: str = field(
+        default="train", metadata={"help": "Split to learn from, or a part such as 'train[:1000]'."}
+    )
+    test_split: str | None = field(
+        default="test", metadata={"help": "Split to measure on; null holds out test_fraction, as if it were missing."}
+    )
+    test_fraction: float = field(
+        default=0.05, metadata={"help": "Share of the training rows to hold out if there is no test_split."}
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the choice of held out rows."})
+    image_column: str = field(
+        default="image", metadata={"help": "Column with the pictures; in tar shards their extension, such as 'jpg'."}
+    )
+    label_column: str | None = field(default=None, metadata={"help": "Column with the class ids."})
+    image_size: int = field(default=256, metadata={"help": "Side to crop and resize to, in pixels."})
+    min_image_size: int = field(
+        default=0, metadata={"help": "Pictures with a shorter side below it, in pixels, can't be used."}
+    )
+    max_bad_rows: int = field(
+        default=0, metadata={"help": "Rows that can't be used, such as broken pictures, to skip before the run stops."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read while training, without a copy on the disk."})
+    shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Rows among which a stream is shuffled."})
+
+    def __post_init__(self):
+        if not 0 <= self.test_fraction < 1:
+            raise ValueError(f"test_fraction is {self.test_fraction}; expected at least 0 and less than 1.")
+
+    def load(self, split: str) -> Dataset | IterableDataset | None:
+        """The rows of a split.
+
+        Args:
+            split (`str`): `"train"` or `"test"`.
+
+        Returns:
+            Rows whose pictures are not decoded yet: `image_column` has type `Image(decode=False)`, so a broken picture
+            raises only where [`~llamagen_hf.data.transforms.decode_picture`] opens it. An `IterableDataset` if
+            `streaming`; `None` for a test split that does not exist.
+
+        Raises:
+            ValueError: If the dataset can't be read, or if it has no such split or column.
+        """
+        with self._errors_in_one_sentence():
+            splits = self._read()
+        is_held_out = self.test_split is None or not _has_split(splits, self.test_split)
+        if split == "test" and not is_held_out:
+            return self._rows(splits, self.test_split)
+        if split == "test" and self.streaming:
+            logger.warning("%r has no split %r, and a stream can't be held out from.", self.dataset, self.test_split)
+            return None
+        rows = self._rows(splits, self.train_split)
+        if not is_held_out or self.streaming:
+            return rows
+        chosen = self._held_out(len(rows))
+        if split == "train":
+            return rows.select([index for index in range(len(rows)) if index not in chosen])
+        logger.warning(
+            "%r has no split %r: %d training rows are held out.", self.dataset, self.test_split, len(chosen)
+        )
+        return rows.select(sorted(chosen)) if chosen else None
+
+    def label_names(self, rows: Dataset | IterableDataset) -> dict[int, str] | None:
+        """Names of the classes by id, if `label_column` has them."""
+        feature = rows.features.get(self.label_column)
+        return dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else None
+
+    def _read(self, split: str | None = None) -> DatasetDict | IterableDatasetDict | Dataset | IterableDataset:
+        path, files = os.path.expanduser(self.dataset), None
+        if not os.path.isdir(path):
+            suffix = Path(path).suffix.lower()
+            if suffix in READERS:
+                path, files = READERS[suffix], _expand_ranges(path)
+            elif re.search(r"[*?\[{]", path):
+                raise ValueError(f"a file pattern must end in one of {', '.join(READERS)}")
+            elif path.startswith((".", "/")):
+                raise ValueError("there is no such folder")
+        return load_dataset(path, self.dataset_config, data_files=files, split=split, streaming=self.streaming)
+
+    def _rows(self, splits: dict, name: str) -> Dataset | IterableDataset:
+        if not _has_split(splits, name):
+            raise ValueError(f"The dataset {self.dataset!r} has no split {name!r}; it has {', '.join(splits)}.")
+        with self._errors_in_one_sentence():
+            rows = splits[name] if name in splits else self._read(name)
+            if rows.features is None:  # a stream of files that do not say what is in them
+                rows = rows._resolve_features()
+        for column in (self.image_column, self.label_column):
+            if column is not None and column not in rows.features:
+                raise ValueError(
+                    f"The dataset {self.dataset!r} has no column {column!r}; it has {', '.join(rows.features)}."
+                )
+        feature = rows.features[self.image_column]
+        if not isinstance(feature, Image | dict) and feature not in PICTURE_TYPES:
+            raise ValueError(f"The column {self.image_column!r} of {self.dataset!r} holds no pictures but {feature}.")
+        if self.label_column is not None:
+            feature = rows.features[self.label_column]
+            if not isinstance(feature, ClassLabel | Value) or "int" not in feature.dtype:
+                raise ValueError(
+                    f"The column {self.label_column!r} of {self.dataset!r} holds no class ids but {feature}."
+                )
+        with self._errors_in_one_sentence():  # class ids beyond the last class among them
+            return rows.cast_column(self.image_column, Image(decode=False))
+
+    @contextmanager
+    def _errors_in_one_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # those of pyarrow, tarfile, the Hub and whoever else reads files come through
+            reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+            raise ValueError(f"The dataset {self.dataset!r} can't be read: {reason}.") from error
+
+    def _held_out(self, num_rows: int) -> set[int]:
+        """Which rows of a training split to measure on."""
+        if not self.test_fraction:
+            return set()
+        if num_rows < 2:
+            raise ValueError(
+                f"The dataset {self.dataset!r} is too small to hold out test rows; set test_fraction to 0."
+            )
+        count = min(max(1, round(num_rows * self.test_fraction)), num_rows - 1)
+        return set(random.Random(self.split_seed).sample(range(num_rows), count))
+
+
+def _has_split(splits: dict, name: str) -> bool:
+    """Whether all parts of an expression such as `train[:1000]+extra` are there."""
+    return all(part.partition("[")[0] in splits for part in name.split("+"))
+
+
+def _expand_ranges(pattern: str) -> list[str]:
+    """`a{08..10}b` to `a08b`, `a09b`, `a10b`."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    numbers = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    return [name for number in numbers for name in _expand_ranges(match.re.sub(number, pattern, count=1))]

@@ -1,0 +1,75 @@
+"""Tables of pictures and captions: read as a stream, written as Parquet shards that a killed run need not repeat."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.table import embed_table_storage
+
+
+BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tar": "webdataset"}
+RECORD = ".prepare.json"  # hidden, so that load_dataset passes over it
+COUNTS = b"llamagen_hf"
+FREE_SETTINGS = ("output_dir", "batch_size", "device_map")  # a run may go on with others
+
+
+def open_rows(config, columns: list[str]) -> IterableDataset:
+    """Stream `config.dataset`, a Hub id, a folder or a file pattern; a `ValueError` if it lacks one of `columns`."""
+    dataset = os.path.expanduser(config.dataset)
+    builder = next((BUILDERS[suffix] for suffix in Path(dataset).suffixes if suffix in BUILDERS), None)
+    files = {} if builder is None else {"data_files": {config.split: dataset}}
+    try:
+        rows = load_dataset(builder or dataset, split=config.split, streaming=True, **files)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The dataset {config.dataset!r} can't be read; give a Hub id, a folder or a file pattern ({error})."
+        ) from error
+    if rows.features is None:  # the types in a CSV file are known only once rows are read
+        rows = rows.cast(Dataset.from_list(list(rows.take(1000))).features)
+    for column in columns:
+        if column not in rows.column_names:
+            raise ValueError(f"The dataset has no column {column!r}; it has {', '.join(rows.column_names)}.")
+    return rows
+
+
+def open_folder(config) -> dict:
+    """The record of the run in `config.output_dir`; a `ValueError` if that run has other settings."""
+    folder = Path(config.output_dir)
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
+    settings["stage"] = type(config).__name__
+    if (folder / RECORD).is_file():
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        others = [name for name in settings if record["settings"].get(name) != settings[name]]
+        if others:
+            raise ValueError(f"{folder} was begun with other settings ({', '.join(others)}); give another output_dir.")
+        return record
+    if any(folder.glob("*.parquet")):
+        raise ValueError(f"{folder} holds files of something else; give another output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"settings": settings}
+    write_record(config, record)
+    return record
+
+
+def write_record(config, record: dict) -> None:
+    partial = Path(config.output_dir, f"{RECORD}.{os.getpid()}")  # several processes may begin a run together
+    partial.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    partial.replace(Path(config.output_dir, RECORD))
+
+
+def shard_path(config, index: int) -> Path:
+    return Path(config.output_dir, f"train-{index:05d}.parquet")
+
+
+def write_shard(table: pa.Table, path: Path, counts: dict | None = None, row_group_size: int | None = None) -> None:
+    """Write one shard, pictures included, so that it appears only once it is whole; `counts` go into its metadata."""
+    table = embed_table_storage(table)
+    if counts is not None:
+        table = table.replace_schema_metadata(table.schema.metadata | {COUNTS: json.dumps(counts)})
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(table, partial, row_group_size=row_group_size)
+    partial.replace(path)
