@@ -1,5 +1,6 @@
 """What both trainings share: the settings of a run, and the loop that can be stopped anywhere and goes on exactly."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -245,9 +246,13 @@ class Run:
             self.ema.restore(self.parameters)
 
     def log(self, values: dict[str, float]) -> None:
-        """One line, and one record of the trackers."""
+        """One line of the log, one of `log.jsonl`, and one record of the trackers."""
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         logger.log(logging.INFO, f"step {self.step}: {shown}")
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            with open(self.output_dir / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step} | values) + "\n")
         self.accelerator.log(values, step=self.step)
 
     def show(self, draw: Callable[[], Image.Image]) -> None:
