@@ -39,8 +39,8 @@ def launch(tmp_path, stage, recipe, *flags) -> dict:
     """Run a stage in two processes and return its report."""
     path = tmp_path / f"{stage}.yaml"
     path.write_text(json.dumps(recipe))  # JSON is YAML
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1",
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1",
                "--main_process_port", "0", *flags]  # fmt: skip
     result = subprocess.run(
         [*command, ROOT / "pipelines" / f"{stage}.py", "--config", path], capture_output=True, text=True, timeout=300
@@ -83,7 +83,8 @@ def test_two_processes_train_a_tokenizer_like_one(stages, tmp_path):
     """With a discriminator without batch statistics; codes are not revived, which would depend on the process."""
     _, data = stages
     config = {
-        "discriminator": "stylegan", "discriminator_width": 32, "discriminator_start": 2, "revive_until_step": 0, **EXACT
+        "discriminator": "stylegan", "discriminator_width": 32, "discriminator_start": 2, "revive_until_step": 0,
+        **EXACT,
     }  # fmt: skip
     one, two = (tokenizer_config(tmp_path / name, **config) for name in ("one", "two"))
     metrics = train_tokenizer(data, one)
@@ -97,8 +98,8 @@ def test_a_patchgan_trains_in_two_processes_with_revived_codes(stages, tmp_path)
     _, data = stages
     data = DataConfig(**vars(data) | {"image_size": 32})
     config = tokenizer_config(
-        tmp_path / "out", discriminator="patchgan", discriminator_width=8, discriminator_start=1, adversarial_weight=0.1,
-        adaptive_adversarial_weight=True, **EXACT,
+        tmp_path / "out", discriminator="patchgan", discriminator_width=8, discriminator_start=1,
+        adversarial_weight=0.1, adaptive_adversarial_weight=True, **EXACT,
     )  # fmt: skip
     assert launch(tmp_path, "train_tokenizer", {"data": vars(data), "tokenizer": vars(config)})["psnr"] > 0
 

@@ -146,6 +146,7 @@ def test_an_adapter_trains_alone_loads_and_merges(stages, tmp_path):
     metrics = train_generator(config)
     saved = {path.name for path in (tmp_path / "lora").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= saved and "transformer" not in saved
+    assert str(folder) not in (tmp_path / "lora" / "adapter_config.json").read_text()
 
     pipe = AutoregressiveImagePipeline.from_pretrained(folder / "text")
     plain = {key: value.clone() for key, value in pipe.transformer.state_dict().items()}

@@ -95,11 +95,14 @@ for stage, flags in (
     result = run([sys.executable, "-c", script], env=os.environ | {"HF_HUB_OFFLINE": "1"})
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 6 and "Traceback" not in result.stderr, result.stderr
-    for error, message in zip(
-        errors,
-        ["'./absent' can't be read: there is no such folder", "has no column 'picture'; it has image, caption",
-         "tokenizer", "tokenizer", "expected one argument", "'sift' is not one of filter, score, recaption"],
-        strict=True,
-    ):  # fmt: skip
+    messages = [
+        "'./absent' can't be read: there is no such folder",
+        "has no column 'picture'; it has image, caption",
+        "There is no image tokenizer",
+        "There is no image tokenizer",
+        "expected one argument",
+        "'sift' is not one of filter, score, recaption",
+    ]
+    for error, message in zip(errors, messages, strict=True):
         assert message in error
     assert not (tmp_path / "codes").exists() and not (tmp_path / "pipeline").exists()

@@ -98,6 +98,16 @@ class CodeExtractionConfig:
         return [center, *others]
 
 
+def load_tokenizer(path: str) -> LlamaGenVQModel:
+    """The image tokenizer of a folder or a Hub id; a `ValueError` if there is none."""
+    try:
+        return LlamaGenVQModel.from_pretrained(path).eval()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"There is no image tokenizer {str(path)!r}, neither as a folder nor as a Hub repository; train one first."
+        ) from error
+
+
 def tokenizer_fingerprint(model: LlamaGenVQModel) -> str:
     """What tells one tokenizer's codes from another's: a hash of its codebook and encoder."""
     digest = hashlib.sha256()
@@ -143,7 +153,7 @@ class CodeExtraction:
         self.state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # set by accelerate launch --cpu
         self.output_dir = Path(config.output_dir)
         self.bad_rows = BadRows(data.max_bad_rows)
-        self.model = LlamaGenVQModel.from_pretrained(config.tokenizer).eval()
+        self.model = load_tokenizer(config.tokenizer)
         if data.image_size % self.model.downsample_factor:
             raise ValueError(
                 f"image_size is {data.image_size}; this tokenizer takes multiples of {self.model.downsample_factor}."

@@ -1,6 +1,7 @@
 """Training of the generator: the next code, given a condition and the codes before it."""
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -8,13 +9,12 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 
 from ..data.codes import CodeCollator, CodeSamples, load_codes, read_codes_info
-from ..data.extraction import tokenizer_fingerprint
+from ..data.extraction import load_tokenizer, tokenizer_fingerprint
 from ..data.loading import batches_once
 from ..lora import lora_config
 from ..modeling import LlamaGenForConditionalGeneration
 from ..pipeline import AutoregressiveImagePipeline
 from ..prompts import encode_tokens, tokenize_prompts
-from ..vq_model import LlamaGenVQModel
 from .checkpoints import latest_checkpoint, replace_result
 from .condition_to_codes import ConditionToCodes, mean_loss, parameter_groups
 from .generator_config import GeneratorTrainingConfig
@@ -51,7 +51,7 @@ class GeneratorTraining:
         self.config = config
         self.training = training = Run(config, micro_batch_size, config.max_bad_rows)
         self.accelerator, self.device = training.accelerator, training.accelerator.device
-        self.vq_model = LlamaGenVQModel.from_pretrained(config.tokenizer).eval().to(self.device)
+        self.vq_model = load_tokenizer(config.tokenizer).to(self.device)
         fingerprint, info = tokenizer_fingerprint(self.vq_model), read_codes_info(config.codes_dir)
         self.train, self.test = (load_codes(config.codes_dir, split, fingerprint) for split in ("train", "test"))
 
@@ -195,9 +195,9 @@ class GeneratorTraining:
             return
         output_dir = self.training.output_dir
         if self.config.lora_rank:
-            # A path would be of interest on this machine only.
             (adapter,) = self.transformer.peft_config.values()
-            adapter.base_model_name_or_path = self.config.init_from.replace("\\", "/")
+            base = self.config.init_from  # a path would be of interest on this machine only
+            adapter.base_model_name_or_path = None if Path(base).is_dir() else base
             replace_result(output_dir, "adapter_config.json", self.transformer.save_pretrained)
             return
         transformer = self.transformer
