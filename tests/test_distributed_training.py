@@ -40,8 +40,8 @@ def launch(tmp_path, stage, recipe, *flags) -> dict:
     path = tmp_path / f"{stage}.yaml"
     path.write_text(json.dumps(recipe))  # JSON is YAML
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1",
-               "--main_process_port", "0", *flags]  # fmt: skip
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               "--num_cpu_threads_per_process", "1", "--main_process_port", "0", *flags]  # fmt: skip
     result = subprocess.run(
         [*command, ROOT / "pipelines" / f"{stage}.py", "--config", path], capture_output=True, text=True, timeout=300
     )

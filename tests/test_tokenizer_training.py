@@ -192,6 +192,17 @@ def test_too_few_pictures_for_a_batch_is_one_sentence(data, tmp_path):
         train_tokenizer(data, tokenizer_config(tmp_path, batch_size=21))
 
 
+def test_a_tracker_gets_losses_and_pictures(data, tmp_path):
+    pytest.importorskip("tensorboard", reason="the test extra is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_tokenizer(data, tokenizer_config(tmp_path, report_to="tensorboard"))
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.*") if "llamagen" == path.parent.name}
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("reconstruction")] == [2, 4, 6]
+    assert [event.step for event in events.Images("samples")] == [3, 6]
+
+
 def test_an_absent_tracker_is_named(data, tmp_path):
     with pytest.raises(ValueError, match="report_to is 'comet_ml', which is not installed"):
         train_tokenizer(data, tokenizer_config(tmp_path, report_to="comet_ml"))

@@ -120,8 +120,9 @@ class GeneratorTraining:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             losses.append(loss.detach())
+        rate = losses[0].new_tensor(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
-        return {"loss": torch.stack(losses).mean()}
+        return {"loss": torch.stack(losses).mean(), "learning_rate": rate}
 
     def encode(self, batch: dict) -> dict:
         """The batch, with text states in place of tokens where the text encoder does not learn along."""

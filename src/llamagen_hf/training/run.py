@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -269,7 +270,9 @@ class Run:
         image.save(partial)
         partial.rename(folder / f"step-{self.step:08d}.png")
         for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
+            if tracker.name == "tensorboard":  # it takes arrays, the others take pictures
+                tracker.log_images({"samples": np.asarray(image)[None]}, step=self.step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
                 tracker.log_images({"samples": [image]}, step=self.step)
 
 

@@ -127,13 +127,15 @@ class TokenizerTraining:
             self.counts.add(self.accelerator.gather(output.codes))
             mean_error = F.mse_loss(output.sample.float(), images) / 4
             records.append({name: loss.detach() for name, loss in losses.items()} | {"psnr": -10 * mean_error.log10()})
+        rate = images.new_tensor(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         if adversarial:
             self.discriminator_scheduler.step()
         if step % self.config.revive_every == 0 and step <= self.config.revive_until_step:
             revive_codes(self.raw, self.counts.counts, images)
             broadcast(self.raw.quantize.embedding.weight.data)  # each process has its own pictures
-        return {name: torch.stack([record[name].detach() for record in records]).mean() for name in records[0]}
+        values = {name: torch.stack([record[name].detach() for record in records]).mean() for name in records[0]}
+        return values | {"learning_rate": rate}
 
     def losses(self, output: LlamaGenVQOutput, images: torch.Tensor, adversarial: bool) -> dict[str, torch.Tensor]:
         """The tokenizer's losses, with their weights, as scalars."""
