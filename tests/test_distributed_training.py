@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import build_text_encoder
-from tiny_training import generator_config, tokenizer_config, write_shapes
+from tiny_training import generator_config, tokenizer_config, write_codes
 from transformers import ByT5Tokenizer
 
 
 pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
-from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
 from llamagen_hf.training.generator import train_generator  # noqa: E402
 from llamagen_hf.training.tokenizer import train_tokenizer  # noqa: E402
@@ -29,10 +28,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
-    data = write_shapes(folder / "shapes")
-    train_tokenizer(data, tokenizer_config(folder / "tokenizer", max_train_steps=2))
-    extract_codes(data, CodeExtractionConfig(str(folder / "tokenizer"), str(folder / "codes"), num_crops=2))
-    return folder, data
+    return folder, write_codes(folder)
 
 
 def launch(tmp_path, stage, recipe, *flags) -> dict:

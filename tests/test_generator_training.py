@@ -17,7 +17,7 @@ pytest.importorskip("datasets", reason="the training extra is not installed")
 from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
 from llamagen_hf.data.codes import CodeCollator, CodeSamples, load_codes, read_codes_info  # noqa: E402
 from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes  # noqa: E402
-from llamagen_hf.data.loading import batches_once  # noqa: E402
+from llamagen_hf.data.samples import batches_once  # noqa: E402
 from llamagen_hf.modeling import LlamaGenForConditionalGeneration  # noqa: E402
 from llamagen_hf.training.condition_to_codes import ConditionToCodes, mean_loss, parameter_groups  # noqa: E402
 from llamagen_hf.training.generator import GeneratorTraining, train_generator  # noqa: E402

@@ -15,9 +15,8 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 
 from accelerate import Accelerator  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from tiny_training import generator_config, tokenizer_config, write_shapes  # noqa: E402
+from tiny_training import generator_config, tokenizer_config, write_codes  # noqa: E402
 
-from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes  # noqa: E402
 from llamagen_hf.training.checkpoints import latest_checkpoint, resume, save_checkpoint  # noqa: E402
 from llamagen_hf.training.generator import train_generator  # noqa: E402
 from llamagen_hf.training.tokenizer import train_tokenizer  # noqa: E402
@@ -31,10 +30,7 @@ CONTEXT.set_forkserver_preload(["conftest", "llamagen_hf.training.generator", "l
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
-    data = write_shapes(folder / "shapes")
-    train_tokenizer(data, tokenizer_config(folder / "tokenizer", max_train_steps=2))
-    extract_codes(data, CodeExtractionConfig(str(folder / "tokenizer"), str(folder / "codes"), num_crops=2))
-    return folder, data
+    return folder, write_codes(folder)
 
 
 def run_forking(function, *configs) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import datasets
 from PIL import Image, ImageDraw
 
+from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes
 from llamagen_hf.data.source import DataConfig
 from llamagen_hf.training.generator_config import GeneratorTrainingConfig
+from llamagen_hf.training.tokenizer import train_tokenizer
 from llamagen_hf.training.tokenizer_config import TokenizerTrainingConfig
 
 
@@ -44,6 +46,14 @@ def write_shapes(folder: Path, train: int = 20, test: int = 8) -> DataConfig:
         for shard in range(2):  # two files, so that two workers have something to read of a stream
             rows.shard(2, shard).to_parquet(folder / f"{split}-{shard:05d}-of-00002.parquet")
     return DataConfig(dataset=str(folder), image_size=16)
+
+
+def write_codes(folder: Path) -> DataConfig:
+    """A tokenizer and codes below `folder`, for a generator to learn from."""
+    data = write_shapes(folder / "shapes")
+    train_tokenizer(data, tokenizer_config(folder / "tokenizer", max_train_steps=2))
+    extract_codes(data, CodeExtractionConfig(str(folder / "tokenizer"), str(folder / "codes"), num_crops=2))
+    return data
 
 
 def tokenizer_config(folder: Path, **kwargs) -> TokenizerTrainingConfig:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..data.codes import CodeCollator, CodeSamples, load_codes, read_codes_info
 from ..data.extraction import load_tokenizer, tokenizer_fingerprint
-from ..data.loading import batches_once
+from ..data.samples import batches_once
 from ..lora import lora_config
 from ..modeling import LlamaGenForConditionalGeneration
 from ..pipeline import AutoregressiveImagePipeline

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import nn
 
 from ..data.bad_rows import BadRows
-from ..data.loading import Feed
+from ..data.feed import Feed
 from .checkpoints import resume, save_checkpoint
 
 

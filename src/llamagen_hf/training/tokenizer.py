@@ -10,8 +10,8 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.optimization import get_scheduler
 from PIL import Image
 
-from ..data.loading import batches_once
 from ..data.pictures import PictureSamples, stack_pictures
+from ..data.samples import batches_once
 from ..data.source import DataConfig
 from ..vq_model import LlamaGenVQModel, LlamaGenVQOutput
 from .adversarial import adaptive_weight, discriminator_loss, generator_loss
