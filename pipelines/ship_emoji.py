@@ -17,8 +17,8 @@ from llamagen_hf import AutoregressiveImagePipeline, LlamaGenVQModel
 from llamagen_hf.conversion import save_complete
 from llamagen_hf.data.codes import CodeCollator, CodeSamples, load_codes
 from llamagen_hf.data.extraction import tokenizer_fingerprint
-from llamagen_hf.data.loading import batches_once
 from llamagen_hf.data.pictures import PictureSamples, stack_pictures
+from llamagen_hf.data.samples import batches_once
 from llamagen_hf.data.source import DataConfig
 from llamagen_hf.pipeline import EMOJI_CHECKPOINT
 from llamagen_hf.prompts import tokenize_prompts
