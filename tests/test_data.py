@@ -202,7 +202,7 @@ def test_bad_rows_are_counted_once_up_to_the_limit(caplog):
     assert resumed.report() == bad.report()
     resumed.add(7, "picture too small: 5x3")
     with pytest.raises(
-        ValueError, match="4 rows can't be used, more than max_bad_rows .3. allows; the last: row 8: no"
+        ValueError, match="4 row.s. can't be used, more than max_bad_rows .3. allows; the last: row 8: no"
     ):
         resumed.add(8, "no caption")
 

@@ -97,7 +97,7 @@ def test_a_patchgan_trains_in_two_processes_with_revived_codes(stages, tmp_path)
         tmp_path / "out", discriminator="patchgan", discriminator_width=8, discriminator_start=1,
         adversarial_weight=0.1, adaptive_adversarial_weight=True, **EXACT,
     )  # fmt: skip
-    assert launch(tmp_path, "train_tokenizer", {"data": vars(data), "tokenizer": vars(config)})["psnr"] > 0
+    assert launch(tmp_path, "train_tokenizer", {"data": vars(data), "tokenizer": vars(config)})["test_psnr"] > 0
 
 
 # Accelerate shards on accelerators only, though torch can on CPUs too: this takes two CPUs for accelerators.

@@ -255,7 +255,7 @@ def test_bad_rows_are_left_out_and_counted(extract, faulty, tmp_path, streaming,
     assert extract(output, **settings) == report
     (output / "train-00002.parquet").unlink()
     with pytest.raises(
-        ValueError, match="6 rows can't be used, more than max_bad_rows .5. allows; the last: row 8: no"
+        ValueError, match="6 row.s. can't be used, more than max_bad_rows .5. allows; the last: row 8: no"
     ):
         extract(output, **settings | {"max_bad_rows": 5})
     assert not (output / "train-00002.parquet").exists()
@@ -263,7 +263,7 @@ def test_bad_rows_are_left_out_and_counted(extract, faulty, tmp_path, streaming,
 
 def test_no_bad_row_is_allowed_unless_told_otherwise(extract, faulty, tmp_path):
     with pytest.raises(
-        ValueError, match="1 rows can't be used, more than max_bad_rows .0. allows; the last: row 1: pic"
+        ValueError, match="1 row.s. can't be used, more than max_bad_rows .0. allows; the last: row 1: pic"
     ):
         extract(tmp_path / "codes", **faulty)
     assert not list((tmp_path / "codes").glob("*.parquet"))
@@ -386,3 +386,27 @@ def test_two_processes_share_out_the_files(extract, folder, tmp_path, streaming)
     assert json.loads(result.stdout) == {"rows": {"train": TRAIN, "test": TEST}, "bad_rows": {}}
     for split in ("train", "test"):
         assert load(tmp_path / "one", split)[:] == load(tmp_path / "two", split)[:]
+
+
+def test_a_folder_of_pictures_alone_gives_codes_alone(tmp_path):
+    build_vq_model().save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "pictures").mkdir()
+    for i in range(5):
+        Image.new("RGB", (40, 40), (50 * i, 0, 0)).save(tmp_path / "pictures" / f"{i}.png")
+    data = DataConfig(dataset=str(tmp_path / "pictures"), image_size=16, test_fraction=0.2)
+    config = CodeExtractionConfig(str(tmp_path / "tokenizer"), str(tmp_path / "codes"), crops="ten_crop")
+    assert extract_codes(data, config)["rows"] == {"train": 4, "test": 1}
+    train, test = (
+        datasets.load_dataset("parquet", data_files=str(tmp_path / "codes" / f"{split}-*.parquet"), split="train")
+        for split in ("train", "test")
+    )
+    assert train.column_names == ["codes", "index"]
+    assert len(train[0]["codes"]) == 10 and len(test[0]["codes"]) == 1  # tests are on the centre crop
+
+
+def test_a_mistake_records_nothing(tmp_path):
+    build_vq_model().save_pretrained(tmp_path / "tokenizer")
+    config = CodeExtractionConfig(str(tmp_path / "tokenizer"), str(tmp_path / "codes"))
+    with pytest.raises(ValueError, match="can't be read"):
+        extract_codes(DataConfig(dataset=str(tmp_path / "absent"), image_size=16), config)
+    assert not (tmp_path / "codes").exists()

@@ -101,7 +101,7 @@ def test_bad_rows_are_replaced_counted_and_limited(rows):
     assert all(len(batch) == 2 and not {7, 8} & set(batch) for step in steps for batch in step)
     assert feed.bad_rows.report() == {"no picture": len(feed.bad_rows)}
     assert len(feed.bad_rows) == 2  # each counts once, however often it comes up
-    with pytest.raises(ValueError, match=r"1 rows can't be used, more than max_bad_rows \(0\) allows"):
+    with pytest.raises(ValueError, match=r"1 row.s. can't be used, more than max_bad_rows \(0\) allows"):
         drawn(feed_of(rows(), limit=0), 30)
 
 

@@ -132,6 +132,19 @@ def test_a_killed_tokenizer_run_ends_like_an_unbroken_one(stages, tmp_path, work
     check_resume(tmp_path, train_tokenizer, config, replace(data, streaming=streaming))
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [({"hidden_size": 32}, "size mismatch"), ({"batch_size": 5}, "its run had batch_size 4, not 5"),
+     ({"seed": 1}, "its run had seed 0, not 1")],
+)  # fmt: skip
+def test_a_checkpoint_of_another_recipe_is_one_sentence(stages, tmp_path, change, message):
+    folder, _ = stages
+    config = generator_config(tmp_path, folder / "tokenizer", folder / "codes", max_train_steps=1)
+    train_generator(config)
+    with pytest.raises(ValueError, match=f"step-00000001 belongs to another recipe .*({message}).*another output_dir"):
+        train_generator(replace(config, max_train_steps=2, **change))
+
+
 def test_a_half_written_checkpoint_is_passed_over_and_named(tmp_path, caplog):
     accelerator = Accelerator(cpu=True)
     save_checkpoint(accelerator, tmp_path, step=3, total_limit=1)

@@ -48,7 +48,7 @@ def test_from_forty_emoji_to_a_picture(tmp_path):
         assert result.returncode == 0, result.stderr[-3000:]
         reports[stage] = json.loads(result.stdout[result.stdout.index("{") :])
     assert reports["extract_codes"]["rows"] == {"train": 32, "test": 8}
-    assert reports["train_tokenizer"]["psnr"] > 0 and reports["train_generator"]["test_loss"] > 0
+    assert reports["train_tokenizer"]["test_psnr"] > 0 and reports["train_generator"]["test_loss"] > 0
     pipe = AutoregressiveImagePipeline.from_pretrained(tmp_path / "pipeline")
     assert pipe("a red apple").images[0].size == (32, 32)
     picture = tmp_path / "apple.png"

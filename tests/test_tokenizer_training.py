@@ -32,8 +32,8 @@ def trained(data, tmp_path_factory):
 
 def test_training_saves_a_tokenizer_with_pictures_and_metrics(trained):
     folder, metrics = trained
-    assert metrics["psnr"] > 0 and -1 <= metrics["ssim"] <= 1
-    assert 0 < metrics["codebook_usage"] <= 1 <= metrics["codebook_perplexity"] <= 32
+    assert metrics["test_psnr"] > 0 and -1 <= metrics["test_ssim"] <= 1
+    assert 0 < metrics["test_codebook_usage"] <= 1 <= metrics["test_codebook_perplexity"] <= 32
     assert LlamaGenVQModel.from_pretrained(folder).config.sample_size == 16
     assert [path.name for path in sorted((folder / "samples").iterdir())] == ["step-00000003.png", "step-00000006.png"]
     assert not list(folder.rglob("*partial*"))
@@ -47,7 +47,7 @@ def test_a_finished_run_trains_no_further(data, trained):
 def test_training_gets_better(data, tmp_path):
     short = train_tokenizer(data, tokenizer_config(tmp_path / "1", max_train_steps=1))
     longer = train_tokenizer(data, tokenizer_config(tmp_path / "40", max_train_steps=40, learning_rate=1e-2))
-    assert longer["psnr"] > short["psnr"] + 2
+    assert longer["test_psnr"] > short["test_psnr"] + 2
 
 
 def test_decoder_only_training_keeps_every_code(data, trained, tmp_path):

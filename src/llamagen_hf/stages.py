@@ -5,6 +5,8 @@ import logging
 import sys
 from collections.abc import Callable
 
+import diffusers
+import transformers
 from accelerate import PartialState
 
 from .training.recipe import parse_recipe
@@ -31,6 +33,8 @@ def run_stage(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpx2", "accelerate.accelerator", "accelerate.checkpointing", "accelerate.utils.other"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
     try:
         report = function(*configs)
     except (ValueError, OSError, ImportError) as error:

@@ -38,7 +38,7 @@ class BadRows:
         logger.warning("Can't use %s: %s.", place, reason)
         if len(self) > self.limit:
             raise ValueError(
-                f"{len(self)} rows can't be used, more than max_bad_rows ({self.limit}) allows; "
+                f"{len(self)} row(s) can't be used, more than max_bad_rows ({self.limit}) allows; "
                 f"the last: {place}: {reason}."
             )
 

@@ -123,7 +123,8 @@ def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, d
 
     A row keeps all its columns but the picture (class ids keep their names) and gains the columns
 
-    - `codes`: `grids_per_picture` lists of codes, line by line of the grid, int32;
+    - `codes`: `grids_per_picture` lists of codes, line by line of the grid, int32; the test split has one, of the
+      centre crop;
     - `index`: the row's number in the split;
     - `COLUMN_states` for each of `text_columns`: see [`~llamagen_hf.data.text_features.decode_states`]; null where the
       text is null.
@@ -187,12 +188,12 @@ class CodeExtraction:
         return settings
 
     def run(self) -> dict[str, dict[str, int]]:
+        splits = {split: self.data.load(split) for split in SPLITS}  # before anything is recorded
         with self.state.main_process_first():
             self.check_settings()
             if self.state.is_main_process:
                 self.write_info({})
-        for split in SPLITS:
-            rows = self.data.load(split)
+        for split, rows in splits.items():
             if rows is not None:
                 self.extract_split(split, rows)
         self.state.wait_for_everyone()
@@ -258,7 +259,9 @@ class CodeExtraction:
         if isinstance(rows, Dataset):
             for start in range(0, len(rows), size):
                 part = rows.select(range(start, min(start + size, len(rows))))
-                yield part[image_column], part.select_columns(list(kept)).with_format("arrow")[:]
+                # A table without columns has no rows either, and the positions of pictures are taken from it.
+                columns = part.select_columns(list(kept)).with_format("arrow")[:] if kept else pa.table({})
+                yield part[image_column], columns
             return
         stream = iter(rows.decode(False))  # pictures in other columns stay files too
         while part := list(islice(stream, size)):
@@ -294,7 +297,7 @@ class CodeExtraction:
     def encode(self, part: "PictureCrops", positions: list[int], crops: torch.Tensor, schema: pa.Schema) -> pa.Table:
         """Rows as they are stored: some `positions` of `part`, with their `crops` as codes."""
         codes = self.model.encode(crops.to(self.model.device, self.model.dtype)).codes
-        codes = codes.view(len(positions), self.config.grids_per_picture, -1).int().cpu().numpy()
+        codes = codes.view(len(positions), -1, codes.shape[1] * codes.shape[2]).int().cpu().numpy()
         columns = {name: part.columns[name].take(positions) for name in part.columns.column_names}
         columns["codes"] = [list(grids) for grids in codes]
         columns["index"] = [part.first + position for position in positions]
@@ -344,7 +347,9 @@ class PictureCrops(TorchDataset):
             image = decode_picture(self.pictures[position], self.data.min_image_size)
         except BadRow as error:
             return position, str(error)
-        return position, torch.stack([to_tensor(crop) for crop in self.config.crop(image, self.data.image_size, rng)])
+        size = self.data.image_size
+        crops = self.config.crop(image, size, rng) if self.split == "train" else [center_crop(image, size)]
+        return position, torch.stack([to_tensor(crop) for crop in crops])
 
 
 def stack_crops(items: list[tuple]) -> tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]:

@@ -126,12 +126,23 @@ class Feed:
                 **options,
             )
         self.epoch = self.step = 0
+        self.identity = {"batch_size": batch_size, "seed": seed}  # without which a position means nothing
+        if not self.is_stream:
+            self.identity["rows"] = len(rows)
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "step": self.step}
+        return {"epoch": self.epoch, "step": self.step} | self.identity
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at a saved position; a `ValueError` if it is one in other rows or in steps of another size."""
+        for name, value in self.identity.items():
+            if state.get(name) != value:
+                raise ValueError(f"its run had {name} {state.get(name)}, not {value}")
         self.epoch, self.step = state["epoch"], state["step"]
+
+    def restart(self) -> None:
+        """Go back to the first step."""
+        self.epoch = self.step = 0
 
     def __iter__(self) -> Iterator[list[dict]]:
         while True:

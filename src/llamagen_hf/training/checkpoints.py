@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,13 +62,24 @@ def replace_result(folder: Path, last: str, save: Callable[[Path], None]) -> Non
 
 
 def resume(accelerator: Accelerator, folder: Path) -> int:
-    """Load the newest complete checkpoint of `folder` and return its step, 0 if there is none."""
+    """Load the newest complete checkpoint of `folder` and return its step, 0 if there is none.
+
+    Raises:
+        ValueError: If that checkpoint is one of another recipe.
+    """
     for partial in sorted(folder.glob("partial-*")):
         logger.warning(f"Ignoring {partial}: the run stopped while it was being written.")
     newest = latest_checkpoint(folder)
     if newest is None:
         return 0
-    accelerator.load_state(str(newest))
+    try:
+        accelerator.load_state(str(newest))
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise ValueError(
+            f"The checkpoint {newest} belongs to another recipe ({reason}); go on with that one, or choose another "
+            "output_dir."
+        ) from error
     logger.info(f"Resumed from {newest}.")
     return int(newest.name.removeprefix("step-"))
 

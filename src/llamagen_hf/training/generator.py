@@ -77,7 +77,7 @@ class GeneratorTraining:
             batches = (batch for micro_batches in self.feed for batch in micro_batches)
             rate = config.text_pretrain_learning_rate
             pretrain_text_encoder(self.text_encoder, batches, self.vq_model, config.text_pretrain_steps, rate)
-            self.feed.load_state_dict({"epoch": 0, "step": 0})
+            self.feed.restart()
 
         if config.gradient_checkpointing:
             self.transformer.gradient_checkpointing_enable({"use_reentrant": False})

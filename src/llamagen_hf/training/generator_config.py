@@ -7,7 +7,8 @@ from .run import RunConfig
 
 @dataclass
 class GeneratorTrainingConfig(RunConfig):
-    """One run of [`train_generator`]: the recipe's section `generator`. The defaults are LlamaGen's on ImageNet.
+    """One run of [`train_generator`]: the recipe's section `generator`. The defaults are LlamaGen's on ImageNet,
+    but for `ema_decay`: the released training does not average its weights.
 
     Class- or text-conditional, new or from the weights of another pipeline (at the same or at another grid size, since
     rotary positions have no parameters), all weights or a LoRA adapter alone.

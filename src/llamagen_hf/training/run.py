@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.tracking import filter_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -119,10 +118,6 @@ class Run:
     def __init__(self, config: RunConfig, micro_batch_size: int | None = None, max_bad_rows: int = 0):
         self.config = config
         self.output_dir = Path(config.output_dir)
-        if config.report_to is not None and not filter_trackers(config.report_to, config.output_dir):
-            raise ValueError(
-                f"report_to is {config.report_to!r}, which is not installed: pip install it, or leave it."
-            )
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             # The feed, not a loader of Accelerate's, says which micro-batches make up a step.
@@ -133,6 +128,8 @@ class Run:
             log_with=config.report_to,
             project_dir=str(self.output_dir),
         )
+        if config.report_to is not None and not self.accelerator.log_with:
+            raise ValueError(f"report_to is {config.report_to!r}, which is not installed; install it or leave it out.")
         processes = self.accelerator.num_processes
         self.micro_batch_size = micro_batch_size or config.micro_batch_size or max(1, config.batch_size // processes)
         if self.is_sharded and config.ema_decay:

@@ -31,8 +31,8 @@ def train_tokenizer(data: DataConfig, config: TokenizerTrainingConfig) -> dict[s
     """Train [`LlamaGenVQModel`], resuming from the newest checkpoint of `config.output_dir`, where it is saved.
 
     Returns:
-        `dict[str, float]`: What the averaged weights reach on the test split: `psnr` in dB and `ssim`, means over
-        pictures, `codebook_usage` in [0, 1] and `codebook_perplexity`. Empty if there is no test split.
+        `dict[str, float]`: What the averaged weights reach on the test split: `test_psnr` in dB and `test_ssim`, means
+        over pictures, `test_codebook_usage` in [0, 1] and `test_codebook_perplexity`. Empty if there is none.
 
     Raises:
         ValueError: If recipe and data do not fit each other.
@@ -157,7 +157,8 @@ class TokenizerTraining:
             losses["adversarial"] = weight * loss
         losses["codebook"] = config.codebook_weight * output.vq_loss
         losses["commitment"] = output.commit_loss
-        losses["entropy"] = output.entropy_loss
+        if config.entropy_weight:
+            losses["entropy"] = output.entropy_loss
         return losses
 
     def update(self, model: torch.nn.Module, optimizer, loss: torch.Tensor) -> None:
@@ -173,7 +174,8 @@ class TokenizerTraining:
         accelerator, samples = self.accelerator, PictureSamples(self.data)
         split = (accelerator.process_index, accelerator.num_processes)
         batches = batches_once(self.test, samples, stack_pictures, self.training.micro_batch_size, *split)
-        return evaluate_tokenizer(self.raw, batches, accelerator)
+        metrics = evaluate_tokenizer(self.raw, batches, accelerator)
+        return {f"test_{name}": value for name, value in metrics.items()}  # beside those of the training batches
 
     def draw(self) -> Image.Image:
         """Test pictures above their reconstructions."""

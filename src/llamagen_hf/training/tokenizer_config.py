@@ -7,7 +7,12 @@ from .run import RunConfig
 
 @dataclass
 class TokenizerTrainingConfig(RunConfig):
-    """One run of [`train_tokenizer`]: the recipe's section `tokenizer`. The defaults are LlamaGen's on ImageNet."""
+    """One run of [`train_tokenizer`]: the recipe's section `tokenizer`. The defaults are LlamaGen's on ImageNet.
+
+    But for `ema_decay`: the released training does not average its weights.
+    """
+
+    batch_size: int = field(default=128, metadata={"help": "Pictures of an optimizer step, over all processes."})
 
     # The model; with init_from, that of the tokenizer to start from.
     init_from: str | None = field(default=None, metadata={"help": "Tokenizer folder or Hub id to start from."})
