@@ -1,0 +1,229 @@
+"""Speed of generator training: our trainer beside a straight PyTorch loop over the same model, in one run.
+
+python benchmarks/train.py --sizes B --batch_size 64 --dtype bfloat16 [--device cuda] [--steps 20] [--repeats 5]
+
+- loop:             forward, backward, clipping, AdamW and averaged weights in a dozen lines of PyTorch
+- trainer:          `Run.train` with the training's own feed, steps, averaged weights and log lines, under Accelerate
+- loop compiled:    the loop with each decoder layer compiled
+- trainer compiled: the trainer with `compile` set
+
+All four start from the same weights and take the same batches. The loop has them ready on the device, while the
+trainer reads its rows anew, as in real use. Class-conditional, random codes, extracted from noise by a tiny tokenizer.
+Modes take turns within each repeat, so that whatever else the machine does hits all of them; the medians of their
+speeds and of their ratios to the first mode within a repeat are reported, once without and once with averaged weights.
+On a GPU, also model FLOPs utilization, and the most memory that a mode used by itself.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from itertools import islice, product
+from pathlib import Path
+
+import accelerate
+import datasets
+import numpy as np
+import torch
+import transformers
+from accelerate.utils import send_to_device
+from PIL import Image
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from llamagen_hf import LlamaGenVQModel
+from llamagen_hf.conversion import VARIANTS
+from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes
+from llamagen_hf.data.source import DataConfig
+from llamagen_hf.training.generator import GeneratorTraining
+from llamagen_hf.training.generator_config import GeneratorTrainingConfig
+from llamagen_hf.training.throughput import flops_per_image, peak_flops
+
+
+# Sizes of the Llama, the side of its grid and the number of its codes; "emoji" is pipelines/recipes/emoji.yaml's.
+SIZES = {name: ({"variant": name}, 16, 16384) for name in VARIANTS}
+for name, *sizes, grid_size, vocab_size in (("tiny", 32, 64, 2, 2, 4, 64), ("emoji", 320, 896, 6, 5, 8, 1024)):
+    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    SIZES[name] = dict(zip(fields, sizes, strict=True)), grid_size, vocab_size
+MODES = ("loop", "trainer", "loop compiled", "trainer compiled")
+CLASSES, NEVER = 1000, 10**9
+
+
+def write_codes(folder: Path, grid_size: int, vocab_size: int, rows: int) -> dict[str, str]:
+    """Extract codes from noise, with classes; the folders that a training asks for."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (rows, 2 * grid_size, 2 * grid_size, 3), np.uint8)
+    columns = {"image": [Image.fromarray(picture) for picture in noise], "label": rng.integers(0, CLASSES, rows)}
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int32"))
+    (folder / "pictures").mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "pictures" / "train.parquet")
+    torch.manual_seed(0)
+    LlamaGenVQModel(
+        block_out_channels=(8, 8), layers_per_block=1, latent_channels=8, norm_num_groups=4,
+        num_vq_embeddings=vocab_size, sample_size=2 * grid_size,
+    ).save_pretrained(folder / "tokenizer")  # fmt: skip
+    paths = {"codes_dir": str(folder / "codes"), "tokenizer": str(folder / "tokenizer")}
+    data = DataConfig(str(folder / "pictures"), image_size=2 * grid_size, test_fraction=0.0)
+    extract_codes(data, CodeExtractionConfig(paths["tokenizer"], paths["codes_dir"]))
+    return paths
+
+
+class Trainer(GeneratorTraining):
+    """The training as it is, which also keeps each step's loss."""
+
+    def train_step(self, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
+        values = super().train_step(micro_batches)
+        self.losses.append(values["loss"])
+        return values
+
+    def train_steps(self, steps: int) -> list[torch.Tensor]:
+        """Take so many steps, always from the first batch on; their losses."""
+        self.losses = []
+        self.feed.restart()
+        self.training.trained = islice(self.feed, steps)
+        self.training.train(self)
+        return self.losses
+
+
+class Loop:
+    """What one would write for this model alone."""
+
+    def __init__(self, config: GeneratorTrainingConfig, model: torch.nn.Module, batches: list[dict]):
+        self.config, self.batches, self.model = config, batches, model
+        if config.compile:
+            for layer in model.model.layers:
+                layer.compile()
+        matrices, vectors = ([p for p in model.parameters() if (p.ndim >= 2) == kind] for kind in (True, False))
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, config.learning_rate, (config.adam_beta1, config.adam_beta2))
+        self.ema = None
+        if config.ema_decay:
+            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+
+    def train_steps(self, steps: int) -> list[torch.Tensor]:
+        losses = []
+        for batch in self.batches[:steps]:
+            codes = batch["codes"]
+            inputs = torch.cat([self.model.config.vocab_size + batch["class_labels"][:, None], codes[:, :-1]], dim=1)
+            with torch.autocast(codes.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16"):
+                loss = self.model(inputs, use_cache=False, labels=codes).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
+            losses.append(loss.detach())
+        return losses
+
+
+class Bench:
+    """All modes of one size, side by side in memory."""
+
+    def __init__(self, size: str, ema_decay: float, args: argparse.Namespace, folder: Path):
+        self.args = args
+        llama, grid_size, vocab_size = SIZES[size]
+        torch.compiler.reset()  # or the second size is compiled for any shape, and slower
+        self.settings = write_codes(folder, grid_size, vocab_size, args.batch_size * args.steps) | llama
+        self.settings |= {"output_dir": str(folder / "out"), "ema_decay": ema_decay, "batch_size": args.batch_size}
+        self.settings |= {"num_classes": CLASSES, "dropout": args.dropout, "condition_dropout": args.dropout}
+        self.settings |= {"mixed_precision": "bf16" if args.dtype == "bfloat16" else "no", "log_steps": args.steps}
+        self.settings |= dict.fromkeys(("max_train_steps", "checkpointing_steps", "eval_steps", "sample_steps"), NEVER)
+        trainer = self.build("trainer")
+        self.device, self.on_gpu = trainer.device, trainer.device.type == "cuda"
+        self.batches = [batch for (batch,) in send_to_device(list(islice(trainer.feed, args.steps)), self.device)]
+        self.model = copy.deepcopy(trainer.transformer)
+        del trainer
+        self.sides, self.held, self.losses = {}, {}, {}
+        for mode in args.modes:
+            before = self.allocated()
+            self.sides[mode] = self.build(mode)
+            self.losses[mode] = [loss.item() for loss in self.sides[mode].train_steps(args.steps)]  # and compiles
+            self.held[mode] = self.allocated() - before
+
+    def build(self, mode: str) -> Trainer | Loop:
+        config = GeneratorTrainingConfig(**self.settings, compile="compiled" in mode)
+        return Trainer(config, None) if "trainer" in mode else Loop(config, copy.deepcopy(self.model), self.batches)
+
+    def allocated(self) -> int:
+        return torch.cuda.memory_allocated(self.device) if self.on_gpu else 0
+
+    def turn(self, mode: str) -> tuple[float, int]:
+        """Seconds of all steps, and the most bytes of GPU memory that this mode used, without what others hold."""
+        others = self.allocated() - self.held[mode]
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+            torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        self.sides[mode].train_steps(self.args.steps)
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - start
+        return seconds, torch.cuda.max_memory_allocated(self.device) - others if self.on_gpu else 0
+
+
+def measure(size: str, ema_decay: float, args: argparse.Namespace) -> list[dict]:
+    """One record a mode: speeds, their ratio to the first mode's, and the losses of the steps that warm up."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(size, ema_decay, args, Path(folder))
+        rounds = [{mode: bench.turn(mode) for mode in args.modes} for _ in range(args.repeats)]
+    peak, codes, flops = peak_flops(bench.device), bench.model.config.num_codes, flops_per_image(bench.model)
+    records = []
+    for mode in args.modes:
+        images = args.batch_size * args.steps / statistics.median(times[mode][0] for times in rounds)
+        records.append(
+            {
+                "size": size,
+                "averaged_weights": bool(ema_decay),
+                "mode": mode,
+                "images_per_second": images,
+                "tokens_per_second": images * codes,
+                "ratio": statistics.median(times[args.modes[0]][0] / times[mode][0] for times in rounds),
+                "mfu": images * flops / peak if peak else None,
+                "peak_gib": max(times[mode][1] for times in rounds) / 2**30 or None,
+                "losses": bench.losses[mode],
+            }
+        )
+    return records
+
+
+def parse_args(args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["B"])
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10, help="steps of a mode's turn")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each mode, after one that warms up")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is autocast")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dropout", type=float, default=0.1, help="all dropouts, that of the class included")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    return parser.parse_args(args)
+
+
+def main() -> None:
+    args = parse_args()
+    os.environ["ACCELERATE_USE_CPU"] = str(args.device == "cpu")
+    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
+    print(
+        f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, accelerate {accelerate.__version__}; batch {args.batch_size}, {args.dtype}, "
+        f"{args.steps} steps a turn, {args.repeats} turns\n"
+    )
+    print("| size | averaged | mode | images/s | tokens/s | ratio | MFU | peak GiB |")
+    print("|---|---|---|---:|---:|---:|---:|---:|")
+    records = []
+    for size, ema_decay in product(args.sizes, (0.0, 0.9999)):
+        for record in measure(size, ema_decay, args):
+            mfu = f"{record['mfu']:.1%}" if record["mfu"] else "-"
+            peak = f"{record['peak_gib']:.2f}" if record["peak_gib"] else "-"
+            speeds = f"{record['images_per_second']:.2f} | {record['tokens_per_second']:.0f} | {record['ratio']:.2f}x"
+            print(f"| {size} | {'yes' if ema_decay else 'no'} | {record['mode']} | {speeds} | {mfu} | {peak} |")
+            records.append(record)
+    print(f"\n{json.dumps(records)}")
+
+
+if __name__ == "__main__":
+    main()
