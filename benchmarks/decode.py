@@ -17,6 +17,8 @@ import argparse
 import platform
 import statistics
 import time
+from collections import deque
+from itertools import islice
 
 import diffusers
 import torch
@@ -78,20 +80,10 @@ class Bench:
 
     def _decode(self, decoder: CodeDecoder, num_codes: int) -> torch.Tensor:
         # Shapes stay those of all the codes, so that fewer of them compile nothing and allocate nothing anew.
-        remaining = [num_codes]
-
-        class Enough(Exception):
-            pass
-
-        def stop(index, codes):
-            remaining[0] -= 1
-            if not remaining[0]:
-                raise Enough
-
-        try:
-            return decoder(self.uniforms, class_ids=self.classes, guidance_scale=self.args.guidance, callback=stop)
-        except Enough:
-            return None
+        stream = decoder.stream(self.uniforms, class_ids=self.classes, guidance_scale=self.args.guidance)
+        (codes,) = deque(islice(stream, num_codes), maxlen=1)
+        stream.close()
+        return codes
 
     def seconds(self, function, *args) -> float:
         synchronize(self.device)

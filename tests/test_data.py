@@ -17,10 +17,10 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from llamagen_hf.data.bad_rows import BadRow, BadRows  # noqa: E402
+from llamagen_hf.data.picture_files import decode_picture  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
 from llamagen_hf.data.transforms import (  # noqa: E402
     center_crop,
-    decode_picture,
     random_crop,
     shifted_crop,
     ten_crop,

@@ -81,16 +81,41 @@ def test_guidance_of_one_runs_no_unconditional_half(monkeypatch):
 def test_cache_is_allocated_once_per_batch_size():
     decoder = CodeDecoder(build_transformer())
 
-    def keys():
-        return decoder._cache.layers[0].keys.data_ptr()
+    def spare():
+        (cache,) = decoder._spare_caches.values()
+        return cache, cache.layers[0].keys.data_ptr()
 
     decoder(torch.rand(2, 16), **class_condition(2))
-    first, before = decoder._cache, keys()
+    first = spare()
     codes = decoder(torch.rand(2, 16), **class_condition(2), temperature=0)
-    assert decoder._cache is first and keys() == before
+    assert spare() == first
     assert torch.equal(codes, CodeDecoder(decoder.model)(torch.rand(2, 16), **class_condition(2), temperature=0))
     decoder(torch.rand(3, 16), **class_condition(3))
-    assert decoder._cache is not first
+    assert spare() != first
+
+
+def test_drawings_that_go_on_side_by_side_do_not_mix():
+    decoder, settings = CodeDecoder(build_transformer()), {"guidance_scale": 2.0}
+    uniforms = [torch.rand(rows, 16) for rows in (1, 1, 2)]
+    alone = [decoder(numbers, **class_condition(len(numbers)), **settings) for numbers in uniforms]
+    streams = [decoder.stream(numbers, **class_condition(len(numbers)), **settings) for numbers in uniforms]
+    *_, together = zip(*streams, strict=True)
+    for codes, expected in zip(together, alone, strict=True):
+        assert torch.equal(codes, expected)
+
+
+@pytest.mark.parametrize("conditioning", ["class", "text"])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_codes_that_are_kept_change_nothing_after_them(conditioning, scale):
+    model, condition = build_transformer(conditioning=conditioning), CONDITIONS[conditioning](3)
+    decoder, uniforms, settings = CodeDecoder(model), torch.rand(3, 16), {"guidance_scale": scale, "top_k": 30}
+    whole = decoder(uniforms, **condition, **settings)
+    for count in (0, 1, 6, 15):
+        kept = decoder(uniforms, **condition, **settings, prefix_codes=whole[:, :count])
+        assert torch.equal(kept, whole)
+    others = (whole[:, :6] + 1) % 64
+    changed = decoder(uniforms, **condition, **settings, prefix_codes=others)
+    assert torch.equal(changed[:, :6], others) and not torch.equal(changed[:, 6:], whole[:, 6:])
 
 
 def test_inference_mode_and_back():
@@ -101,20 +126,17 @@ def test_inference_mode_and_back():
     assert torch.equal(inside, outside)
 
 
-def test_callback_sees_every_code_and_may_change_the_last():
+def test_stream_gives_every_code_and_the_last_may_be_changed():
     decoder = CodeDecoder(build_transformer())
-    seen = []
-
-    def force_seven(index, codes):
-        seen.append((index, codes.shape[1]))
-        if index == 3:
-            return codes.index_fill(1, torch.tensor([3]), 7)
-
-    changed = decoder(torch.zeros(2, 16), **class_condition(2), temperature=0, callback=force_seven)
     plain = decoder(torch.zeros(2, 16), **class_condition(2), temperature=0)
-    assert seen == [(i, i + 1) for i in range(16)]
-    assert torch.equal(changed[:, :3], plain[:, :3]) and (changed[:, 3] == 7).all()
-    assert not torch.equal(changed[:, 4:], plain[:, 4:])
+    lengths = []
+    for codes in decoder.stream(torch.zeros(2, 16), **class_condition(2), temperature=0):
+        lengths.append(codes.shape[1])
+        if len(lengths) == 4:
+            codes[:, 3] = 7
+    assert lengths == list(range(1, 17))
+    assert torch.equal(codes[:, :3], plain[:, :3]) and (codes[:, 3] == 7).all()
+    assert not torch.equal(codes[:, 4:], plain[:, 4:])
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """The token loop: a condition in, a grid of codes out, one code a step."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch._inductor.config
@@ -15,9 +16,9 @@ from .sampling import guide, is_guided, sample
 class CodeDecoder:
     """Draws codes from a [`LlamaGenForConditionalGeneration`] with static shapes.
 
-    The keys and values of all layers live in one cache of fixed size, allocated when the batch size changes and
-    reused until then. The condition is read eagerly; after it, every code is one call of a step whose shapes never
-    change, which [`compile`] turns into a single graph.
+    The keys and values of all layers live in a cache of fixed size, which the next drawing of the same batch size
+    takes over; drawings that go on side by side have one each. The condition is read eagerly; after it, every code is
+    one call of a step whose shapes never change, which [`compile`] turns into a single graph.
 
     Args:
         model ([`LlamaGenForConditionalGeneration`]): In evaluation mode.
@@ -25,8 +26,7 @@ class CodeDecoder:
 
     def __init__(self, model: LlamaGenForConditionalGeneration):
         self.model = model
-        self._cache = None
-        self._cache_key = None
+        self._spare_caches: dict[tuple, StaticCache] = {}
         self._step = self._eager_step
         self._freezes = False
 
@@ -49,58 +49,78 @@ class CodeDecoder:
                 kwargs["mode"] = "reduce-overhead"
         self._step = torch.compile(self._eager_step, **{"fullgraph": True, "dynamic": False, **kwargs})
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the step is compiled."""
+        return self._step != self._eager_step
+
     def _eager_step(self, codes, cache, attention_mask) -> torch.Tensor:
         output = self.model(
             input_ids=codes, past_key_values=cache, attention_mask=attention_mask, use_cache=True, logits_to_keep=1
         )
         return output.logits[:, -1]
 
-    def _static_cache(self, rows: int, length: int, device: torch.device) -> StaticCache:
+    @contextmanager
+    def _static_cache(self, rows: int, length: int, device: torch.device) -> Iterator[StaticCache]:
         # Tensors made in inference mode can't be updated outside of it.
         key = (rows, length, self.model.dtype, device, torch.is_inference_mode_enabled())
-        if key != self._cache_key:
-            self._cache = None  # free the old one first
-            self._cache, self._cache_key = StaticCache(config=self.model.config, max_cache_len=length), key
+        cache = self._spare_caches.pop(key, None)
+        self._spare_caches.clear()  # free those of other sizes before allocating
+        if cache is None:
+            cache = StaticCache(config=self.model.config, max_cache_len=length)
         else:
-            self._cache.reset()
-        return self._cache
+            cache.reset()
+        try:
+            yield cache
+        finally:
+            self._spare_caches[key] = cache
 
     def _freezing(self) -> AbstractContextManager:
         # Not an option of torch.compile: the tracer, which turns weights into constants, reads the global setting.
         return torch._inductor.config.patch(freezing=True) if self._freezes else nullcontext()
 
+    def __call__(self, uniforms: torch.Tensor, **kwargs) -> torch.LongTensor:
+        """Draw all codes of a batch of images; arguments and errors as for [`stream`].
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, codes)`: The codes in raster order.
+        """
+        (codes,) = deque(self.stream(uniforms, **kwargs), maxlen=1)
+        return codes
+
     @torch.no_grad()
-    def __call__(
+    def stream(
         self,
         uniforms: torch.Tensor,
         class_ids: torch.LongTensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
         prompt_attention_mask: torch.Tensor | None = None,
+        prefix_codes: torch.LongTensor | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: int = -1,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        callback: Callable[[int, torch.LongTensor], torch.LongTensor | None] | None = None,
-    ) -> torch.LongTensor:
-        """Draw all codes of a batch of images.
+    ) -> Iterator[torch.LongTensor]:
+        """Draw the codes of a batch of images one after the other.
 
         Args:
             uniforms (`torch.Tensor` of shape `(batch, codes)`):
-                Random numbers in [0, 1), one for each code to draw, on the device that the model runs on.
+                Random numbers in [0, 1), one for each code of an image, on the device that the model runs on.
             class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): Input ids of the classes, class mode.
             prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
                 Left-padded text states, text mode.
             prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*): 0 for padding.
+            prefix_codes (`torch.LongTensor` of shape `(batch, n)`, *optional*):
+                The first n < `codes` codes, which are kept; the others are drawn with the random numbers they would
+                have without. They are read in one go with the condition.
             guidance_scale (`float`, *optional*, defaults to 1.0): 1 draws without the unconditional half.
             guidance_interval (`int`, *optional*, defaults to -1): See [`~llamagen_hf.sampling.is_guided`].
             temperature, top_k, top_p: See [`~llamagen_hf.sampling.sample`].
-            callback (`Callable`, *optional*):
-                Called as `callback(i, codes)` after code i, with the `(batch, i + 1)` codes so far. It may return
-                codes of that shape to go on from instead; only the last one can still change what follows.
 
-        Returns:
-            `torch.LongTensor` of shape `(batch, codes)`: The codes in raster order.
+        Yields:
+            `torch.LongTensor` of shape `(batch, i)`: The codes so far in raster order, after each one that is drawn.
+            It may be changed in place; only its last column can still change what follows.
 
         Raises:
             ValueError: If the logits overflow, as they may in float16.
@@ -109,6 +129,14 @@ class CodeDecoder:
         # The model's own device means nothing while its weights are offloaded.
         (batch, num_codes), device = uniforms.shape, uniforms.device
         guided = guidance_scale != 1
+        if prefix_codes is None:
+            prefix_codes = torch.empty(batch, 0, dtype=torch.long, device=device)
+        first = prefix_codes.shape[1]
+        codes = torch.empty(batch, num_codes, dtype=torch.long, device=device)
+        codes[:, :first] = prefix_codes
+        if guided:
+            prefix_codes = prefix_codes.repeat(2, 1)
+
         if prompt_embeds is not None:
             condition_length = prompt_embeds.shape[1]
             if prompt_attention_mask is None:
@@ -118,38 +146,36 @@ class CodeDecoder:
                 prompt_embeds = torch.cat([prompt_embeds, null])
                 prompt_attention_mask = prompt_attention_mask.repeat(2, 1)
             condition = {"prompt_embeds": prompt_embeds}
+            if first:
+                condition["input_ids"] = prefix_codes
         else:
             condition_length = 1
             if guided:
                 class_ids = torch.cat([class_ids, torch.full_like(class_ids, config.null_class_id)])
-            condition = {"input_ids": class_ids[:, None]}
+            condition = {"input_ids": torch.cat([class_ids[:, None], prefix_codes], dim=1)}
 
         length = -(-(condition_length + num_codes) // 8) * 8  # attention kernels like multiples of 8
-        cache = self._static_cache(2 * batch if guided else batch, length, device)
         attention_mask = None
         if prompt_attention_mask is not None:
             attention_mask = F.pad(prompt_attention_mask, (0, length - condition_length), value=1)
 
-        codes = torch.empty(batch, num_codes, dtype=torch.long, device=device)
-        logits = model(
-            **condition, past_key_values=cache, attention_mask=attention_mask, use_cache=True, logits_to_keep=1
-        ).logits[:, -1]
-        for index in range(num_codes):
-            if guided:
-                conditional, unconditional = logits.chunk(2)
-                logits = conditional
-                if is_guided(index, guidance_interval):
-                    logits = guide(conditional, unconditional, guidance_scale)
-            codes[:, index] = sample(logits, uniforms[:, index], temperature, top_k, top_p)
-            if callback is not None:
-                replaced = callback(index, codes[:, : index + 1])
-                if replaced is not None:
-                    codes[:, : index + 1] = replaced
-            if index + 1 < num_codes:
-                step_input = codes[:, index : index + 1]
-                step_input = step_input.repeat(2, 1) if guided else step_input.clone()
-                with self._freezing():
-                    logits = self._step(step_input, cache, attention_mask)
-        if not logits.isfinite().all():  # once, since asking stalls the device; what is not finite stays so
-            raise ValueError(f"The logits are not finite in {model.dtype}; use bfloat16 or float32.")
-        return codes
+        with self._static_cache(2 * batch if guided else batch, length, device) as cache:
+            logits = model(
+                **condition, past_key_values=cache, attention_mask=attention_mask, use_cache=True, logits_to_keep=1
+            ).logits[:, -1]
+            for index in range(first, num_codes):
+                if guided:
+                    conditional, unconditional = logits.chunk(2)
+                    logits = conditional
+                    if is_guided(index, guidance_interval):
+                        logits = guide(conditional, unconditional, guidance_scale)
+                codes[:, index] = sample(logits, uniforms[:, index], temperature, top_k, top_p)
+                if index + 1 == num_codes and not logits.isfinite().all():
+                    # Asked once, since it stalls the device; what is not finite stays so.
+                    raise ValueError(f"The logits are not finite in {model.dtype}; use bfloat16 or float32.")
+                yield codes[:, : index + 1]
+                if index + 1 < num_codes:
+                    step_input = codes[:, index : index + 1]
+                    step_input = step_input.repeat(2, 1) if guided else step_input.clone()
+                    with self._freezing():
+                        logits = self._step(step_input, cache, attention_mask)

@@ -19,6 +19,9 @@ def lora_config(rank: int, alpha: int | None = None):
 class LoraLoaderMixin:
     """Loads adapters into a pipeline's `transformer`, under the names that diffusers' pipelines use."""
 
+    # Folders or Hub ids of the adapters that the pipeline draws with, so that a picture can say so.
+    lora_paths: list[str] = []
+
     def load_lora_weights(self, path: str, adapter_name: str = "default", **kwargs) -> None:
         """Add an adapter that PEFT or generator training with `lora_rank` saved, and draw with it.
 
@@ -36,6 +39,7 @@ class LoraLoaderMixin:
             self.transformer.load_adapter(str(path), adapter_name=adapter_name, **kwargs)
         except RuntimeError as error:
             raise ValueError(f"The adapter {str(path)!r} does not fit this generator: {error}") from error
+        self.lora_paths = [*self.lora_paths, str(path)]
 
     def fuse_lora(self) -> None:
         """Add the active adapters to the weights for good, so that the pipeline saves and compiles like any other."""
@@ -44,7 +48,9 @@ class LoraLoaderMixin:
         for module in self.transformer.modules():
             if isinstance(module, BaseTunerLayer):
                 module.merge()
+        paths = self.lora_paths
         self.unload_lora_weights()
+        self.lora_paths = paths
 
     def unload_lora_weights(self) -> None:
         """Remove all adapters."""
@@ -53,6 +59,7 @@ class LoraLoaderMixin:
         recurse_remove_peft_layers(self.transformer)
         del self.transformer.peft_config
         self.transformer._hf_peft_config_loaded = False
+        self.lora_paths = []
         # Loading has left the adapter's renamings here, by which saving would rename all weights.
         self.transformer.__dict__.pop("_weight_conversions", None)
 

@@ -1,33 +1,35 @@
 """`AutoregressiveImagePipeline`: a prompt or a class in, pictures out."""
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from PIL import Image, ImageOps
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .candidates import Scorer
 from .class_labels import resolve_class_label
+from .data.transforms import center_crop, to_rgb, to_tensor
 from .decoding import CodeDecoder
+from .drawing import Drawing
+from .inputs import DrawingInputs, is_count
+from .loading import EMOJI_CHECKPOINT as EMOJI_CHECKPOINT
+from .loading import CheckpointLoaderMixin
 from .lora import LoraLoaderMixin
 from .modeling import LlamaGenForConditionalGeneration
+from .outputs import AutoregressiveImageOutput, DrawingStep
+from .parameters import redrawing_inputs
+from .preview import PreviewSchedule, decode_partly
 from .prompts import encode_tokens, tokenize_prompts
-from .sampling import check_sampling, draw_uniforms
 from .vq_model import LlamaGenVQModel
-from .weights import find_missing_weights, read_weight_names
 
-
-EMOJI_CHECKPOINT = Path(__file__).parent / "checkpoints" / "emoji"
 
 # Where neither the call nor the checkpoint says otherwise.
 SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
-class AutoregressiveImagePipeline(LoraLoaderMixin, DiffusionPipeline):
+class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, DiffusionPipeline):
     r"""Draws images with LlamaGen (arXiv 2406.06525): a Llama writes codes, a decoder turns them into pixels.
 
     It has the loading, saving, device and offloading methods of any [`~diffusers.DiffusionPipeline`].
@@ -85,61 +87,6 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample_factor)
         self._decoder = CodeDecoder(transformer)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path=None, **kwargs):
-        """Load a checkpoint from a folder or from the Hub.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*):
-                A folder or a Hub id; the emoji checkpoint that ships with the package by default.
-            kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]. Weights load as float32 unless `dtype`
-                says otherwise.
-
-        Raises:
-            OSError: In one sentence, if there is no such checkpoint, or if its weights are damaged or incomplete.
-        """
-        path = EMOJI_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        folder = cls.find_checkpoint(path, **kwargs)
-        kwargs["dtype"] = kwargs.get("dtype", kwargs.pop("torch_dtype", torch.float32))
-        saved_names = read_weight_names(folder)
-        pipe = super().from_pretrained(folder, **kwargs)
-        for name, component in pipe.components.items():
-            if name in saved_names and name not in kwargs and component is not None:
-                if missing := find_missing_weights(component, saved_names[name]):
-                    raise OSError(f"The weights of {name} in {str(path)!r} miss {', '.join(missing)}.")
-        # Saving would publish this path, of interest on this machine only.
-        pipe.register_to_config(_name_or_path=None if Path(path).is_dir() else str(path))
-        pipe.vq_model.register_to_config(_name_or_path=None)
-        return pipe
-
-    @classmethod
-    def find_checkpoint(cls, pretrained_model_name_or_path=None, **kwargs) -> Path:
-        """The folder of a checkpoint, fetched if need be; arguments and errors as for [`from_pretrained`]."""
-        path = EMOJI_CHECKPOINT if pretrained_model_name_or_path is None else pretrained_model_name_or_path
-        folder = Path(path if Path(path).is_dir() else cls.download(path, **kwargs))
-        if not (folder / cls.config_name).is_file():
-            raise OSError(f"{str(path)!r} is no checkpoint: it has no {cls.config_name}.")
-        return folder
-
-    @classmethod
-    def download(cls, pretrained_model_name, **kwargs) -> str:
-        """Fetch a checkpoint from the Hub into the cache and return its folder.
-
-        The base class looks up which Python files a repository must hold to define components that are not its own.
-        Ours are in this package, so the files of the repository are all there is to fetch.
-        """
-        names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-        options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        try:
-            return snapshot_download(str(pretrained_model_name), ignore_patterns=["*.md", "*.png"], **options)
-        except (HFValidationError, RepositoryNotFoundError) as error:
-            raise OSError(f"There is no folder and no repository {str(pretrained_model_name)!r}.") from error
-        except LocalEntryNotFoundError as error:
-            raise OSError(
-                f"There is no folder {str(pretrained_model_name)!r}, and as a repository it is neither in the cache "
-                "nor can the Hub be reached."
-            ) from error
-
     @property
     def is_text_conditional(self) -> bool:
         """Whether the checkpoint draws from prompts; else it draws from classes."""
@@ -168,88 +115,6 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, DiffusionPipeline):
         if self._decoder.model is not self.transformer:
             self._decoder = CodeDecoder(self.transformer)
         return self._decoder
-
-    def check_inputs(
-        self,
-        prompt,
-        class_labels,
-        prompt_embeds,
-        prompt_attention_mask,
-        num_images_per_prompt,
-        output_type,
-        height,
-        width,
-        callback_on_step_end_tensor_inputs,
-    ) -> None:
-        """Raise a `ValueError` of one sentence if the arguments of a call do not fit each other or the checkpoint."""
-        config = self.transformer.config
-        given = [
-            name
-            for name, value in {
-                "prompt": prompt,
-                "class_labels": class_labels,
-                "prompt_embeds": prompt_embeds,
-            }.items()
-            if value is not None
-        ]
-        if len(given) != 1:
-            found = " and ".join(f"`{name}`" for name in given) or "none of them"
-            raise ValueError(f"Pass exactly one of `prompt`, `class_labels` and `prompt_embeds`; found {found}.")
-        if self.is_text_conditional and class_labels is not None:
-            raise ValueError("This checkpoint is text-conditional: pass `prompt`, not `class_labels`.")
-        if not self.is_text_conditional and class_labels is None:
-            raise ValueError(f"This checkpoint is class-conditional: pass `class_labels`, not `{given[0]}`.")
-        if prompt is not None:
-            if not isinstance(prompt, str) and not (
-                isinstance(prompt, list) and all(isinstance(text, str) for text in prompt)
-            ):
-                raise ValueError(f"`prompt` must be a string or a list of strings, not {type(prompt).__name__}.")
-            if self.text_encoder is None or self.tokenizer is None:
-                raise ValueError(
-                    "This pipeline has no text encoder and tokenizer: load them with it, or pass `prompt_embeds`."
-                )
-        if isinstance(prompt, list) and not prompt:
-            raise ValueError("`prompt` is an empty list; pass at least one prompt.")
-        if isinstance(class_labels, torch.Tensor):
-            class_labels = class_labels.flatten().tolist()
-        if class_labels is not None:
-            labels = class_labels if isinstance(class_labels, list) else [class_labels]
-            if not all(isinstance(label, (int, str)) and not isinstance(label, bool) for label in labels):
-                raise ValueError(f"`class_labels` must be class ids or names, not {class_labels!r}.")
-        if isinstance(class_labels, list) and not class_labels:
-            raise ValueError("`class_labels` is an empty list; pass at least one class.")
-        if prompt_embeds is not None:
-            expected = (config.condition_length, config.condition_dim)
-            if not isinstance(prompt_embeds, torch.Tensor):
-                raise ValueError(f"`prompt_embeds` must be a tensor, not {type(prompt_embeds).__name__}.")
-            if prompt_embeds.ndim != 3 or tuple(prompt_embeds.shape[1:]) != expected or len(prompt_embeds) == 0:
-                raise ValueError(
-                    f"`prompt_embeds` has shape {tuple(prompt_embeds.shape)}; "
-                    f"expected (batch, {expected[0]}, {expected[1]})."
-                )
-        if prompt_attention_mask is not None:
-            if prompt_embeds is None:
-                raise ValueError("`prompt_attention_mask` goes with `prompt_embeds`, which is missing.")
-            if prompt_attention_mask.shape != prompt_embeds.shape[:2]:
-                raise ValueError(
-                    f"`prompt_attention_mask` has shape {tuple(prompt_attention_mask.shape)}; "
-                    f"expected {tuple(prompt_embeds.shape[:2])}."
-                )
-        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
-            raise ValueError(f"`num_images_per_prompt` is {num_images_per_prompt}; expected an integer of at least 1.")
-        if output_type not in ("pil", "np", "pt", "codes"):
-            raise ValueError(f"`output_type` is {output_type!r}; expected 'pil', 'np', 'pt' or 'codes'.")
-        for name, side in (("height", height), ("width", width)):
-            if side is not None and side != self.image_size:
-                raise ValueError(
-                    f"`{name}` is {side}; this checkpoint draws {self.image_size}x{self.image_size} pixels only."
-                )
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` names {sorted(unknown)}; there is only "
-                f"{self._callback_tensor_inputs}."
-            )
 
     def get_class_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> torch.LongTensor:
         """Input ids `(batch,)` of classes given by id or by name; a `ValueError` names one that does not exist."""
@@ -293,7 +158,12 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: list[str] = ["codes"],  # noqa: B006 (diffusers' signature, never changed)
         height: int | None = None,
         width: int | None = None,
-    ) -> ImagePipelineOutput | tuple:
+        image: Image.Image | list[Image.Image] | torch.Tensor | None = None,
+        keep_rows: int | None = None,
+        prefix_codes: torch.LongTensor | None = None,
+        num_candidates: int = 1,
+        scorer: Scorer | None = None,
+    ) -> AutoregressiveImageOutput | tuple:
         r"""Draw images.
 
         Args:
@@ -310,11 +180,24 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, DiffusionPipeline):
             top_p (`float`, *optional*): Probability mass to draw from, in [0, 1]; 1 means all.
             num_images_per_prompt (`int`, *optional*, defaults to 1): Images for each prompt or class.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                Source of the draws. With one per image, an image does not depend on the rest of the batch.
+                Source of the draws. With one per image, an image does not depend on the rest of the batch. By default
+                each image gets one of its own, whose seed is in the output's `parameters`.
             prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
                 Text states instead of `prompt`, padded on the left, see [`encode_prompt`].
             prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*):
                 1 for words, 0 for padding; all words by default.
+            image (`PIL.Image.Image`, `list[PIL.Image.Image]` or `torch.Tensor`, *optional*):
+                A picture to complete, or one for each prompt or image, see [`encode_image`].
+            keep_rows (`int`, *optional*):
+                With `image`, the rows of its codes to keep, less than `grid_size`; what is below them is drawn.
+            prefix_codes (`torch.LongTensor` of shape `(batch, n)`, *optional*):
+                Instead of `image`, the first codes themselves, in raster order.
+            num_candidates (`int`, *optional*, defaults to 1):
+                Pictures to draw for each image, of which the best by `scorer` is returned. The first is the one that
+                would be drawn without; all draw from the image's generator.
+            scorer (`Callable`, *optional*):
+                Takes a list of PIL images and one of prompts or class names, returns a number for each, higher is
+                better. [`~llamagen_hf.clip.CLIPScorer`], for instance.
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"`; `"np"` `(batch, height, width, 3)` or `"pt"` `(batch, 3, height, width)` in [0, 1]; or
                 `"codes"`, the grid itself, `(batch, grid_size, grid_size)` long.
@@ -327,70 +210,178 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, DiffusionPipeline):
             height, width (`int`, *optional*): Only [`image_size`], the one size that a checkpoint draws.
 
         Returns:
-            [`~diffusers.ImagePipelineOutput`] or `tuple`: The images, prompt by prompt.
+            [`~llamagen_hf.outputs.AutoregressiveImageOutput`] or `tuple`: The images, prompt by prompt, and what made
+            them.
 
         Raises:
             ValueError: In one sentence, if an argument does not fit.
         """
-        self.check_inputs(
-            prompt,
-            class_labels,
-            prompt_embeds,
-            prompt_attention_mask,
-            num_images_per_prompt,
-            output_type,
-            height,
-            width,
-            callback_on_step_end_tensor_inputs,
-        )
-        settings = self.sampling_settings(
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
-        check_sampling(**settings)
-
-        device, config = self._execution_device, self.transformer.config
-        condition = {}
-        if self.is_text_conditional:
-            if prompt_embeds is None:
-                prompt_embeds, prompt_attention_mask = self.encode_prompt(prompt)
-            elif prompt_attention_mask is None:
-                prompt_attention_mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.long)
-            condition["prompt_embeds"] = prompt_embeds.to(device, self.transformer.dtype)
-            condition["prompt_attention_mask"] = prompt_attention_mask.to(device, torch.long)
-        else:
-            condition["class_ids"] = self.get_class_ids(class_labels).to(device)
-        condition = {name: value.repeat_interleave(num_images_per_prompt, 0) for name, value in condition.items()}
-        batch_size = len(next(iter(condition.values())))
-        if not isinstance(generator, (torch.Generator, list, type(None))):
-            raise ValueError(f"`generator` must be a torch.Generator or a list of them, not {generator!r}.")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"`generator` is a list of {len(generator)}, but {batch_size} images are to be drawn.")
-
-        with self.progress_bar(total=config.num_codes) as progress_bar:
-
-            def on_code(step: int, codes: torch.LongTensor) -> torch.LongTensor | None:
-                progress_bar.update()
-                if callback_on_step_end is None:
-                    return None
-                tensors = {name: codes for name in callback_on_step_end_tensor_inputs}
-                return (callback_on_step_end(self, step, step, tensors) or {}).get("codes")
-
-            codes = self.decoder(
-                draw_uniforms(batch_size, config.num_codes, generator, device),
-                **condition,
-                **settings,
-                callback=on_code,
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` names {sorted(unknown)}; there is only "
+                f"{self._callback_tensor_inputs}."
             )
-        codes = codes.view(batch_size, config.grid_size, config.grid_size)
-        images = codes
-        if output_type != "codes":
-            images = self.image_processor.postprocess(self.vq_model.decode_codes(codes), output_type=output_type)
+        drawing = Drawing(
+            self,
+            DrawingInputs(
+                prompt=prompt,
+                class_labels=class_labels,
+                guidance_scale=guidance_scale,
+                guidance_interval=guidance_interval,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                num_images_per_prompt=num_images_per_prompt,
+                generator=generator,
+                prompt_embeds=prompt_embeds,
+                prompt_attention_mask=prompt_attention_mask,
+                image=image,
+                keep_rows=keep_rows,
+                prefix_codes=prefix_codes,
+                num_candidates=num_candidates,
+                scorer=scorer,
+                output_type=output_type,
+                height=height,
+                width=width,
+            ),
+        )
+        with self.progress_bar(total=self.transformer.config.num_codes) as progress_bar:
+            for codes in self.decoder.stream(**drawing.arguments):
+                step = codes.shape[1] - 1
+                progress_bar.update(codes.shape[1] - progress_bar.n)
+                if callback_on_step_end is not None:
+                    tensors = {name: codes for name in callback_on_step_end_tensor_inputs}
+                    changed = (callback_on_step_end(self, step, step, tensors) or {}).get("codes")
+                    if changed is not None:
+                        codes.copy_(changed)
+        output = drawing.finish(codes)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return output if return_dict else (output.images,)
+
+    @torch.no_grad()
+    def stream(self, prompt=None, preview_every: int | None = None, **kwargs) -> Iterator[DrawingStep]:
+        """Draw images and show them on the way. Leaving the loop stops the work.
+
+        Args:
+            prompt, kwargs: As for [`__call__`], bar `return_dict` and callbacks.
+            preview_every (`int`, *optional*):
+                Codes from one preview to the next. By default there is one at the end of a row, as long as previews
+                take less than a tenth of the time.
+
+        Yields:
+            [`~llamagen_hf.outputs.DrawingStep`]: The codes so far and their previews; what is not drawn yet is a light
+            grey. In the last step the images themselves. With `num_candidates`, previews are those of all candidates.
+
+        Raises:
+            ValueError: In one sentence, if an argument does not fit.
+
+        Example:
+
+        ```python
+        >>> for step in pipe.stream("a red apple", preview_every=8):
+        ...     step.images[0].save("apple.png")
+        ```
+        """
+        if preview_every is not None and not is_count(preview_every):
+            raise ValueError(f"`preview_every` is {preview_every}; expected an integer of at least 1.")
+        drawing = Drawing(self, DrawingInputs(prompt, **kwargs))
+        config = self.transformer.config
+        schedule = PreviewSchedule(preview_every, config.grid_size)
+        try:
+            for codes in self.decoder.stream(**drawing.arguments):
+                if codes.shape[1] < config.num_codes and schedule.is_due(codes.shape[1]):
+                    with schedule.measured():
+                        images = self.preview(codes, drawing.inputs.output_type)
+                    yield DrawingStep(codes.clone(), config.num_codes, images)
+            output = drawing.finish(codes)
+            yield DrawingStep(codes, config.num_codes, output.images, output)
+        finally:  # also when the loop is left
+            self.maybe_free_model_hooks()
+
+    @torch.no_grad()
+    def preview(self, codes: torch.LongTensor, output_type: str = "pil"):
+        """Show pictures of which only the first codes are drawn, such as a callback gets; the rest is a light grey.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(batch, n)`): The codes so far, in raster order.
+            output_type (`str`, *optional*, defaults to `"pil"`): As for [`__call__`].
+
+        Returns:
+            Pictures in the output type; for `"codes"` the codes.
+        """
+        if output_type == "codes":
+            return codes
+        images = decode_partly(self.vq_model, codes, self.transformer.config.grid_size)
+        return self.image_processor.postprocess(images, output_type=output_type)
+
+    @torch.no_grad()
+    def encode_image(self, image: Image.Image | list[Image.Image] | torch.Tensor) -> torch.LongTensor:
+        """Turn pictures into codes.
+
+        Args:
+            image (`PIL.Image.Image`, `list[PIL.Image.Image]` or `torch.Tensor`):
+                Pictures are turned upright, put on white where they are transparent, and cropped to their middle
+                square. A tensor is `(batch, 3, image_size, image_size)` in [0, 1].
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, grid_size, grid_size)`: The codes.
+        """
+        if isinstance(image, torch.Tensor):
+            pixels = 2 * image - 1
+        else:
+            pictures = image if isinstance(image, list) else [image]
+            pictures = [to_rgb(ImageOps.exif_transpose(picture)) for picture in pictures]
+            pixels = torch.stack([to_tensor(center_crop(picture, self.image_size)) for picture in pictures])
+        return self.vq_model.encode(pixels.to(self._execution_device, self.vq_model.dtype)).codes
+
+    def variation(self, codes: torch.LongTensor, keep_codes: int, **kwargs) -> AutoregressiveImageOutput | tuple:
+        """Draw pictures again from a certain code on.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(grid_size, grid_size)` or `(batch, grid_size, grid_size)`):
+                Codes of the pictures, as in an output's `codes` or from [`encode_image`].
+            keep_codes (`int`): How many of them to keep, in raster order; fewer than all.
+            kwargs: As for [`__call__`], the prompt or class among them. Another seed gives another picture.
+
+        Raises:
+            ValueError: In one sentence, if an argument does not fit.
+        """
+        num_codes = self.transformer.config.num_codes
+        if not isinstance(keep_codes, int) or not 0 <= keep_codes < num_codes:
+            raise ValueError(f"`keep_codes` is {keep_codes}; expected an integer from 0 to {num_codes - 1}.")
+        return self(prefix_codes=codes.reshape(-1, num_codes)[:, :keep_codes], **kwargs)
+
+    def redraw(self, parameters: dict, output_type: str = "pil") -> AutoregressiveImageOutput:
+        """Draw a picture again from the parameters that made it.
+
+        With the same checkpoint, device, dtype and library versions it is the same to the last bit.
+
+        Args:
+            parameters (`dict`): One of an output's `parameters`, or what [`~llamagen_hf.png.read_parameters`] reads.
+            output_type (`str`, *optional*, defaults to `"pil"`): As for [`__call__`].
+
+        Raises:
+            ValueError: In one sentence, if they do not determine a picture, or do not fit the checkpoint.
+        """
+        config, loras = self.transformer.config, parameters.get("lora", [])
+        if loras != self.lora_paths:
+            raise ValueError(f"The picture was drawn with the adapters {loras}, the pipeline has {self.lora_paths}.")
+        inputs, index = redrawing_inputs(parameters, config.num_codes, self._execution_device)
+        output = self(**inputs, output_type=output_type)
+        one = slice(index, index + 1)
+        return AutoregressiveImageOutput(output.images[one], output.codes[one], [parameters])
+
+    @property
+    def facts(self) -> dict:
+        """What the parameters of all pictures say about the pipeline: checkpoint, device, dtype, versions."""
+        from . import __version__
+
+        facts = self._origin | {"device": self._execution_device.type, "dtype": str(self.transformer.dtype)[6:]}
+        if self.lora_paths:
+            facts["lora"] = self.lora_paths
+        if self.decoder.is_compiled:
+            facts["compiled"] = True
+        return facts | {"llamagen_hf": __version__, "torch": torch.__version__}
 
 
 # Saved pipelines name the module of a class. The package itself stays where it is, whatever moves within it.

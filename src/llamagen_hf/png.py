@@ -38,9 +38,20 @@ def save_png(image: Image.Image, path: str | Path, parameters: dict) -> None:
 
 
 def read_parameters(path: str | Path) -> dict:
-    """The parameters that [`save_png`] stored; a `ValueError` if there are none."""
-    with Image.open(path) as image:
-        text = image.info.get(KEY)
-    if text is None:
-        raise ValueError(f"The picture {str(path)!r} holds no parameters.")
-    return json.loads(text)
+    """The parameters that [`save_png`] stored.
+
+    Raises:
+        ValueError: In one sentence, if it is no picture, or holds none.
+    """
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(KEY)
+    except OSError as error:
+        raise ValueError(f"The picture {str(path)!r} can't be read: {error}.") from error
+    try:
+        parameters = json.loads(text or "")
+    except ValueError:  # other programs use the same chunk for text of their own
+        parameters = None
+    if not isinstance(parameters, dict):
+        raise ValueError(f"The picture {str(path)!r} holds no parameters of llamagen's.")
+    return parameters

@@ -22,9 +22,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..vq_model import LlamaGenVQModel
 from .bad_rows import BadRow, BadRows
+from .picture_files import decode_picture
 from .source import DataConfig
 from .text_features import TextFeatures
-from .transforms import center_crop, decode_picture, shifted_crop, ten_crop, to_tensor
+from .transforms import center_crop, shifted_crop, ten_crop, to_tensor
 
 
 logger = get_logger(__name__)

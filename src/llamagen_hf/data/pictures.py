@@ -5,8 +5,9 @@ import random
 import torch
 from PIL import Image
 
+from .picture_files import decode_picture
 from .source import DataConfig
-from .transforms import center_crop, decode_picture, random_crop, to_tensor
+from .transforms import center_crop, random_crop, to_tensor
 
 
 class PictureSamples:

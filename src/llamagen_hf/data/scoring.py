@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from datasets import Value
 from huggingface_hub import hf_hub_download
-from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional as F
-from transformers import AutoProcessor, CLIPModel, ProcessorMixin
+from transformers import AutoProcessor, CLIPModel
 
+from ..clip import embed_pictures, embed_texts
 from .recaptioning import add_columns, picture_batches, this_process
 from .tables import open_folder, open_rows
 
@@ -116,19 +115,6 @@ def score(config: ScoreConfig) -> dict[str, int]:
         found = rows.features.get(column, Value("null"))
         features[column] = Value("float32") if found == Value("null") else found
     return add_columns(config, rows, features, fill)
-
-
-def embed_pictures(model: CLIPModel, processor: ProcessorMixin, pictures: list[Image.Image]) -> torch.Tensor:
-    """CLIP's embeddings of pictures, (pictures, width) of length 1, in float32."""
-    inputs = processor.image_processor(pictures, return_tensors="pt").to(model.device, model.dtype)
-    return F.normalize(model.get_image_features(**inputs).pooler_output.float(), dim=-1)
-
-
-def embed_texts(model: CLIPModel, processor: ProcessorMixin, texts: list[str]) -> torch.Tensor:
-    """CLIP's embeddings of texts, (texts, width) of length 1, in float32."""
-    length = model.config.text_config.max_position_embeddings
-    inputs = processor.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-    return F.normalize(model.get_text_features(**inputs.to(model.device)).pooler_output.float(), dim=-1)
 
 
 def load_aesthetic_head(source: str, width: int) -> nn.Sequential:

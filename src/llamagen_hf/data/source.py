@@ -76,7 +76,7 @@ class DataConfig:
 
         Returns:
             Rows whose pictures are not decoded yet: `image_column` has type `Image(decode=False)`, so a broken picture
-            raises only where [`~llamagen_hf.data.transforms.decode_picture`] opens it. An `IterableDataset` if
+            raises only where [`~llamagen_hf.data.picture_files.decode_picture`] opens it. An `IterableDataset` if
             `streaming`; `None` for a test split that does not exist.
 
         Raises:

@@ -1,45 +1,11 @@
-"""Pictures decoded, cropped and turned into tensors."""
+"""Pictures cropped and turned into tensors."""
 
 import math
 import random
 
-import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-
-from .bad_rows import BadRow
-
-
-def decode_picture(value: dict | Image.Image | None, min_size: int = 0) -> Image.Image:
-    """Open a picture of a dataset: upright, and RGB as by [`to_rgb`].
-
-    Args:
-        value (`dict`, `PIL.Image.Image` or `None`): What a column of type `datasets.Image(decode=False)` holds, the
-            file's `bytes` or its `path`; or a picture that is open already.
-        min_size (`int`, *optional*, defaults to 0): What the shorter side must measure at least, in pixels.
-
-    Raises:
-        BadRow: If there is no picture, if it can't be decoded to the end, or if it is too small.
-    """
-    if value is None or (isinstance(value, dict) and value["bytes"] is None and value["path"] is None):
-        raise BadRow("no picture")
-    try:
-        if isinstance(value, dict):
-            image = datasets.Image().decode_example(value)  # also turns it upright
-        else:
-            image = ImageOps.exif_transpose(value)
-        image = to_rgb(image)
-    except FileNotFoundError as error:
-        raise BadRow(f"no picture: there is no file {value['path']}") from error
-    except UnidentifiedImageError as error:
-        raise BadRow("picture can't be decoded: no known format") from error
-    except Exception as error:  # Pillow's readers have no error in common
-        raise BadRow(f"picture can't be decoded: {error}") from error
-    if min(image.size) < min_size:
-        size = f"{image.width}x{image.height} pixels"
-        raise BadRow(f"picture too small: it is {size}, the shorter side must be at least {min_size}")
-    return image
+from PIL import Image, ImageOps
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -66,6 +32,11 @@ def scale_shorter_side(image: Image.Image, size: int) -> Image.Image:
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The middle square of side `size` after [`scale_shorter_side`] (`center_crop_arr` of ADM)."""
+    short = min(image.size)
+    if max(image.size) > 8 * short:  # scaled as a whole, a strip would take gigabytes
+        width, height = (min(side, 4 * short) for side in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     image = scale_shorter_side(image, size)
     return _window(image, size, (image.width - size) // 2, (image.height - size) // 2)
 

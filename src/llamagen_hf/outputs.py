@@ -1,0 +1,67 @@
+"""What drawing returns."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+
+from .candidates import Candidate
+from .png import save_png
+
+
+@dataclass
+class AutoregressiveImageOutput(ImagePipelineOutput):
+    """What [`AutoregressiveImagePipeline`] returns.
+
+    Args:
+        images: Pictures in the output type, prompt by prompt: a list for `"pil"`, else an array or a tensor.
+        codes (`torch.LongTensor` of shape `(batch, grid_size, grid_size)`): Their codes.
+        parameters (`list[dict]`): For each picture what made it: its prompt or class, settings, seed, checkpoint, and
+            the codes that were kept. [`AutoregressiveImagePipeline.redraw`] draws it again from them.
+        candidates (`list[list[Candidate]]`, *optional*): For each picture all of its candidates, best first.
+    """
+
+    codes: torch.LongTensor | None = None
+    parameters: list[dict] | None = None
+    candidates: list[list[Candidate]] | None = None
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the pictures as PNG, each with its parameters in the text chunk "parameters".
+
+        Args:
+            path (`str` or `os.PathLike`): The file. Several pictures are numbered: `apple-0.png`, `apple-1.png`, ...
+
+        Returns:
+            `list[Path]`: The files.
+
+        Raises:
+            ValueError: In one sentence, if the pictures are not PIL images, or a file can't be written.
+        """
+        if not isinstance(self.images, list):
+            raise ValueError("Only PIL images can be saved; draw with output_type='pil'.")
+        path = Path(path)
+        paths = [path.with_stem(f"{path.stem}-{i}") for i in range(len(self.images))]
+        if len(self.images) == 1:
+            paths = [path]
+        for image, target, parameters in zip(self.images, paths, self.parameters, strict=True):
+            save_png(image, target, parameters)
+        return paths
+
+
+@dataclass
+class DrawingStep:
+    """A moment of a drawing, see [`AutoregressiveImagePipeline.stream`].
+
+    Args:
+        codes (`torch.LongTensor` of shape `(batch, n)`): The codes so far, in raster order.
+        num_codes (`int`): Codes of a whole picture.
+        images: Previews in the output type; in the last step the pictures themselves.
+        output ([`AutoregressiveImageOutput`], *optional*): The result, in the last step.
+    """
+
+    codes: torch.LongTensor
+    num_codes: int
+    images: Any
+    output: AutoregressiveImageOutput | None = None
