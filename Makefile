@@ -3,7 +3,7 @@
 PYTHON ?= python3
 export PROMPT ?= a red apple
 BIN := .venv/bin
-SOURCES := src pipelines tests benchmarks
+SOURCES := src pipelines spaces tests benchmarks
 
 # One environment for everything; made again when what it holds changes.
 .venv/installed: pyproject.toml constraints.txt

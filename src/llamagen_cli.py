@@ -129,6 +129,8 @@ def generate(
         else:
             import torch
 
+            from llamagen_hf.picture_input import open_picture
+
             picture = None if image is None else open_picture(image)
             if picture is None and keep_rows is not None:
                 raise ValueError("`--keep-rows` says how much of `--image` to keep, which is missing.")
@@ -191,18 +193,6 @@ def draw_again(picture: Path, checkpoint: str | None, device: str | None):
     if parameters.get("compiled"):
         pipe.compile_step()
     return pipe.redraw(parameters)
-
-
-def open_picture(path: Path):
-    """A picture of a file, read to its end; a `ValueError` if it is none."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"The picture {str(path)!r} can't be read: {error}.") from error
 
 
 def save_grid(result, path: Path) -> None:
@@ -304,6 +294,26 @@ def info(checkpoint: Checkpoint = None):
         facts["sampling"] = ", ".join(f"{name} {value}" for name, value in defaults.items()) or "as the library's"
         for name, value in facts.items():
             typer.echo(f"{name + ':':14}{value}")
+
+
+@app.command()
+def demo(
+    checkpoint: Checkpoint = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port. Default: the first free one from 7860 on.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Also open a public link, through Gradio's servers.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16. Default: float32 on a CPU, else bfloat16.")
+    ] = None,
+):
+    """Start the app of the Gradio Space on this machine, and open it in a browser at the address it prints."""
+    with one_sentence_errors():
+        try:
+            from llamagen_hf.demo import build_demo, launch
+        except ImportError as error:
+            raise ValueError(f"{error}; the app needs `pip install llamagen-hf[demo]`.") from error
+        launch(build_demo(checkpoint, device, dtype), server_name=host, server_port=port, share=share)
 
 
 def add_stage(name: str, module_function: str, help: str) -> None:

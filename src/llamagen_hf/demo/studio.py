@@ -1,0 +1,164 @@
+"""What the app does with the pipeline: one drawing an event, frame by frame."""
+
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from diffusers.utils import make_image_grid
+from PIL import Image
+
+from ..picture_input import open_picture
+from ..pipeline import AutoregressiveImagePipeline
+from ..png import save_png
+
+
+try:
+    from spaces import GPU  # on ZeroGPU, where a device is lent for as long as the function runs
+except ImportError:
+
+    def GPU(function: Callable) -> Callable:
+        return function
+
+
+MAX_COUNT = 8
+MAX_PROMPT = 500  # characters
+MAX_SEED = 2**53 - 1  # what numbers in JSON hold exactly everywhere
+SHARE_SIDE = 512  # pixels that a picture to share has at least
+PREVIEWS = ["every row", "now and then", "off"]
+
+
+class Studio:
+    """The app's events. All of them raise `gr.Error`, which the app shows as a toast.
+
+    Args:
+        pipe ([`AutoregressiveImagePipeline`]): What draws.
+    """
+
+    def __init__(self, pipe: AutoregressiveImagePipeline):
+        self.pipe = pipe
+        self.config = pipe.transformer.config
+        self._stream = GPU(self._stream)
+
+    def draw(self, condition, guidance_scale, temperature, top_k, top_p, seed, count, preview) -> Iterator[tuple]:
+        """Draw pictures of a prompt or a class."""
+        settings = self._settings(guidance_scale, temperature, top_k, top_p)
+        yield from self._show(self._condition(condition) | settings, seed, count, preview)
+
+    def complete(
+        self, picture, keep_rows, condition, guidance_scale, temperature, top_k, top_p, seed, count, preview
+    ) -> Iterator[tuple]:
+        """Keep the upper rows of a picture and draw the others."""
+        start = {"image": self._open(picture), "keep_rows": int(keep_rows)}
+        settings = self._settings(guidance_scale, temperature, top_k, top_p)
+        yield from self._show(start | self._condition(condition) | settings, seed, count, preview)
+
+    def keep(self, picture, keep_rows) -> tuple[Any, str]:
+        """Show what a completion would keep of a picture."""
+        if picture is None:
+            return gr.update(value=None), ""
+        codes = self.pipe.encode_image(self._open(picture))[:, : int(keep_rows)].flatten(1)
+        return gr.update(value=[(self.pipe.preview(codes)[0], "kept")], columns=1), "This part is kept."
+
+    def _settings(self, guidance_scale, temperature, top_k, top_p) -> dict:
+        return {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": int(top_k), "top_p": top_p}
+
+    def _condition(self, condition: str | int | None) -> dict:
+        if not self.pipe.is_text_conditional:
+            if condition is None:
+                raise refusal("Choose a class first.")
+            return {"class_labels": condition}
+        prompt = (condition or "").strip()
+        if not prompt:
+            raise refusal("Type what to draw first.")
+        if len(prompt) > MAX_PROMPT:
+            raise refusal(f"The prompt is too long: it has {len(prompt)} characters, at most {MAX_PROMPT} are read.")
+        return {"prompt": prompt}
+
+    def _open(self, path: str | None) -> Image.Image:
+        if path is None:
+            raise refusal("Choose a picture first.")
+        try:
+            with open(path, "rb") as file:  # so that nobody is told the name of a temporary file
+                return open_picture(file)
+        except ValueError as error:
+            raise refusal(str(error)) from error
+
+    def _show(self, arguments: dict, seed: str | None, count: int, preview: str) -> Iterator[tuple]:
+        """Frames of the gallery, a line of status, and in the end the parameters and a picture to share."""
+        seed = (seed or "").strip()
+        if seed and not (seed.isdecimal() and int(seed) <= MAX_SEED):
+            raise refusal(
+                f"The seed {seed!r} is no whole number from 0 to {MAX_SEED}; leave it empty for a random one."
+            )
+        first = int(seed) if seed else random.randrange(2**31)
+        seeds = [first + i for i in range(int(count))]
+        columns = 1 if len(seeds) == 1 else 2 if len(seeds) <= 4 else 4
+        start = time.perf_counter()
+        try:
+            with closing(self._stream(arguments, seeds, preview)) as steps:
+                for num_drawn, images, parameters in steps:
+                    gallery = [(image, f"seed {seed}") for image, seed in zip(images, seeds, strict=True)]
+                    if parameters is None:
+                        row = num_drawn // self.config.grid_size
+                        status = f"Row {row} of {self.config.grid_size}"
+                        yield gr.update(value=gallery, columns=columns), status, gr.skip(), gr.skip()
+        except ValueError as error:
+            raise refusal(str(error)) from error
+        seconds = time.perf_counter() - start
+        with tempfile.TemporaryDirectory() as folder:
+            gallery = []
+            for image, facts in zip(images, parameters, strict=True):
+                path = Path(folder) / f"{file_name(arguments)}-{facts['seed']}.png"
+                save_png(image, path, facts)
+                gallery.append((str(path), f"seed {facts['seed']}"))
+            share = Path(folder) / f"{file_name(arguments)}.png"
+            save_png(share_picture(images), share, parameters[0])
+            noun = "1 picture" if len(images) == 1 else f"{len(images)} pictures"
+            yield (
+                gr.update(value=gallery, columns=columns),
+                f"{noun} in {seconds:.1f} s",
+                json.dumps(parameters[0] if len(parameters) == 1 else parameters, indent=2, ensure_ascii=False),
+                gr.update(value=str(share), interactive=True),
+            )
+
+    def _stream(self, arguments: dict, seeds: list[int], preview: str) -> Iterator[tuple[int, list, list | None]]:
+        """Codes drawn, pictures, and in the end parameters: only what can go from one process to another."""
+        every = {"every row": self.config.grid_size, "now and then": None, "off": self.config.num_codes}[preview]
+        steps = self.pipe.stream(
+            **arguments,
+            num_images_per_prompt=len(seeds),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            preview_every=every,
+        )
+        with closing(steps):
+            for step in steps:
+                parameters = None if step.output is None else step.output.parameters
+                yield step.codes.shape[1], step.images, parameters
+
+
+def refusal(sentence: str) -> gr.Error:
+    """What is wrong, for a person; the log stays free of it."""
+    return gr.Error(sentence.replace("`", ""), print_exception=False)
+
+
+def file_name(arguments: dict) -> str:
+    """The prompt or class as the beginning of a file name."""
+    words = str(arguments.get("prompt", arguments.get("class_labels")))
+    return "-".join("".join(c if c.isalnum() else " " for c in words.lower()).split())[:40] or "picture"
+
+
+def share_picture(images: list[Image.Image]) -> Image.Image:
+    """All pictures side by side, large enough to look well where they are shared."""
+    columns = 1 if len(images) == 1 else 2 if len(images) <= 4 else 4
+    rows = -(-len(images) // columns)
+    side = images[0].width * max(1, -(-SHARE_SIDE // images[0].width))
+    tiles = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images]
+    tiles += [Image.new("RGB", (side, side), "white")] * (rows * columns - len(images))
+    return make_image_grid(tiles, rows, columns)
