@@ -10,10 +10,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers.utils import make_image_grid
-from PIL import Image, ImageDraw, ImageFont
 
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenVQModel
+from llamagen_hf.contact_sheet import contact_sheet
 from llamagen_hf.conversion import save_complete
 from llamagen_hf.data.codes import CodeCollator, CodeSamples, load_codes
 from llamagen_hf.data.extraction import tokenizer_fingerprint
@@ -34,26 +33,6 @@ LOSS_ROWS = 800  # of each split at the most, at even distances
 
 def evenly(captions: list[str], count: int) -> list[str]:
     return [captions[i * len(captions) // count] for i in range(count)]
-
-
-def contact_sheet(pipe: AutoregressiveImagePipeline, captions: list[str], columns: int = 10) -> Image.Image:
-    """Pictures with their captions below, drawn with the seeds 0, 1, 2, ..."""
-    generators = [torch.Generator().manual_seed(seed) for seed in range(len(captions))]
-    images = pipe(captions, generator=generators).images
-    side, font, tiles = 128, ImageFont.load_default(10), []
-    for image, caption in zip(images, captions, strict=True):
-        tile = Image.new("RGB", (side + 8, side + 44), "white")
-        tile.paste(image.resize((side, side), Image.Resampling.BICUBIC), (4, 4))
-        draw, lines = ImageDraw.Draw(tile), [""]
-        for word in caption.split():
-            longer = f"{lines[-1]} {word}".strip()
-            if draw.textlength(longer, font) <= side:
-                lines[-1] = longer
-            else:
-                lines.append(word)
-        draw.multiline_text((4, side + 6), "\n".join(lines[:3]), "black", font, spacing=1)
-        tiles.append(tile)
-    return make_image_grid(tiles, -(-len(tiles) // columns), columns)
 
 
 def main() -> None:

@@ -297,6 +297,33 @@ def info(checkpoint: Checkpoint = None):
 
 
 @app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Pipeline, LoRA adapter or codes, as a training wrote them.")],
+    repo_id: Annotated[str, typer.Argument(help="Where on the Hub: user/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    space: Annotated[bool, typer.Option("--space", help="Also make a Space that shows the pipeline.")] = False,
+    license: Annotated[str | None, typer.Option(help="The Hub's name of the licence, such as cc-by-4.0.")] = None,
+    draw: Annotated[
+        bool, typer.Option("--draw/--no-draw", help="Draw a sample sheet for the card if the folder has none.")
+    ] = True,
+):
+    """Publish on the Hub, with a card; again to update."""
+    with one_sentence_errors():
+        import diffusers
+        import transformers
+
+        for library in (diffusers, transformers):
+            library.utils.logging.disable_progress_bar()
+            library.utils.logging.set_verbosity_error()
+        try:
+            from llamagen_hf.hub import publish as publish_folder
+        except ImportError as error:
+            raise ValueError(f"{error}; publishing needs `pip install llamagen-hf[train]`.") from error
+        for url in publish_folder(folder, repo_id, private, space, license, draw):
+            typer.echo(f"Published {url}")
+
+
+@app.command()
 def demo(
     checkpoint: Checkpoint = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",

@@ -1,5 +1,9 @@
 """Autoregressive image generation (LlamaGen, arXiv 2406.06525) for diffusers and transformers."""
 
+import sys
+
+import diffusers
+
 # diffusers loads a component through the library that model_index.json names, and looks for these base classes there.
 from diffusers import ModelMixin
 from transformers import PreTrainedModel
@@ -9,6 +13,11 @@ from .modeling import LlamaGenForConditionalGeneration, LlamaGenModel
 from .pipeline import AutoregressiveImagePipeline
 from .vq_model import LlamaGenVQModel
 
+
+# `DiffusionPipeline.from_pretrained` looks for a pipeline's class here, and for its components' library there, or else
+# for code in the repository, of which there is none. diffusers has no way to register them.
+diffusers.AutoregressiveImagePipeline = AutoregressiveImagePipeline
+diffusers.pipelines.llamagen_hf = sys.modules[__name__]
 
 __version__ = "0.1.0"
 

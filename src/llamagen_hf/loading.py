@@ -1,10 +1,16 @@
 """Where a checkpoint comes from: a folder, the Hub, or the package itself."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from .weights import find_missing_weights, read_weight_names
 
@@ -68,14 +74,33 @@ class CheckpointLoaderMixin:
         The base class looks up which Python files a repository must hold to define components that are not its own.
         Ours are in this package, so the files of the repository are all there is to fetch.
         """
+        name, variant = str(pretrained_model_name), kwargs.get("variant")
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
         options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        # A second dot is that of a variant, as in model.fp16.safetensors.
+        unwanted = ["*.*.safetensors"] if variant is None else cls._replaced_by(variant, name, options)
         try:
-            return snapshot_download(str(pretrained_model_name), ignore_patterns=["*.md", "*.png"], **options)
+            return snapshot_download(name, ignore_patterns=["*.md", "*.png", *unwanted], **options)
         except (HFValidationError, RepositoryNotFoundError) as error:
-            raise OSError(f"There is no folder and no repository {str(pretrained_model_name)!r}.") from error
+            raise OSError(f"There is no folder and no repository {name!r}.") from error
         except LocalEntryNotFoundError as error:
+            try:  # files that another loader or another variant left out may be missing; loading needs no more of them
+                cached = {key: value for key, value in options.items() if key in ("cache_dir", "revision")}
+                return str(Path(hf_hub_download(name, cls.config_name, local_files_only=True, **cached)).parent)
+            except LocalEntryNotFoundError:
+                pass
             raise OSError(
-                f"There is no folder {str(pretrained_model_name)!r}, and as a repository it is neither in the cache "
-                "nor can the Hub be reached."
+                f"There is no folder {name!r}, and as a repository it is neither in the cache nor can the Hub be "
+                "reached."
             ) from error
+
+    @staticmethod
+    def _replaced_by(variant: str, name: str, options: dict) -> list[str]:
+        """Weights of a repository in place of which the variant is loaded."""
+        try:
+            files = HfApi(token=options.get("token")).list_repo_files(name, revision=options.get("revision"))
+        except (HTTPError, HFValidationError, OfflineModeIsEnabled):
+            return []  # the cache has what it has, and a name that is wrong gets its sentence elsewhere
+        weights = [PurePosixPath(path) for path in files if path.endswith(".safetensors")]
+        parts = {path.parent for path in weights if f".{variant}" in path.suffixes[0] and len(path.suffixes) > 1}
+        return [str(path) for path in weights if path.parent in parts and len(path.suffixes) == 1]

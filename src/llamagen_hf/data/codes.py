@@ -2,27 +2,43 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from datasets import ClassLabel, Dataset, load_dataset
+from huggingface_hub import snapshot_download
 
 from .bad_rows import BadRow
 from .captions import template_columns, write_caption
 from .text_features import decode_states, pad_left
 
 
+def find_codes(source: str) -> Path:
+    """The folder of codes; those that were published as a dataset are fetched by their Hub id."""
+    if Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, repo_type="dataset"))
+    except OSError:  # a folder that is not there, most likely
+        return Path(source)
+
+
 def read_codes_info(folder: str) -> dict:
-    """What [`extract_codes`] recorded about its run: tokenizer, grid, crops; a `ValueError` if it did not run."""
-    path = Path(folder) / "codes.json"
+    """What [`~llamagen_hf.data.extraction.extract_codes`] recorded about its run: tokenizer, grid, crops.
+
+    Raises:
+        ValueError: If it did not run.
+    """
+    path = find_codes(folder) / "codes.json"
     if not path.is_file():
         raise ValueError(f"There are no codes at {folder!r}; run extract_codes first.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def load_codes(folder: str, split: str, fingerprint: str) -> Dataset | None:
-    """One split that [`extract_codes`] wrote, `None` if it has no shards.
+    """One split that [`~llamagen_hf.data.extraction.extract_codes`] wrote, `None` if it has no shards.
 
     Raises:
         ValueError: If there are no codes, if they are incomplete, or if another tokenizer made them.
@@ -35,7 +51,7 @@ def load_codes(folder: str, split: str, fingerprint: str) -> Dataset | None:
         )
     if "rows" not in info:
         raise ValueError(f"The codes in {folder} are incomplete; start extract_codes again, and it will go on.")
-    shards = sorted(str(path) for path in Path(folder).glob(f"{split}-*.parquet"))
+    shards = sorted(str(path) for path in find_codes(folder).glob(f"{split}-*.parquet"))
     return load_dataset("parquet", data_files=shards, split="train") if shards else None
 
 
@@ -105,7 +121,9 @@ class CodeSamples:
 
 
 class CodeCollator:
-    """Samples to a batch of tensors, named as the forward of [`ConditionToCodes`] takes them.
+    """Samples to a batch of tensors, named as generator training takes them.
+
+    See the forward of [`~llamagen_hf.training.condition_to_codes.ConditionToCodes`].
 
     Args:
         tokenize (`Callable`, *optional*): Captions to `input_ids` and `attention_mask`.

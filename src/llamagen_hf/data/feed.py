@@ -65,7 +65,8 @@ class Feed:
 
     Args:
         rows (`datasets.Dataset` or `datasets.IterableDataset`): What to train on.
-        make (`Callable[[dict, random.Random], dict]`): Row and randomness to a sample; raises [`BadRow`].
+        make (`Callable[[dict, random.Random], dict]`): Row and randomness to a sample; raises
+            [`~llamagen_hf.data.bad_rows.BadRow`].
         collate (`Callable[[list[dict]], dict]`): Samples to a batch.
         batch_size (`int`): Rows of one optimizer step, over all processes.
         micro_batch_size (`int`): Rows of one forward pass of one process; must divide the batch.

@@ -27,7 +27,11 @@ class PictureSamples:
         self.flip = flip
 
     def __call__(self, row: dict, rng: random.Random) -> dict[str, torch.Tensor]:
-        """`images`: `(3, image_size, image_size)` in [-1, 1]; raises [`BadRow`] if there is no usable picture."""
+        """`images`: `(3, image_size, image_size)` in [-1, 1].
+
+        Raises:
+            BadRow: If there is no usable picture.
+        """
         image = decode_picture(row[self.data.image_column], self.data.min_image_size)
         size = self.data.image_size
         image = center_crop(image, size) if self.crop == "center" else random_crop(image, size, rng)

@@ -54,7 +54,7 @@ def score(config: ScoreConfig) -> dict[str, int]:
     Similarity is the cosine between CLIP's embeddings of picture and text; a text longer than CLIP reads is cut off.
     The aesthetic score is a linear head's, on the normalized embedding of the picture; LAION's are trained on ratings
     from 1 to 10. A row whose picture can't be decoded keeps its null, as does the similarity of a row without text.
-    Resumes, and shares out shards to processes, as [`recaption`] does.
+    Resumes, and shares out shards to processes, as [`~llamagen_hf.data.recaptioning.recaption`] does.
 
     Returns:
         `dict[str, int]`: `shards`, `rows` and `undecodable` pictures among those needed, and for each score how many

@@ -17,6 +17,7 @@ from ..pipeline import AutoregressiveImagePipeline
 from ..prompts import encode_tokens, tokenize_prompts
 from .checkpoints import latest_checkpoint, replace_result
 from .condition_to_codes import ConditionToCodes, mean_loss, parameter_groups
+from .facts import read_facts, training_facts, write_facts
 from .generator_config import GeneratorTrainingConfig
 from .generator_parts import build_parts
 from .run import Run, side_by_side, train_with_memory_at_hand
@@ -106,6 +107,8 @@ class GeneratorTraining:
         with self.training.averaged():
             metrics = self.measure()
             self.save()
+            if self.accelerator.is_main_process:
+                write_facts(self.training.output_dir, self.facts(metrics))
         self.training.finish(metrics)
         return metrics
 
@@ -151,25 +154,38 @@ class GeneratorTraining:
             values[name] = (total[0] / total[1]).item()
         return values
 
+    def sample_condition(self) -> dict:
+        """What the pictures in samples/ are drawn for: arguments of the pipeline."""
+        prompts = self.config.sample_prompts
+        if prompts is not None and self.config.conditioning == "class":
+            return {"class_labels": [int(prompt) if prompt.isdecimal() else prompt for prompt in prompts]}
+        if prompts is not None:
+            return {"prompt": prompts}
+        rows = self.train if self.test is None else self.test
+        samples = next(batches_once(rows, self.samples(rows, training=False), list, SAMPLES))
+        if "label" in samples[0]:
+            return {"class_labels": [sample["label"] for sample in samples]}
+        if "caption" in samples[0]:
+            return {"prompt": [sample["caption"] for sample in samples]}
+        condition = self.collate(samples)
+        del condition["codes"]
+        return condition
+
+    def facts(self, metrics: dict[str, float]) -> dict:
+        """What training.json says: data, tokenizer, codes, this training, and conditions that suit the model."""
+        config, info = self.config, read_codes_info(self.config.codes_dir)
+        names = ("rows", "crops", "num_crops", "crop_ranges")
+        facts = read_facts(config.tokenizer) | {"codes": {name: info[name] for name in names}}
+        facts["generator"] = training_facts(config, metrics)
+        condition = self.sample_condition()
+        facts["examples"] = condition.get("prompt") or condition.get("class_labels") or []
+        return facts
+
     def draw(self) -> Image.Image:
         """Pictures of `sample_prompts`, or of the first rows' conditions, with the seeds 0, 1, 2, ..."""
         pipe = AutoregressiveImagePipeline(self.vq_model, self.transformer, self.text_encoder, self.tokenizer)
         pipe.set_progress_bar_config(disable=True)
-        prompts = self.config.sample_prompts
-        if prompts is not None and self.config.conditioning == "class":
-            condition = {"class_labels": [int(prompt) if prompt.isdecimal() else prompt for prompt in prompts]}
-        elif prompts is not None:
-            condition = {"prompt": prompts}
-        else:
-            rows = self.train if self.test is None else self.test
-            samples = next(batches_once(rows, self.samples(rows, training=False), list, SAMPLES))
-            if "label" in samples[0]:
-                condition = {"class_labels": [sample["label"] for sample in samples]}
-            elif "caption" in samples[0]:
-                condition = {"prompt": [sample["caption"] for sample in samples]}
-            else:
-                condition = self.collate(samples)
-                del condition["codes"]
+        condition = self.sample_condition()
         modules = [module for module in (self.transformer, self.text_encoder) if module is not None]
         were_training = [module.training for module in modules]
         for module in modules:

@@ -7,15 +7,18 @@ from .run import RunConfig
 
 @dataclass
 class GeneratorTrainingConfig(RunConfig):
-    """One run of [`train_generator`]: the recipe's section `generator`. The defaults are LlamaGen's on ImageNet,
-    but for `ema_decay`: the released training does not average its weights.
+    """One run of [`~llamagen_hf.training.generator.train_generator`]: the recipe's section `generator`.
+
+    The defaults are LlamaGen's on ImageNet, but for `ema_decay`: the released training does not average its weights.
 
     Class- or text-conditional, new or from the weights of another pipeline (at the same or at another grid size, since
     rotary positions have no parameters), all weights or a LoRA adapter alone.
     """
 
     # Data and conditions
-    codes_dir: str = field(kw_only=True, metadata={"help": "Folder that extract_codes wrote."})
+    codes_dir: str = field(
+        kw_only=True, metadata={"help": "Folder that extract_codes wrote, or the Hub id of published codes."}
+    )
     tokenizer: str = field(
         kw_only=True, metadata={"help": "Folder or Hub id of the image tokenizer that wrote the codes."}
     )

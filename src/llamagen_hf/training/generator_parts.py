@@ -39,7 +39,7 @@ def build_parts(config: GeneratorTrainingConfig, rows: Dataset, codes_info: dict
     Args:
         config ([`GeneratorTrainingConfig`]): What to build or to load.
         rows (`datasets.Dataset`): Training rows, for the names of classes and the words of captions.
-        codes_info (`dict`): What [`extract_codes`] recorded.
+        codes_info (`dict`): What [`~llamagen_hf.data.extraction.extract_codes`] recorded.
 
     Raises:
         ValueError: If what is loaded does not fit the recipe or the codes.

@@ -18,6 +18,7 @@ from .adversarial import adaptive_weight, discriminator_loss, generator_loss
 from .checkpoints import replace_result
 from .codebook import CodeCounts, revive_codes
 from .discriminators import build_discriminator
+from .facts import public_settings, training_facts, write_facts
 from .perceptual import PerceptualLoss
 from .reconstruction import psnr, reconstruction_loss, ssim
 from .run import Run, side_by_side, train_with_memory_at_hand
@@ -101,6 +102,8 @@ class TokenizerTraining:
             metrics = self.measure()
             if self.accelerator.is_main_process:
                 replace_result(self.training.output_dir, self.raw.config_name, self.raw.save_pretrained)
+                facts = {"data": public_settings(self.data), "tokenizer": training_facts(self.config, metrics)}
+                write_facts(self.training.output_dir, facts)
         self.training.finish(metrics)
         return metrics
 

@@ -7,9 +7,9 @@ from .run import RunConfig
 
 @dataclass
 class TokenizerTrainingConfig(RunConfig):
-    """One run of [`train_tokenizer`]: the recipe's section `tokenizer`. The defaults are LlamaGen's on ImageNet.
+    """One run of [`~llamagen_hf.training.tokenizer.train_tokenizer`]: the recipe's section `tokenizer`.
 
-    But for `ema_decay`: the released training does not average its weights.
+    The defaults are LlamaGen's on ImageNet, but for `ema_decay`: the released training does not average its weights.
     """
 
     batch_size: int = field(default=128, metadata={"help": "Pictures of an optimizer step, over all processes."})

@@ -1,0 +1,355 @@
+"""Publishing and what comes back, against a Hub on loopback; every step in a process of its own, as at a user's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fake_hub import fake_hub
+from huggingface_hub import ModelCard
+from PIL import Image
+from tiny import build_class_pipeline, build_text_pipeline, generators
+from tiny_training import generator_config, write_codes
+
+from llamagen_hf.lora import lora_config
+from llamagen_hf.publications import open_publication
+from llamagen_hf.training.facts import public_name
+from llamagen_hf.training.generator import train_generator
+
+
+LOAD = """
+import json, sys, torch
+import llamagen_hf
+from diffusers import DiffusionPipeline
+
+cls = DiffusionPipeline if sys.argv[2] == "DiffusionPipeline" else llamagen_hf.AutoregressiveImagePipeline
+pipe = cls.from_pretrained(sys.argv[1], **json.loads(sys.argv[3]))
+assert type(pipe) is llamagen_hf.AutoregressiveImagePipeline
+codes = pipe(**json.loads(sys.argv[4]), generator=torch.Generator().manual_seed(3), output_type="codes").images
+print(json.dumps(codes.tolist()))
+"""
+
+ADAPT = """
+import json, sys, torch
+from llamagen_hf import AutoregressiveImagePipeline
+
+pipe = AutoregressiveImagePipeline.from_pretrained(sys.argv[1])
+pipe.load_lora_weights(sys.argv[2])
+codes = pipe(**json.loads(sys.argv[3]), generator=torch.Generator().manual_seed(3), output_type="codes").images
+print(json.dumps(codes.tolist()))
+"""
+
+
+class User:
+    """Someone with a Hub, a home folder and a command line."""
+
+    def __init__(self, hub, home: Path):
+        self.hub = hub
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        self.environment = kept | {
+            "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": "hf_token", "HF_HUB_DISABLE_XET": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }  # fmt: skip
+
+    def run(self, *arguments, **environment) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], env=self.environment | environment,
+            capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+
+    def publish(self, *arguments, **environment) -> str:
+        result = self.run("-m", "llamagen_cli", "publish", *arguments, **environment)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout
+
+    def refusal(self, *arguments, **environment) -> str:
+        result = self.run("-m", "llamagen_cli", "publish", *arguments, **environment)
+        assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr[-2000:]
+        lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    def codes(self, script, *arguments, **environment) -> list:
+        result = self.run("-c", script, *arguments, **environment)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def user(tmp_path):
+    with fake_hub() as hub:
+        hub.needs_token = True
+        yield User(hub, tmp_path / "home")
+
+
+PROMPT = json.dumps({"prompt": ["a red apple", "a fish"]})
+
+
+def expected_codes(pipe, condition=PROMPT):
+    return pipe(**json.loads(condition), generator=generators(3)[0], output_type="codes").images.tolist()
+
+
+def save(pipe, folder, **kwargs):
+    pipe.save_pretrained(folder, **kwargs)
+    Image.new("RGB", (64, 64)).save(folder / "contact_sheet.png")  # drawing one is a test of its own
+    return folder
+
+
+@pytest.mark.slow
+def test_publish_load_update_and_load_the_old_revision(user, tmp_path):
+    first, second = build_text_pipeline(), build_text_pipeline()
+    with torch.no_grad():
+        second.transformer.lm_head.weight.neg_()
+    folder = save(first, tmp_path / "pipe")
+    (folder / "samples").mkdir()
+    (folder / "samples" / "step.png").write_bytes(b"")
+    (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (folder / "checkpoints" / "step-00000001" / "model.safetensors").write_bytes(b"")
+    assert f"{user.hub.url}/user/tiny" in user.publish(folder, "user/tiny", "--license", "mit")
+    (files,) = user.hub.repos["user/tiny"]
+    assert "model_index.json" in files and not [name for name in files if "step" in name]
+    assert [name for name, content in files.items() if str(tmp_path).encode() in content] == []
+
+    expected, options = expected_codes(first), ("AutoregressiveImagePipeline", "{}", PROMPT)
+    assert user.codes(LOAD, "user/tiny", "DiffusionPipeline", "{}", PROMPT) == expected
+    for name in ("AutoregressiveImagePipeline", "DiffusionPipeline"):
+        assert user.codes(LOAD, "user/tiny", name, "{}", PROMPT, HF_HUB_OFFLINE="1") == expected
+
+    folder = save(second, tmp_path / "second")
+    user.publish(folder, "user/tiny")
+    assert len(user.hub.repos["user/tiny"]) == 2  # each time one commit
+    assert user.codes(LOAD, "user/tiny", *options) == expected_codes(second) != expected
+    old = json.dumps({"revision": user.hub.sha(user.hub.repos["user/tiny"][:1])})
+    assert user.codes(LOAD, "user/tiny", "AutoregressiveImagePipeline", old, PROMPT) == expected
+
+
+@pytest.mark.slow
+def test_files_that_are_gone_here_go_away_there_and_others_stay(user, tmp_path):
+    folder = save(build_text_pipeline(), tmp_path / "pipe")
+    (folder / "vq_model" / "notes.json").write_text("{}")
+    user.publish(folder, "user/tiny")
+    user.hub.repos["user/tiny"].append(user.hub.repos["user/tiny"][0] | {"demo.mp4": b"a film"})
+    (folder / "vq_model" / "notes.json").unlink()
+    user.publish(folder, "user/tiny")
+    files = user.hub.repos["user/tiny"][-1]
+    assert "vq_model/notes.json" not in files and files["demo.mp4"] == b"a film"
+
+
+@pytest.mark.slow
+def test_half_precision_variants(user, tmp_path):
+    folder = tmp_path / "pipe"
+    pipe = build_text_pipeline()
+    save(pipe, folder)
+    pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
+    user.publish(folder, "user/both")
+    rounded = expected_codes(pipe.to(torch.float32))
+    variant = json.dumps({"variant": "fp16"})
+    assert user.codes(LOAD, "user/both", "AutoregressiveImagePipeline", variant, PROMPT) == rounded
+    fetched = [line.rpartition("/")[2] for line in user.hub.requests if line.startswith("GET /user/both/resolve")]
+    assert "model.fp16.safetensors" in fetched and "model.safetensors" not in fetched
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert user.codes(LOAD, "user/both", "AutoregressiveImagePipeline", variant, PROMPT, **offline) == rounded
+
+    only = save(pipe.to(torch.float16), tmp_path / "only", variant="fp16")
+    user.publish(only, "user/only")
+    assert user.codes(LOAD, "user/only", "AutoregressiveImagePipeline", variant, PROMPT) == rounded
+
+
+def test_the_card_says_what_it_is(user, tmp_path):
+    user.publish(save(build_class_pipeline(), tmp_path / "pipe"), "user/fish", "--license", "cc-by-4.0")
+    card = ModelCard(user.hub.repos["user/fish"][-1]["README.md"].decode())
+    assert card.data.library_name == "diffusers" and card.data.license == "cc-by-4.0"
+    assert card.data.pipeline_tag == "unconditional-image-generation" and "llamagen" in card.data.tags
+    assert 'from_pretrained("user/fish")' in card.text and "pipe(class_labels=0)" in card.text
+    assert "2406.06525" in card.text and "![" in card.text and "{{" not in card.text
+    transformer = sum(p.numel() for p in build_class_pipeline().transformer.parameters())
+    assert f"{transformer / 1e6:.1f}M" in card.text
+
+
+@pytest.mark.slow
+def test_the_sheet_is_drawn_where_there_is_none(user, tmp_path):
+    build_class_pipeline().save_pretrained(tmp_path / "pipe")
+    user.publish(tmp_path / "pipe", "user/drawn")
+    user.publish(tmp_path / "pipe", "user/plain", "--no-draw")
+    assert "contact_sheet.png" not in user.hub.repos["user/plain"][-1]
+    assert "![" not in user.hub.repos["user/plain"][-1]["README.md"].decode()
+    (tmp_path / "sheet.png").write_bytes(user.hub.repos["user/drawn"][-1]["contact_sheet.png"])
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (4 * 136, 3 * 172)  # ten classes
+
+
+@pytest.mark.slow
+def test_what_a_person_wrote_stays(user, tmp_path):
+    folder = save(build_text_pipeline(), tmp_path / "pipe")
+    user.publish(folder, "user/tiny")
+    generated = user.hub.repos["user/tiny"][-1]["README.md"]
+    assert b"llamagen publish" in generated
+    user.hub.repos["user/tiny"].append(user.hub.repos["user/tiny"][-1] | {"README.md": b"# Mine\n\nwritten there\n"})
+    user.publish(folder, "user/tiny")
+    there = ModelCard(user.hub.repos["user/tiny"][-1]["README.md"].decode())
+    assert "written there" in there.text and there.data.library_name == "diffusers"
+    (folder / "README.md").write_text("---\nlicense: mit\ntags: [fish]\n---\n# Mine\n\nwritten here\n")
+    user.publish(folder, "user/tiny")
+    here = ModelCard(user.hub.repos["user/tiny"][-1]["README.md"].decode())
+    assert "written here" in here.text and here.data.license == "mit" and here.data.tags[0] == "fish"
+    assert "llamagen" in here.data.tags and here.data.pipeline_tag == "text-to-image"
+
+
+@pytest.mark.slow
+def test_an_interrupted_upload_leaves_nothing_and_goes_on(user, tmp_path):
+    folder = save(build_text_pipeline(), tmp_path / "pipe")
+    user.hub.lfs_threshold, user.hub.lfs_limit = 5000, 1
+    assert "broke off" in user.refusal(folder, "user/tiny")
+    assert user.hub.repos["user/tiny"] == []  # no commit
+    (sent,) = user.hub.lfs_objects
+    user.hub.lfs_limit = float("inf")
+    user.hub.requests.clear()
+    user.publish(folder, "user/tiny")
+    assert f"PUT {sent}" not in user.hub.requests and len(user.hub.lfs_objects) > 1
+    assert user.codes(LOAD, "user/tiny", "AutoregressiveImagePipeline", "{}", PROMPT) == expected_codes(
+        build_text_pipeline()
+    )
+
+
+@pytest.mark.slow
+def test_private_repositories_and_spaces(user, tmp_path):
+    folder = save(build_text_pipeline(), tmp_path / "pipe")
+    printed = user.publish(folder, "user/secret", "--private", "--space")
+    assert user.hub.private == {"user/secret", "spaces/user/secret"} and printed.count("Published") == 2
+    (files,) = user.hub.repos["spaces/user/secret"]
+    assert set(files) == {"app.py", "README.md", "requirements.txt"}
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.title == "secret" and card.data.models == ["user/secret"] and card.data.sdk == "gradio"
+    assert user.hub.variables["spaces/user/secret"] == {"LLAMAGEN_CHECKPOINT": "user/secret"}
+    user.publish(folder, "user/secret", "--space")
+    assert len(user.hub.repos["spaces/user/secret"]) == 2
+    user.publish(folder, "user/open")
+    assert "exists and is public" in user.refusal(folder, "user/open", "--private")
+
+
+@pytest.mark.slow
+def test_refusals_are_one_sentence_and_publish_nothing(user, tmp_path):
+    folder = save(build_text_pipeline(), tmp_path / "pipe")
+    user.hub.repos["user/other"] = [{"model_index.json": b'{"_class_name": "DiTPipeline"}', "weights.bin": b""}]
+    user.hub.repos["user/files"] = [{"data.csv": b""}]
+    (tmp_path / "empty").mkdir()
+    broken = save(build_text_pipeline(), tmp_path / "broken")
+    (broken / "transformer" / "model.safetensors").write_bytes(b"cut off")
+    lacking = save(build_text_pipeline(), tmp_path / "lacking")
+    for path in (lacking / "vq_model").iterdir():
+        path.unlink()
+    (lacking / "vq_model").rmdir()
+    leaking = save(build_text_pipeline(), tmp_path / "leaking")
+    (leaking / "vq_model" / "notes.json").write_text(json.dumps({"seen": str(tmp_path / "pictures")}))
+
+    for arguments, environment, message in [
+        ((folder, "user/other"), {}, "exists and holds something else"),
+        ((folder, "user/files"), {}, "user/files exists and holds something else (data.csv, ...)"),
+        ((folder, "user/a b"), {}, "'user/a b' is no name of a repository"),
+        ((folder, "user/tiny"), {"HF_TOKEN": ""}, "Publishing needs a token"),
+        ((folder, "user/tiny"), {"HF_TOKEN": "hf_wrong"}, "The Hub does not know this token"),
+        ((folder, "user/tiny"), {"HF_TOKEN": "hf_read"}, "This token may not write to user/tiny"),
+        ((folder, "user/tiny"), {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
+        ((folder, "user/tiny"), {"HF_ENDPOINT": "http://127.0.0.1:9"}, "can't be reached"),
+        ((tmp_path / "absent", "user/tiny"), {}, "There is no folder"),
+        ((tmp_path / "empty", "user/tiny"), {}, "can't be published"),
+        ((broken, "user/tiny"), {}, "damaged"),
+        ((lacking, "user/tiny"), {}, "incomplete: there is no vq_model"),
+        ((leaking, "user/tiny"), {}, "vq_model/notes.json holds the path"),
+    ]:
+        assert message in user.refusal(*arguments, **environment)
+    assert user.hub.repos.get("user/tiny", []) == []
+    assert len(user.hub.repos["user/other"]) == len(user.hub.repos["user/files"]) == 1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tokenizer, codes, a pipeline and an adapter, as the trainings write them."""
+    root = tmp_path_factory.mktemp("trained")
+    write_codes(root)
+    settings = {"max_train_steps": 2, "sampling_defaults": {"top_k": 5}}
+    train_generator(generator_config(root / "pipeline", root / "tokenizer", root / "codes", **settings))
+    lora = settings | {"init_from": str(root / "pipeline"), "lora_rank": 2}
+    train_generator(generator_config(root / "adapter", root / "tokenizer", root / "codes", **lora))
+    return root
+
+
+def assert_no_paths(files, root):
+    for place in (root, Path.home(), Path.cwd()):
+        assert [name for name, content in files.items() if str(place).encode() in content] == []
+
+
+def test_a_trained_pipeline_brings_its_facts(user, trained):
+    user.publish(trained / "pipeline", "user/shapes")
+    files = user.hub.repos["user/shapes"][-1]
+    assert_no_paths(files, trained)
+    assert not [name for name in files if name.startswith(("checkpoints", "samples", "logs"))]
+    card = ModelCard(files["README.md"].decode())
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    facts = json.loads((trained / "pipeline" / "training.json").read_text())
+    assert results["test_loss"] == pytest.approx(facts["generator"]["metrics"]["test_loss"], abs=1e-4)
+    assert {"test_psnr", "test_ssim", "test_loss_without_condition"} <= set(results)
+    assert {result.dataset_name for result in card.data.eval_results} == {"shapes"}
+    assert "shapes, 20 pictures for training and 8 for testing" in card.text
+    assert '"max_train_steps": 2' in card.text and facts["examples"][0] in card.text
+    assert [entry["text"] for entry in card.data.widget] == facts["examples"][:5]
+    assert "contact_sheet.png" in files
+
+
+@pytest.mark.slow
+def test_an_adapter_loads_by_id(user, trained):
+    user.publish(trained / "pipeline", "user/shapes")
+    user.publish(trained / "adapter", "user/style")
+    files = user.hub.repos["user/style"][-1]
+    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "training.json"}
+    assert_no_paths(files, trained)
+    assert 'load_lora_weights("user/style")' in files["README.md"].decode()
+    by_id = user.codes(ADAPT, "user/shapes", "user/style", PROMPT)
+    assert by_id == user.codes(ADAPT, trained / "pipeline", trained / "adapter", PROMPT)
+    assert by_id == user.codes(ADAPT, "user/shapes", "user/style", PROMPT, HF_HUB_OFFLINE="1")
+    assert "a pipeline" in user.refusal(trained / "adapter", "user/style", "--space")
+
+
+def test_an_adapters_base_is_named(tmp_path):
+    pipe = build_text_pipeline()
+    pipe.transformer.add_adapter(lora_config(2))
+    pipe.transformer.peft_config["default"].base_model_name_or_path = "user/base"
+    pipe.transformer.save_pretrained(tmp_path)
+    assert (
+        json.loads(open_publication(tmp_path).files["adapter_config.json"])["base_model_name_or_path"] == "user/base"
+    )
+
+
+@pytest.mark.slow
+def test_codes_become_a_dataset_to_train_on(user, trained, tmp_path):
+    user.publish(trained / "codes", "user/shape-codes")
+    files = user.hub.repos["datasets/user/shape-codes"][-1]
+    assert {"README.md", "codes.json", "train-00000.parquet", "test-00000.parquet"} <= set(files)
+    assert_no_paths(files, trained)
+    card = files["README.md"].decode()
+    assert "20 of the train split and 8 of the test split" in card and "--codes_dir user/shape-codes" in card
+    script = (
+        "import sys; from llamagen_hf.data.codes import load_codes, read_codes_info\n"
+        "info = read_codes_info(sys.argv[1])\n"
+        "print(len(load_codes(sys.argv[1], 'train', info['tokenizer_fingerprint'])))"
+    )
+    assert user.codes(script, "user/shape-codes") == 20
+    assert user.codes(script, "user/shape-codes", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1") == 20
+
+
+@pytest.mark.parametrize(
+    "source, name",
+    [
+        ("user/dataset", "user/dataset"),
+        ("/data/pictures", "pictures"),
+        ("./pictures", "pictures"),
+        ("~/pictures", "pictures"),
+        ("shards/{00000..00009}.tar", "{00000..00009}.tar"),
+        ("cifar10", "cifar10"),
+    ],
+)
+def test_public_names(source, name):
+    assert public_name(source) == name
