@@ -56,7 +56,7 @@ def python(script, *args, **env):
     "build, condition",
     [
         (build_class_pipeline, {"class_labels": ["goldfish", 4]}),
-        (build_text_pipeline, {"prompt": ["a red apple", "a fish"]}),
+        pytest.param(build_text_pipeline, {"prompt": ["a red apple", "a fish"]}, marks=pytest.mark.slow),
     ],
 )
 def test_pushed_equals_loaded_online_and_offline(tmp_path, build, condition):

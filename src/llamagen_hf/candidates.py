@@ -17,7 +17,7 @@ class Candidate:
     """One of several pictures drawn for the same image.
 
     Args:
-        image: The picture, in the output type of the drawing.
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The picture, in the output type of the drawing.
         score (`float`): The scorer's; higher is better.
         codes (`torch.LongTensor` of shape `(grid_size, grid_size)`): Its codes.
         parameters (`dict`): What made it, as in [`~llamagen_hf.outputs.AutoregressiveImageOutput`].

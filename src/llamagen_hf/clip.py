@@ -47,6 +47,14 @@ class CLIPScorer:
 
     @torch.no_grad()
     def __call__(self, images: list[Image.Image], prompts: list[str]) -> list[float]:
-        """Cosines in [-1, 1], one for each picture and its prompt."""
+        """Score pictures.
+
+        Args:
+            images (`list[PIL.Image.Image]`): The pictures.
+            prompts (`list[str]`): A prompt or class name for each.
+
+        Returns:
+            `list[float]`: Cosines in [-1, 1], one for each picture.
+        """
         texts = embed_texts(self.model, self.processor, [self.template.format(prompt) for prompt in prompts])
         return (embed_pictures(self.model, self.processor, images) * texts).sum(-1).tolist()

@@ -16,7 +16,9 @@ class LlamaGenConfig(PreTrainedConfig):
         hidden_size (`int`, *optional*, defaults to 768): Width of the residual stream.
         intermediate_size (`int`, *optional*): Width of the SwiGLU; 8/3 `hidden_size` rounded up to a multiple of 256.
         num_hidden_layers (`int`, *optional*, defaults to 12): Decoder layers.
-        num_attention_heads (`int`, *optional*, defaults to 12): Attention heads. Their width must be a multiple of 4.
+        num_attention_heads (`int`, *optional*, defaults to 12): Attention heads.
+        head_dim (`int`, *optional*):
+            Their width, a multiple of 4; `hidden_size // num_attention_heads` by default.
         num_key_value_heads (`int`, *optional*): Key and value heads; as many as `num_attention_heads` by default.
         rms_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the norms.
         rope_theta (`float`, *optional*, defaults to 10000): Base of the 2D rotary embedding.

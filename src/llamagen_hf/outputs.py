@@ -16,7 +16,7 @@ class AutoregressiveImageOutput(ImagePipelineOutput):
     """What [`AutoregressiveImagePipeline`] returns.
 
     Args:
-        images: Pictures in the output type, prompt by prompt: a list for `"pil"`, else an array or a tensor.
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): Pictures in the output type, prompt by prompt.
         codes (`torch.LongTensor` of shape `(batch, grid_size, grid_size)`): Their codes.
         parameters (`list[dict]`): For each picture what made it: its prompt or class, settings, seed, checkpoint, and
             the codes that were kept. [`AutoregressiveImagePipeline.redraw`] draws it again from them.
@@ -57,7 +57,8 @@ class DrawingStep:
     Args:
         codes (`torch.LongTensor` of shape `(batch, n)`): The codes so far, in raster order.
         num_codes (`int`): Codes of a whole picture.
-        images: Previews in the output type; in the last step the pictures themselves.
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): Previews in the output type; in the last step
+            the pictures themselves.
         output ([`AutoregressiveImageOutput`], *optional*): The result, in the last step.
     """
 

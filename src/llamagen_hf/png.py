@@ -16,6 +16,11 @@ KEY = "parameters"
 def save_png(image: Image.Image, path: str | Path, parameters: dict) -> None:
     """Write `image` to `path`, whole or not at all, with `parameters` as JSON in its text chunk "parameters".
 
+    Args:
+        image (`PIL.Image.Image`): The picture.
+        path (`str` or `os.PathLike`): The file, replaced if it exists.
+        parameters (`dict`): Plain JSON.
+
     Raises:
         ValueError: In one sentence, if the file can't be written.
     """
@@ -39,6 +44,9 @@ def save_png(image: Image.Image, path: str | Path, parameters: dict) -> None:
 
 def read_parameters(path: str | Path) -> dict:
     """The parameters that [`save_png`] stored.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
 
     Raises:
         ValueError: In one sentence, if it is no picture, or holds none.

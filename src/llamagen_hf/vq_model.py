@@ -193,6 +193,9 @@ class LlamaGenVQModel(ModelMixin, ConfigMixin):
             images (`torch.Tensor` of shape `(batch, in_channels, height, width)`):
                 Pixels in [-1, 1]; both sides a multiple of `downsample_factor`.
 
+        Returns:
+            [`~llamagen_hf.vq_model.LlamaGenVQEncoderOutput`]: Codes, their vectors, and the losses of a training.
+
         Raises:
             ValueError: If the shape does not fit.
         """

@@ -86,6 +86,7 @@ class CodeExtractionConfig:
 
     @property
     def grids_per_picture(self) -> int:
+        """Code grids made of each training picture."""
         return {"shifted": self.num_crops, "flip": 2, "ten_crop": 10 * len(self.crop_ranges)}[self.crops]
 
     def crop(self, image: Image.Image, size: int, rng: random.Random) -> list[Image.Image]:

@@ -1,0 +1,310 @@
+"""Write the API reference, `docs/api/*.md`, from the docstrings: `make docs`, or `python docs/make_api.py`.
+
+griffe reads the source and takes the docstrings apart; nothing of the package is imported. What is left to do here is
+to lay the parts out as Markdown that GitHub shows as it is, and to turn Hugging Face's cross references into links.
+"""
+
+import ast
+import re
+import shutil
+from pathlib import Path
+
+import griffe
+
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "api"
+HEADER = "<!-- Written by docs/make_api.py from the docstrings. Change those, then run `make docs`. -->"
+# Whose objects docstrings may refer to.
+LIBRARIES = ("accelerate", "datasets", "diffusers", "gradio", "huggingface_hub", "peft", "torch", "transformers")
+WIDTH = 100  # of a signature on one line
+CROSS_REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\()")
+
+# What is public: for each page its title, what it is about, and the objects on it.
+PAGES = {
+    "pipeline": (
+        "Pipeline",
+        "From a prompt or a class to pictures, and what comes with them.",
+        [
+            "pipeline.AutoregressiveImagePipeline",
+            "outputs.AutoregressiveImageOutput",
+            "outputs.DrawingStep",
+            "candidates.Candidate",
+            "clip.CLIPScorer",
+            "png.save_png",
+            "png.read_parameters",
+            "picture_input.open_picture",
+        ],
+    ),
+    "models": (
+        "Models",
+        "The tokenizer of diffusers' kind, the generator of transformers' kind, and their configuration.",
+        [
+            "vq_model.LlamaGenVQModel",
+            "vq_model.LlamaGenVQEncoderOutput",
+            "vq_model.LlamaGenVQOutput",
+            "configuration.LlamaGenConfig",
+            "modeling.LlamaGenForConditionalGeneration",
+            "modeling.LlamaGenModel",
+        ],
+    ),
+    "decoding": (
+        "Decoding and sampling",
+        "The loop that draws codes, and the pure functions between logits and a code.",
+        [
+            "decoding.CodeDecoder",
+            "sampling.sample",
+            "sampling.draw",
+            "sampling.draw_uniforms",
+            "sampling.filter_top_k",
+            "sampling.filter_top_p",
+            "sampling.guide",
+            "sampling.is_guided",
+            "sampling.check_sampling",
+        ],
+    ),
+    "conversion": (
+        "Conversion",
+        "Released LlamaGen files into the models of this package, behind `llamagen convert`.",
+        [
+            "conversion.convert_checkpoint",
+            "conversion.load_released",
+            "conversion.vq_model_from_released",
+            "conversion.transformer_from_released",
+            "conversion.convert_transformer_state_dict",
+        ],
+    ),
+    "data": (
+        "Data",
+        "The stages before the generator's training, and the settings of each: the keys of a recipe's sections.",
+        [
+            "data.source.DataConfig",
+            "data.extraction.CodeExtractionConfig",
+            "data.extraction.extract_codes",
+            "data.filtering.FilterConfig",
+            "data.filtering.filter_rows",
+            "data.scoring.ScoreConfig",
+            "data.scoring.score",
+            "data.recaptioning.RecaptionConfig",
+            "data.recaptioning.recaption",
+        ],
+    ),
+    "training": (
+        "Training",
+        "The two trainings and their settings: the keys of a recipe's sections.",
+        [
+            "training.run.RunConfig",
+            "training.tokenizer_config.TokenizerTrainingConfig",
+            "training.tokenizer.train_tokenizer",
+            "training.generator_config.GeneratorTrainingConfig",
+            "training.generator.train_generator",
+        ],
+    ),
+    "hub": ("Hub", "Publishing, behind `llamagen publish`.", ["hub.publish"]),
+}
+
+
+def load_package() -> griffe.Module:
+    """The package as griffe sees it."""
+    options = {"returns_named_value": False, "returns_multiple_items": False, "warnings": False}
+    loader = griffe.GriffeLoader(search_paths=[ROOT / "src"], docstring_parser="google", docstring_options=options)
+    package = loader.load("llamagen_hf")
+    loader.resolve_aliases(external=False)
+    return package
+
+
+def resolve(scope: griffe.Object, name: str) -> griffe.Object | griffe.Alias | None:
+    """What a cross reference in the docstring of `scope` means; `None` if it is an object of another library.
+
+    Names are looked up in the object itself, around it, and in the package's root.
+
+    Raises:
+        ValueError: If there is no such thing.
+    """
+    package = scope.package
+    first, *rest = name.split(".")
+    try:
+        library, *path = scope.resolve(first).split(".")
+    except griffe.NameResolutionError:
+        library, *path = [first] if first in (package.name, *LIBRARIES) else [package.name, first]
+    if library != package.name:
+        return None
+    try:
+        return package[".".join(path + rest)]
+    except KeyError as error:
+        raise ValueError(f"{scope.path} refers to [`{name}`], which does not exist.") from error
+
+
+def broken_references(package: griffe.Module) -> list[str]:
+    """What is wrong with the cross references in all docstrings of the package, private ones included."""
+    broken = []
+
+    def visit(obj: griffe.Object) -> None:
+        for _, name in CROSS_REFERENCE.findall(obj.docstring.value if obj.docstring is not None else ""):
+            try:
+                resolve(obj, name)
+            except ValueError as error:
+                broken.append(str(error))
+        for member in obj.members.values():
+            if not member.is_alias:
+                visit(member)
+
+    visit(package)
+    return broken
+
+
+def documented_members(cls: griffe.Class) -> list[griffe.Object | griffe.Alias]:
+    """Methods and properties with a docstring: the call, the class's own, those of our own base classes."""
+    members = [member for name, member in cls.all_members.items() if name == "__call__" or not name.startswith("_")]
+    members = [member for member in members if not member.is_class and member.docstring is not None]
+    return sorted(members, key=lambda member: (member.name != "__call__", member.is_alias))
+
+
+class Reference:
+    """The pages, of which each links to all others."""
+
+    def __init__(self):
+        self.package = load_package()
+        self.places: dict[str, str] = {}  # of each object that has a heading: page and anchor
+        for page, (_, _, names) in PAGES.items():
+            for obj in map(self.package.__getitem__, names):
+                self.places[obj.path] = f"{page}.md#{slug(obj.name)}"
+                for member in documented_members(obj) if obj.is_class else ():
+                    place = f"{page}.md#{slug(f'{obj.name}.{member.name}')}"
+                    self.places[member.path] = self.places[member.canonical_path] = place
+
+    def pages(self) -> dict[str, str]:
+        """All pages by their file names."""
+        pages = {}
+        contents = [HEADER, "# API reference", "Written from the docstrings of the code. `make docs` writes it anew."]
+        for page, (title, about, names) in PAGES.items():
+            objects = [self.package[name] for name in names]
+            listed = "\n".join(f"- {self.link(obj, obj.name)}: {self.first_sentence(obj)}" for obj in objects)
+            contents += [f"## [{title}]({page}.md)", about, listed]
+            parts = [HEADER, f"# {title}", about] + [part for obj in objects for part in self.describe(obj, obj.name)]
+            pages[f"{page}.md"] = join(parts)
+        return pages | {"index.md": join(contents)}
+
+    def describe(self, obj: griffe.Object, title: str) -> list[str]:
+        """The Markdown blocks of a class, a function or a property."""
+        level = "###" if "." in title else "##"
+        blocks = [f"{level} `{title}`", f"```python\n{self.signature(obj, title)}\n```"]
+        if obj.is_class and (bases := self.bases(obj)):
+            blocks.append(f"Bases: {', '.join(bases)}")
+        for section in obj.docstring.parsed:
+            blocks += self.section(obj, section)
+        if obj.is_class:
+            if fields := self.fields(obj):
+                blocks += ["**Fields**", "\n".join(fields)]
+            for member in documented_members(obj):
+                blocks += self.describe(member, f"{title}.{member.name}")
+        return blocks
+
+    def signature(self, obj: griffe.Object, title: str) -> str:
+        """How to import it, and how to call it."""
+        if obj.is_attribute:
+            return f"{title}: {obj.annotation}"
+        module = self.package.path if obj.name in self.package.exports else obj.module.path
+        start = "" if "." in title else f"from {module} import {obj.name}\n\n"
+        if obj.is_class and ("__init__" not in obj.members or "dataclass" in obj.labels):
+            return start.strip()
+        shown = [show_parameter(parameter) for parameter in obj.parameters if parameter.name not in ("self", "cls")]
+        result = f" -> {obj.returns}" if obj.is_function and obj.returns is not None else ""
+        name = title.rpartition(".")[2] if obj.is_function and "classmethod" not in obj.labels else title
+        line = f"{name}({', '.join(shown)}){result}"
+        if len(line) > WIDTH:
+            line = f"{name}(\n" + "".join(f"    {parameter},\n" for parameter in shown) + f"){result}"
+        return start + line
+
+    def section(self, obj: griffe.Object, section: griffe.DocstringSection) -> list[str]:
+        """The Markdown blocks of a part of a docstring."""
+        kind, value = section.kind.value, section.value
+        if kind == "text":
+            return [self.linked(obj, value).replace("Example:\n", "**Example**\n")]
+        if kind in ("parameters", "attributes"):
+            items = [
+                f"- **{item.name}**{f' ({item.annotation})' if isinstance(item.annotation, str) else ''}: "
+                + " ".join(item.description.split())
+                for item in value
+            ]
+        elif kind == "raises":
+            items = [f"- `{item.annotation}`: " + " ".join(item.description.split()) for item in value]
+        elif kind in ("returns", "yields"):
+            # Where the docstring does not begin with a type, its text says what the signature's means.
+            items = [
+                f"{item.annotation}: " * isinstance(item.annotation, str) + " ".join(item.description.split())
+                for item in value
+            ]
+        else:
+            raise ValueError(f"{obj.path} has a section {kind!r}, which docs/make_api.py can't lay out.")
+        return [f"**{kind.capitalize()}**", self.linked(obj, "\n".join(items))]
+
+    def fields(self, cls: griffe.Class) -> list[str]:
+        """The fields of a dataclass that say themselves, in their metadata, what they are."""
+        items = []
+        for field in cls.members.values():
+            if not isinstance(getattr(field, "value", None), griffe.ExprCall) or str(field.value.function) != "field":
+                continue
+            given = {argument.name: str(argument.value) for argument in field.value.arguments}
+            default = given.get("default", given.get("default_factory", "").removeprefix("lambda: "))
+            default = {"dict": "{}", "list": "[]"}.get(default, default)
+            kind = f"`{field.annotation}`"
+            if default:
+                kind += ", *optional*" + (f", defaults to `{default}`" if default != "None" else "")
+            items.append(f"- **{field.name}** ({kind}): {ast.literal_eval(given['metadata'])['help']}")
+        return items
+
+    def first_sentence(self, obj: griffe.Object) -> str:
+        """What the docstring begins with."""
+        paragraph = " ".join(obj.docstring.value.split("\n\n")[0].split())
+        return self.linked(obj, re.split(r"(?<=[.;:]) ", paragraph)[0].rstrip(".;:") + ".")
+
+    def linked(self, scope: griffe.Object, text: str) -> str:
+        """Text in which the cross references ``[`Name`]`` and ``[`~module.Name`]`` are links, or just code."""
+
+        def replace(match: re.Match) -> str:
+            shortened, name = match.groups()
+            # A method keeps its class: `DiffusionPipeline.from_pretrained`, not `from_pretrained`.
+            label = re.search(r"([A-Z]\w*\.)?\w+$", name)[0] if shortened else name
+            return self.link(resolve(scope, name), label)
+
+        return CROSS_REFERENCE.sub(replace, text)
+
+    def link(self, obj: griffe.Object | griffe.Alias | None, label: str) -> str:
+        place = obj and self.places.get(obj.canonical_path)
+        return f"[`{label}`]({place})" if place else f"`{label}`"
+
+    def bases(self, cls: griffe.Class) -> list[str]:
+        """Base classes; in place of those of our own that have no page, theirs."""
+        found = []
+        for name in map(str, cls.bases):
+            base = resolve(cls, name)
+            has_page = base is None or base.canonical_path in self.places
+            found += [self.link(base, name)] if has_page else self.bases(base)
+        return found
+
+
+def show_parameter(parameter: griffe.Parameter) -> str:
+    """A parameter as the source writes it."""
+    stars = {griffe.ParameterKind.var_positional: "*", griffe.ParameterKind.var_keyword: "**"}.get(parameter.kind, "")
+    annotation = f": {parameter.annotation}" if parameter.annotation is not None else ""
+    if parameter.default is None or stars:
+        return f"{stars}{parameter.name}{annotation}"
+    return parameter.name + (f"{annotation} = " if annotation else "=") + str(parameter.default)
+
+
+def slug(title: str) -> str:
+    """The anchor that GitHub gives a heading made of a dotted name."""
+    return title.lower().replace(".", "")
+
+
+def join(blocks: list[str]) -> str:
+    return "\n\n".join(block.strip() for block in blocks) + "\n"
+
+
+if __name__ == "__main__":
+    pages = Reference().pages()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    for name, text in pages.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,232 @@
+"""The documentation is true: snippets run, commands exist, links lead somewhere, the reference is current."""
+
+import re
+import runpy
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import typer
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from mdit_py_plugins.anchors import anchors_plugin
+from typer.testing import CliRunner
+
+import llamagen_cli
+from llamagen_hf import stages
+from llamagen_hf.training.recipe import parse_recipe
+
+
+ROOT = Path(__file__).parents[1]
+PATTERNS = ("*.md", "docs/**/*.md", "benchmarks/*.md", "spaces/**/*.md", "src/**/README.md")
+PAGES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
+PROSE = [path for path in PAGES if path.parent.name != "api"]
+RUNNABLE = [ROOT / "docs" / "quick_start.md", ROOT / "docs" / "how_it_works.md"]
+GROUP = typer.main.get_command(llamagen_cli.app)
+CLICK_COMMANDS = ("generate", "convert", "info", "demo", "publish")  # the others read their flags from a recipe
+
+# GitHub gives headings of all levels an anchor.
+markdown = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6)
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def read(path: Path) -> list[Token]:
+    """The blocks and, in them, the inline parts of a page."""
+    blocks = markdown.parse(path.read_text(encoding="utf-8"))
+    return [token for block in blocks for token in (block, *(block.children or ()))]
+
+
+def blocks_of_code(path: Path, *languages: str) -> list[tuple[Token, bool]]:
+    """Fenced blocks, and whether a comment before them says that they are not run."""
+    tokens, found = read(path), []
+    for before, token in zip([None, *tokens], tokens, strict=False):
+        if token.type == "fence" and token.info in languages:
+            is_marked = before is not None and before.type == "html_block" and "not run:" in before.content
+            found.append((token, is_marked))
+    return found
+
+
+def compile_block(token: Token, path: Path):
+    """A Python block, whose tracebacks name the page's lines."""
+    return compile("\n" * (token.map[0] + 1) + token.content, name(path), "exec")
+
+
+def shell_commands(text: str) -> list[list[str]]:
+    """The words of each `llamagen` command; a script of `pipelines/` counts as the command that it is."""
+    commands = []
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["llamagen"]:
+            commands.append(words[1:])
+        for place, word in enumerate(words):
+            if script := re.fullmatch(r"pipelines/(\w+)\.py", word):
+                commands.append([script[1].replace("_", "-"), *words[place + 1 :]])
+    return commands
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=name)
+def test_snippets_run(path, tmp_path, monkeypatch):
+    """As a reader would run them: from the top, Python and shell, in one folder."""
+    monkeypatch.chdir(tmp_path)
+    namespace, ran = {}, 0
+    for token, is_marked in blocks_of_code(path, "python", "bash"):
+        if is_marked:
+            continue
+        if token.info == "python":
+            exec(compile_block(token, path), namespace)
+            ran += 1
+            continue
+        for words in shell_commands(token.content):
+            result = CliRunner().invoke(llamagen_cli.app, words)
+            assert result.exit_code == 0, f"{name(path)}:{token.map[0] + 1}: {shlex.join(words)}\n{result.output}"
+    assert ran > 5
+
+
+@pytest.mark.parametrize("path", PROSE, ids=name)
+def test_python_snippets_are_python(path):
+    for token, _ in blocks_of_code(path, "python"):
+        if not token.content.startswith(">>>"):
+            compile_block(token, path)
+
+
+@pytest.fixture
+def recipes(tmp_path, monkeypatch):
+    """A folder like a reader's: a checkout with a recipe of one's own."""
+    (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
+    shutil.copy(ROOT / "pipelines" / "recipes" / "own_pictures.yaml", tmp_path / "my_recipe.yaml")
+    monkeypatch.chdir(tmp_path)
+    # Stages read their flags, and stop before the work.
+    monkeypatch.setattr(
+        stages, "run_stage", lambda description, function, *sections, args: parse_recipe("", *sections, args=args)
+    )
+
+
+@pytest.mark.parametrize("path", PROSE, ids=name)
+def test_commands_exist(path, recipes):
+    for token, _ in blocks_of_code(path, "bash", "sh"):
+        for words in shell_commands(token.content):
+            check_command(words)
+    for token in read(path):
+        # Running text cuts commands short, brackets what is optional, and names alternatives: "a | b".
+        words = token.content.replace("[", "").replace("]", "").split()
+        if token.type == "code_inline" and words[:1] == ["llamagen"] and len(words) > 1:
+            check_options(words[1], [word for word in words if word.startswith("--")])
+
+
+def check_command(words: list[str]) -> None:
+    """Read a command's flags as the command line does, without its work."""
+    command, *arguments = words
+    assert command in GROUP.commands, f"there is no `llamagen {command}`"
+    if command in CLICK_COMMANDS:
+        GROUP.commands[command].make_context(command, arguments)
+    else:
+        getattr(stages, command.replace("-", "_"))("", arguments)
+
+
+def check_options(command: str, options: list[str]) -> None:
+    assert command in GROUP.commands, f"there is no `llamagen {command}`"
+    if command in CLICK_COMMANDS:
+        known = {option for parameter in GROUP.commands[command].params for option in parameter.opts}
+        assert set(options) <= known | {"--help"}, f"`llamagen {command}` has no such option"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("llamagen generate 'a cat' --sead 7", "sead"),
+        ("cd ..\nllamagen paint", "paint"),
+        ("python pipelines/train_generator.py \\\n  --config my_recipe.yaml --max_train_stops 1", "^2$"),
+    ],
+)
+def test_commands_that_do_not_exist_are_noticed(text, message, recipes):
+    (words,) = shell_commands(text)
+    with pytest.raises((Exception, SystemExit), match=message):
+        check_command(words)
+
+
+class Addresses(HTMLParser):
+    """Where the links and pictures of a piece of HTML lead, and the anchors that it sets."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.links, self.anchors = [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.links += [attributes[key] for key in ("href", "src") if key in attributes]
+        self.anchors += [attributes[key] for key in ("id", "name") if key in attributes]
+
+
+def links(path: Path) -> list[str]:
+    found = []
+    for token in read(path):
+        if token.type == "link_open":
+            found.append(token.attrs["href"])
+        elif token.type == "image":
+            found.append(token.attrs["src"])
+        elif token.type in ("html_block", "html_inline"):
+            found += Addresses(token.content).links
+    return found
+
+
+def anchors(path: Path) -> set[str]:
+    tokens = read(path)
+    html = [token.content for token in tokens if token.type in ("html_block", "html_inline")]
+    return {token.attrs["id"] for token in tokens if token.type == "heading_open"} | set(
+        Addresses("".join(html)).anchors
+    )
+
+
+def broken_links(path: Path) -> list[str]:
+    """Relative links of a page that lead nowhere. Others are not followed."""
+    broken = []
+    for link in links(path):
+        parts = urlsplit(link)
+        if parts.scheme or parts.netloc:
+            continue
+        target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+        is_there = not parts.path or (target.exists() and target.is_relative_to(ROOT))
+        if not is_there or (parts.fragment and parts.fragment not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_links_lead_somewhere(path):
+    assert broken_links(path) == []
+
+
+def test_links_that_lead_nowhere_are_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A title\n\n[there](#a-title) [not there](#title) [gone](gone.md) <img src='gone.png'>\n")
+    assert broken_links(page) == ["#title", "gone.md", "gone.png"]
+
+
+def test_every_page_is_in_the_index():
+    docs = ROOT / "docs"
+    linked = {(docs / link).resolve() for link in links(docs / "index.md")}
+    assert set(docs.glob("*.md")) - {docs / "index.md"} <= linked
+    listed = {(docs / "api" / urlsplit(link).path).resolve() for link in links(docs / "api" / "index.md")}
+    assert set((docs / "api").glob("*.md")) - {docs / "api" / "index.md"} <= listed
+
+
+@pytest.fixture(scope="module")
+def make_api():
+    pytest.importorskip("griffe", reason="the API reference is written with griffelib, of the extra 'docs'")
+    return runpy.run_path(str(ROOT / "docs" / "make_api.py"))
+
+
+def test_the_api_reference_is_what_the_docstrings_say(make_api):
+    committed = {path.name: path.read_text(encoding="utf-8") for path in make_api["FOLDER"].iterdir()}
+    assert make_api["Reference"]().pages() == committed, "docs/api is out of date; run `make docs`"
+
+
+def test_cross_references_in_docstrings_resolve(make_api):
+    assert make_api["broken_references"](make_api["load_package"]()) == []
