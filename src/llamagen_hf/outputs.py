@@ -16,7 +16,7 @@ class AutoregressiveImageOutput(ImagePipelineOutput):
     """What [`AutoregressiveImagePipeline`] returns.
 
     Args:
-        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): Pictures in the output type, prompt by prompt.
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): Pictures in the output type, by prompt.
         codes (`torch.LongTensor` of shape `(batch, grid_size, grid_size)`): Their codes.
         parameters (`list[dict]`): For each picture what made it: its prompt or class, settings, seed, checkpoint, and
             the codes that were kept. [`AutoregressiveImagePipeline.redraw`] draws it again from them.
