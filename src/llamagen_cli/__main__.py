@@ -1,0 +1,6 @@
+"""`python -m llamagen_cli`."""
+
+from .app import app
+
+
+app()

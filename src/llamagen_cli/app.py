@@ -1,0 +1,63 @@
+"""The application that the commands belong to, and what they have in common."""
+
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+app = typer.Typer(
+    help="Draw images with LlamaGen, an autoregressive image generator.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Checkpoint = Annotated[
+    str | None, typer.Option(help="Folder or Hub id. Default: the emoji checkpoint that ships with llamagen.")
+]
+
+
+@contextmanager
+def one_sentence_errors():
+    """Print what is wrong and exit with 1, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(1) from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise a `ValueError` if no file can be made at `path`."""
+    if path.is_dir():
+        raise ValueError(f"The output {str(path)!r} can't be written: it is a folder.")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"The output {str(path)!r} can't be written: {error.strerror or error}.") from error
+
+
+def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: str | None = None, **kwargs):
+    import diffusers
+    import torch
+    import transformers
+
+    from llamagen_hf import AutoregressiveImagePipeline
+
+    for library in (diffusers, transformers):  # loading is quick, and the bar of the drawing is the one of interest
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
+    if device is None:
+        device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    try:
+        if torch.zeros(1, device=device).is_meta:
+            raise RuntimeError("a meta device holds no numbers")
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"There is no device {device!r} here; try cpu.") from error
+    pipe = AutoregressiveImagePipeline.from_pretrained(checkpoint, dtype=getattr(torch, dtype or "float32"), **kwargs)
+    return pipe.to(device)

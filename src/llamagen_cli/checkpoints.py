@@ -1,0 +1,121 @@
+"""`llamagen convert | info | publish`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import Checkpoint, app, one_sentence_errors
+
+
+@app.command()
+def convert(
+    vq_checkpoint: Annotated[Path, typer.Option(help="Released tokenizer, such as vq_ds16_c2i.pt.")],
+    transformer_checkpoint: Annotated[Path, typer.Option(help="Released generator, such as c2i_B_256.pt.")],
+    variant: Annotated[str, typer.Option(help="Its size: B, L, XL, XXL, XXXL, 1B, 3B or 7B.")],
+    image_size: Annotated[int, typer.Option(help="Side of its images in pixels: 256, 384 or 512.")],
+    output: Annotated[Path, typer.Option(help="Folder to write, new.")],
+    text: Annotated[bool, typer.Option("--text", help="The generator is text-conditional.")] = False,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Text encoder to include: a folder or Hub id, such as google/flan-t5-xl.")
+    ] = None,
+    id2label: Annotated[
+        Path | None, typer.Option(help="JSON file of class names by id. Default: ImageNet's, fetched from the Hub.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as released.")] = None,
+):
+    """Turn released LlamaGen files into a pipeline folder."""
+    with one_sentence_errors():
+        import torch
+
+        from llamagen_hf.conversion import convert_checkpoint
+
+        if dtype not in (None, "float32", "float16", "bfloat16"):
+            raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
+        names = None
+        if id2label is not None:
+            try:
+                names = {int(key): str(value) for key, value in json.loads(id2label.read_text()).items()}
+            except (ValueError, AttributeError, OSError) as error:
+                raise ValueError(f"{str(id2label)!r} is no JSON object of class names by id.") from error
+        convert_checkpoint(
+            vq_checkpoint=vq_checkpoint,
+            transformer_checkpoint=transformer_checkpoint,
+            variant=variant,
+            image_size=image_size,
+            output=output,
+            text=text,
+            text_encoder=text_encoder,
+            id2label=names,
+            dtype=getattr(torch, dtype) if dtype else None,
+        )
+        typer.echo(f"Saved {output}")
+        if text and text_encoder is None:
+            typer.echo("Without --text-encoder it draws from prompt_embeds only, not from prompts.", err=True)
+
+
+@app.command()
+def info(checkpoint: Checkpoint = None):
+    """Say what a checkpoint is: sizes, parameters, conditioning, classes."""
+    with one_sentence_errors():
+        from math import prod
+
+        from safetensors import safe_open
+
+        from llamagen_hf import AutoregressiveImagePipeline, LlamaGenConfig, LlamaGenVQModel
+
+        folder = AutoregressiveImagePipeline.find_checkpoint(checkpoint)
+        config = LlamaGenConfig.from_pretrained(folder / "transformer")
+        vq = LlamaGenVQModel.load_config(folder / "vq_model")
+        defaults = AutoregressiveImagePipeline.load_config(folder).get("sampling_defaults") or {}
+        parameters: dict[str, int] = {}
+        for path in sorted(folder.glob("*/*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                count = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
+            parameters[path.parent.name] = parameters.get(path.parent.name, 0) + count
+        side = config.grid_size * 2 ** (len(vq["block_out_channels"]) - 1)
+        facts = {
+            "checkpoint": checkpoint or "emoji, shipped with llamagen",
+            "image": f"{side}x{side} pixels from {config.grid_size}x{config.grid_size} codes",
+            "codes": f"{vq['num_vq_embeddings']} of width {vq['vq_embed_dim']}",
+            "generator": f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
+            f"{config.num_attention_heads} heads",
+            "conditioning": f"text, {config.condition_length} positions of width {config.condition_dim}"
+            if config.conditioning == "text"
+            else f"class, {config.num_classes} classes",
+        }
+        if config.id2label:
+            shown = [f"{index} {name}" for index, name in list(config.id2label.items())[:5]]
+            facts["classes"] = ", ".join(shown) + (", ..." if len(config.id2label) > 5 else "")
+        facts["parameters"] = ", ".join(f"{name} {count / 1e6:.1f}M" for name, count in parameters.items())
+        facts["sampling"] = ", ".join(f"{name} {value}" for name, value in defaults.items()) or "as the library's"
+        for name, value in facts.items():
+            typer.echo(f"{name + ':':14}{value}")
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Pipeline, LoRA adapter or codes, as a training wrote them.")],
+    repo_id: Annotated[str, typer.Argument(help="Where on the Hub: user/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    space: Annotated[bool, typer.Option("--space", help="Also make a Space that shows the pipeline.")] = False,
+    license: Annotated[str | None, typer.Option(help="The Hub's name of the licence, such as cc-by-4.0.")] = None,
+    draw: Annotated[
+        bool, typer.Option("--draw/--no-draw", help="Draw a sample sheet for the card if the folder has none.")
+    ] = True,
+):
+    """Publish on the Hub, with a card; again to update."""
+    with one_sentence_errors():
+        import diffusers
+        import transformers
+
+        for library in (diffusers, transformers):
+            library.utils.logging.disable_progress_bar()
+            library.utils.logging.set_verbosity_error()
+        try:
+            from llamagen_hf.hub import publish as publish_folder
+        except ImportError as error:
+            raise ValueError(f"{error}; publishing needs `pip install llamagen-hf[train]`.") from error
+        for url in publish_folder(folder, repo_id, private, space, license, draw):
+            typer.echo(f"Published {url}")

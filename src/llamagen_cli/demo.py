@@ -1,0 +1,27 @@
+"""`llamagen demo`."""
+
+from typing import Annotated
+
+import typer
+
+from .app import Checkpoint, app, one_sentence_errors
+
+
+@app.command()
+def demo(
+    checkpoint: Checkpoint = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port. Default: the first free one from 7860 on.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Also open a public link, through Gradio's servers.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16. Default: float32 on a CPU, else bfloat16.")
+    ] = None,
+):
+    """Start the app of the Gradio Space on this machine, and open it in a browser at the address it prints."""
+    with one_sentence_errors():
+        try:
+            from llamagen_hf.demo import build_demo, launch
+        except ImportError as error:
+            raise ValueError(f"{error}; the app needs `pip install llamagen-hf[demo]`.") from error
+        launch(build_demo(checkpoint, device, dtype), server_name=host, server_port=port, share=share)
