@@ -1,0 +1,214 @@
+"""Pictures to measure, from wherever they are: files, `.npz` batches, datasets, arrays."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..data.transforms import center_crop
+from ..picture_input import open_picture
+from .npz import NpzPictures
+
+
+FILE_TYPES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class Images:
+    """Pictures of one size, in an order of their own; see [`open_images`].
+
+    Args:
+        name (`str`): What they are called in reports, without a folder of this machine.
+        names (`Sequence[str]`): A name for each, for errors.
+        open_one (`Callable`): Opens the picture at an index: a PIL image, or `(height, width, 3)` uint8. It is called
+            in ascending order.
+        read_bytes (`Callable`): The content at an index, to be hashed.
+        image_size (`int`, *optional*): Side to crop and resize to; by default they must be of one size as they are.
+        skip_bad (`bool`): Leave out what can't be used, instead of raising.
+
+    Attributes:
+        skipped (`dict[str, str]`): Pictures left out so far, and why.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        names: Sequence[str],
+        open_one: Callable[[int], Image.Image | np.ndarray],
+        read_bytes: Callable[[int], bytes],
+        image_size: int | None = None,
+        skip_bad: bool = False,
+    ):
+        if not names:
+            raise ValueError(f"There are no pictures in {name!r}.")
+        self.name = name
+        self.skipped: dict[str, str] = {}
+        self._names, self._open_one, self._read_bytes = names, open_one, read_bytes
+        self._image_size, self._skip_bad = image_size, skip_bad
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Pictures `(height, width, 3)`, uint8.
+
+        Raises:
+            ValueError: In one sentence that names the picture, if one is broken, transparent or of another size.
+        """
+        size = first = None
+        for index, name in enumerate(self._names):
+            try:
+                picture = self._prepare(self._open_one(index))
+            except ValueError as error:
+                if not self._skip_bad:
+                    raise
+                self.skipped[name] = str(error)
+                continue
+            if size is not None and picture.shape != size:
+                raise ValueError(
+                    f"The pictures of {self.name!r} differ in size: {first} is {size[1]} x {size[0]} pixels, {name} "
+                    f"{picture.shape[1]} x {picture.shape[0]}; give a size to bring them all to."
+                )
+            size, first = picture.shape, first or name
+            yield picture
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """Batches `(n, height, width, 3)` of up to `batch_size` pictures, uint8; errors as for iteration."""
+        batch = []
+        for picture in self:
+            batch.append(picture)
+            if len(batch) == batch_size:
+                yield np.stack(batch)
+                batch = []
+        if batch:
+            yield np.stack(batch)
+
+    def fingerprint(self) -> str:
+        """Hash of the content and of how it is prepared; the same pictures elsewhere have the same."""
+        digest = hashlib.sha256(f"{self._image_size} {self._skip_bad} {len(self)}".encode())
+        for index in range(len(self)):
+            digest.update(hashlib.sha256(self._read_bytes(index)).digest())
+        return digest.hexdigest()
+
+    def _prepare(self, picture: Image.Image | np.ndarray) -> np.ndarray:
+        if isinstance(picture, np.ndarray) and self._image_size is None:
+            return picture
+        if isinstance(picture, np.ndarray):
+            picture = Image.fromarray(picture)
+        if self._image_size is not None:
+            picture = center_crop(picture, self._image_size)
+        return np.array(picture)
+
+
+def open_images(
+    source,
+    image_size: int | None = None,
+    split: str = "test",
+    image_column: str = "image",
+    skip_bad: bool = False,
+) -> Images:
+    """Open pictures to measure.
+
+    Args:
+        source: A folder of picture files, read with all its folders in the order of their paths; an `.npz` as ADM's
+            evaluator reads it; a dataset of the Hub or of the `datasets` library, or its id; an array
+            `(n, height, width, 3)` of uint8; a list of PIL images; or [`Images`], which are returned as they are.
+        image_size (`int`, *optional*): Side to crop and resize to, as ADM prepares ImageNet. By default pictures stay
+            as they are, and must be of one size.
+        split (`str`, *optional*, defaults to `"test"`): Split of a dataset.
+        image_column (`str`, *optional*, defaults to `"image"`): Column of a dataset with the pictures.
+        skip_bad (`bool`, *optional*, defaults to `False`): Leave out, and count, pictures that can't be used.
+
+    Returns:
+        [`Images`]: Grey pictures become RGB. Transparent ones can't be used, for nothing says what is behind them.
+
+    Raises:
+        OSError or ValueError: In one sentence, if there are no pictures there, or not such.
+    """
+    options = {"image_size": image_size, "skip_bad": skip_bad}
+    if isinstance(source, Images):
+        return source
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 4 or source.shape[3] != 3:
+            raise ValueError(f"The array is {source.dtype} {source.shape}; expected uint8 (n, height, width, 3).")
+        return Images("array", _numbers(source), source.__getitem__, lambda i: source[i].tobytes(), **options)
+    if isinstance(source, list):
+        if not all(isinstance(picture, Image.Image) for picture in source):
+            raise ValueError("A list of pictures must hold PIL images alone.")
+        return Images(
+            "list",
+            _numbers(source),
+            lambda i: _opaque(source[i], f"picture {i}"),
+            lambda i: source[i].tobytes(),
+            **options,
+        )
+    if not isinstance(source, (str, Path)):
+        return _from_rows(source, "dataset", image_column, options)
+    path = Path(source).expanduser()
+    if path.suffix == ".npz":
+        return _from_npz(path, options)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in FILE_TYPES)
+        if files:
+            names = [file.relative_to(path).as_posix() for file in files]
+            return Images(
+                path.resolve().name,
+                names,
+                lambda i: _opaque(open_picture(files[i]), names[i]),
+                lambda i: files[i].read_bytes(),
+                **options,
+            )
+    from ..data.source import DataConfig
+
+    rows = DataConfig(str(source), train_split=split, test_split=None, test_fraction=0, image_column=image_column)
+    return _from_rows(rows.load("train"), path.name if path.exists() else str(source), image_column, options)
+
+
+def _numbers(values) -> list[str]:
+    return [f"picture {index}" for index in range(len(values))]
+
+
+def _opaque(picture: Image.Image, name: str) -> Image.Image:
+    """The picture upright and as RGB."""
+    if picture.has_transparency_data:
+        lowest, _ = picture.convert("RGBA").getchannel("A").getextrema()
+        if lowest < 255:
+            raise ValueError(f"The picture {name!r} is transparent; put it on a background first.")
+    return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def _from_npz(path: Path, options: dict) -> Images:
+    pictures = NpzPictures(path)
+    state = {"next": 0, "reader": iter(pictures)}
+
+    def open_one(index: int) -> np.ndarray:
+        if index != state["next"]:  # from the beginning, for another pass
+            state.update(next=0, reader=iter(pictures))
+        state["next"] += 1
+        return next(state["reader"])
+
+    return Images(path.name, _numbers(pictures), open_one, lambda i: open_one(i).tobytes(), **options)
+
+
+def _from_rows(rows, name: str, image_column: str, options: dict) -> Images:
+    import datasets
+
+    from ..data.bad_rows import BadRow
+    from ..data.picture_files import decode_picture
+
+    if not isinstance(rows, datasets.Dataset) or image_column not in rows.features:
+        raise ValueError(f"{name!r} is no dataset with a column {image_column!r}, and nothing else with pictures.")
+    rows = rows.cast_column(image_column, datasets.Image(decode=False))
+
+    def open_one(index: int) -> Image.Image:
+        try:
+            return decode_picture(rows[index][image_column])
+        except BadRow as error:
+            raise ValueError(f"Row {index} of {name!r} can't be used: {error}.") from error
+
+    def read_bytes(index: int) -> bytes:
+        value = rows[index][image_column]
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+
+    return Images(name, [f"row {index}" for index in range(len(rows))], open_one, read_bytes, **options)

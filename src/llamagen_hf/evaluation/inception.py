@@ -1,0 +1,97 @@
+"""The features that papers measure: TensorFlow's Inception of 2015, as torch-fidelity computes it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+
+SPATIAL_CHANNELS = 7  # of the first branch of Inception's block mixed_6, of which ADM takes so many for sFID
+
+
+@dataclass
+class PictureFeatures:
+    """What metrics are computed from.
+
+    Args:
+        pool (`torch.Tensor` of shape `(n, d)`): A feature vector a picture: FID, KID, precision and recall.
+        spatial (`torch.Tensor` of shape `(n, e)`, *optional*): Features with a place: sFID.
+        logits (`torch.Tensor` of shape `(n, classes)`, *optional*): A classifier's: the Inception Score.
+    """
+
+    pool: torch.Tensor
+    spatial: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class FeatureExtractor(Protocol):
+    """Turns pictures into features. `fingerprint` changes with anything that changes them."""
+
+    fingerprint: str
+
+    def __call__(self, pictures: np.ndarray) -> PictureFeatures:
+        """Features of pictures `(n, height, width, 3)`, uint8."""
+
+
+class InceptionFeatures:
+    """Inception's features as ADM's `evaluator.py` takes them from TensorFlow's graph.
+
+    Network, weights and the resize to 299 pixels are torch-fidelity's, which equal TensorFlow's. For sFID the features
+    of `mixed_6/conv` are added: 7 channels at 17 x 17 places. The logits are without bias, as ADM's are.
+
+    Args:
+        weights (`str` or `os.PathLike`, *optional*): A file with Inception's weights in torch-fidelity's layout,
+            `weights-inception-2015-12-05-6726825d.pth`. By default torch-fidelity downloads it once.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where to compute.
+
+    Raises:
+        ImportError: If torch-fidelity, or torchvision which it imports, is not there.
+        OSError: In one sentence, if the weights can't be read or fetched.
+    """
+
+    def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu"):
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except (ImportError, RuntimeError) as error:  # the latter from a torchvision of another torch
+            raise ImportError(
+                f"Inception needs torch-fidelity and a torchvision that fits torch ({error}); "
+                "`pip install torch-fidelity`."
+            ) from error
+        if weights is not None:
+            try:  # torch-fidelity would run code in the file
+                torch.load(weights, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise OSError(f"{str(weights)!r} holds no weights of Inception: {error}") from error
+        try:
+            self.network = FeatureExtractorInceptionV3(
+                "inception-v3-compat",
+                ["2048", "logits_unbiased"],
+                feature_extractor_weights_path=None if weights is None else str(weights),
+            ).to(device)
+        except RuntimeError as error:
+            raise OSError(
+                f"{str(weights)!r} holds other weights than Inception's in torch-fidelity's layout."
+            ) from error
+        except OSError as error:
+            raise OSError(
+                f"Inception's weights can't be fetched ({error}); get the file elsewhere and pass its path."
+            ) from error
+        self.device = device
+        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+        digest = hashlib.sha256()
+        for name, value in self.network.state_dict().items():
+            digest.update(name.encode() + value.cpu().numpy().tobytes())
+        self.fingerprint = f"inception-{digest.hexdigest()}"
+
+    def _keep(self, module, inputs, output: torch.Tensor) -> None:
+        self._spatial = output[:, :SPATIAL_CHANNELS]
+
+    @torch.no_grad()
+    def __call__(self, pictures: np.ndarray) -> PictureFeatures:
+        """Features of pictures `(n, height, width, 3)`, uint8: 2048 a picture, 2023 spatial ones, 1008 logits."""
+        pool, logits = self.network(torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device))
+        spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)  # in TensorFlow's order
+        return PictureFeatures(pool.cpu(), spatial.float().cpu(), logits.cpu())

@@ -1,0 +1,83 @@
+"""The settings of the papers, and the references that fit them."""
+
+from dataclasses import dataclass, field
+
+from .statistics import PictureStatistics
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of an evaluation, and what its reference must be.
+
+    Args:
+        description (`str`): Where the settings are from.
+        count (`int`): Pictures to draw.
+        image_size (`int`, *optional*): Side that they are brought to; by default they stay as they are.
+        sampling (`dict`): Sampling settings of the pipeline's call.
+        reference_name (`str`, *optional*): The reference batch that belongs to it; any will do by default.
+    """
+
+    description: str
+    count: int
+    image_size: int | None = None
+    sampling: dict = field(default_factory=dict)
+    reference_name: str | None = None
+
+
+PRESETS = {
+    "imagenet256_paper": Preset(
+        description=(
+            "FID of the LlamaGen paper (arXiv 2406.06525, section 3.1): 50,000 pictures of random classes from all "
+            "codes, brought to 256 pixels bicubically, against ADM's batch of the ImageNet training set. The guidance "
+            "scale is the one thing to choose: the paper gives it beside each number."
+        ),
+        count=50_000,
+        image_size=256,
+        sampling={"temperature": 1.0, "top_k": 0, "top_p": 1.0},
+        reference_name="VIRTUAL_imagenet256_labeled",
+    ),
+    "demo": Preset(
+        description="Settings of the released demo, which look better and give a worse FID.",
+        count=1_000,
+        sampling={"temperature": 1.0, "top_k": 2000, "top_p": 1.0, "guidance_scale": 4.0},
+    ),
+}
+# Batches that are known by a part of their name, and what they are right for.
+VALIDATION = ("val_256", "imagenet_val", "imagenet-val", "ilsvrc2012_val")
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of this name; a `ValueError` says which there are."""
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def check_reference(preset: Preset, reference: PictureStatistics, num_samples: int) -> None:
+    """See that a comparison is the one that the preset's papers make.
+
+    Args:
+        preset ([`Preset`]): The settings.
+        reference ([`~llamagen_hf.evaluation.statistics.PictureStatistics`]): What samples are compared with.
+        num_samples (`int`): How many samples there are.
+
+    Raises:
+        ValueError: In one sentence, if name, size or count do not fit.
+    """
+    if preset.reference_name is None:
+        return
+    name = reference.name
+    wanted = f"the preset compares with ADM's {preset.reference_name}.npz"
+    if any(part in name.lower() for part in VALIDATION):
+        raise ValueError(f"{name!r} is the ImageNet validation batch, right for rFID, wrong for FID: {wanted}.")
+    if preset.reference_name.lower() not in name.lower():
+        raise ValueError(f"{name!r} is another reference: {wanted}.")
+    size = reference.image_size
+    if size is not None and size != (preset.image_size, preset.image_size):
+        raise ValueError(f"{name!r} has pictures of {size[1]} x {size[0]} pixels, not {preset.image_size}: {wanted}.")
+    if reference.count not in (0, 10_000):  # 0: the moments alone, which do not say of how many
+        raise ValueError(f"{name!r} holds {reference.count:,} pictures, not 10,000: {wanted}.")
+    if num_samples != preset.count:
+        raise ValueError(
+            f"There are {num_samples:,} samples; the preset's numbers are of {preset.count:,}, and FID depends on it."
+        )

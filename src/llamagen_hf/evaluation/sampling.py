@@ -1,0 +1,191 @@
+"""Drawing many pictures to measure: the same ones on one process and on many, and after a restart."""
+
+import inspect
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..pipeline import AutoregressiveImagePipeline
+from .images import open_images
+from .npz import write_pictures
+
+
+SETTINGS_FILE = "sampling.json"
+
+
+@dataclass
+class SamplingConfig:
+    """How to draw pictures for an evaluation.
+
+    Args:
+        count (`int`): How many pictures.
+        prompts (`list[str]`, *optional*): What to draw, over and over until there are `count`. By default classes.
+        classes (`str`, *optional*, defaults to `"random"`): `"random"` draws each picture's class by its own seed;
+            `"balanced"` takes 0, 1, 2, ... in turn.
+        num_classes (`int`, *optional*): How many there are; our own pipelines and DiT's know it themselves.
+        image_size (`int`, *optional*): Side to bring pictures to, bicubically, as LlamaGen does from 384 to 256.
+        batch_size (`int`, *optional*, defaults to 32): Pictures drawn together. Their last bits may depend on it.
+        seed (`int`, *optional*, defaults to 0): Picture i draws with the seed `seed + i`.
+        arguments (`dict`, *optional*): More for the pipeline's call, such as `guidance_scale`, `top_k` or
+            `num_inference_steps`.
+    """
+
+    count: int
+    prompts: list[str] | None = None
+    classes: str = "random"
+    num_classes: int | None = None
+    image_size: int | None = None
+    batch_size: int = 32
+    seed: int = 0
+    arguments: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("count", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` is {value}; expected an integer of at least 1.")
+        if self.classes not in ("random", "balanced"):
+            raise ValueError(f"`classes` is {self.classes!r}; expected 'random' or 'balanced'.")
+        if self.prompts is not None and not self.prompts:
+            raise ValueError("`prompts` is empty.")
+
+
+def sample_pictures(
+    pipe: DiffusionPipeline, config: SamplingConfig, folder: str | Path, progress: bool = True
+) -> Path:
+    """Draw pictures into a folder, each as `000123.png`, on every process that Accelerate runs.
+
+    What picture i shows depends on its index, not on the process that draws it: batches are cut from the indices, and
+    shared out among processes as wholes. So one process and eight write the same files, and a run that was killed goes
+    on with the batches that are not complete.
+
+    Args:
+        pipe ([`~diffusers.DiffusionPipeline`]): Ours, or any that takes `prompt` or `class_labels`, and `generator`.
+        config ([`SamplingConfig`]): What to draw.
+        folder (`str` or `os.PathLike`): Where to. Settings are noted there, and others are refused later.
+        progress (`bool`, *optional*, defaults to `True`): Show a bar with the time left, on the first process.
+
+    Returns:
+        `Path`: The folder, complete once all processes are here.
+
+    Raises:
+        ValueError: In one sentence, if the pipeline can't draw that, or the folder holds pictures of other settings.
+    """
+    state, folder = PartialState(), Path(folder)
+    conditions = _conditions(pipe, config)
+    if state.is_main_process:
+        _note_settings(folder, pipe, config)
+    state.wait_for_everyone()
+    starts = range(0, config.count, config.batch_size)
+    mine = [start for turn, start in enumerate(starts) if turn % state.num_processes == state.process_index]
+    pipe.set_progress_bar_config(disable=True)
+    with tqdm(total=len(mine), unit="batch", disable=not (progress and state.is_main_process)) as bar:
+        for start in mine:
+            indices = range(start, min(start + config.batch_size, config.count))
+            paths = [folder / f"{index:06d}.png" for index in indices]
+            if not all(path.is_file() for path in paths):
+                for path, picture in zip(paths, _draw(pipe, config, indices, conditions), strict=True):
+                    partial = path.with_name(f".{path.name}.{os.getpid()}")
+                    Image.fromarray(picture).save(partial, format="PNG")
+                    partial.replace(path)
+            bar.update()
+    state.wait_for_everyone()
+    return folder
+
+
+def pack_pictures(folder: str | Path, path: str | Path) -> None:
+    """Write what [`sample_pictures`] drew as the `.npz` of ADM's evaluator, in the order of indices.
+
+    Raises:
+        OSError or ValueError: In one sentence, if the folder is not complete, or the file can't be written.
+    """
+    folder = Path(folder)
+    count = read_settings(folder)["count"]
+    images = open_images(folder)
+    if len(images) != count:
+        raise ValueError(f"{folder.name!r} holds {len(images)} of {count} pictures; draw the others first.")
+    write_pictures(path, images, count)
+
+
+def read_settings(folder: str | Path) -> dict:
+    """What [`sample_pictures`] noted about the pictures of a folder; an `OSError` if it is no such folder."""
+    path = Path(folder) / SETTINGS_FILE
+    if not path.is_file():
+        raise OSError(f"{str(folder)!r} holds no pictures that were drawn for an evaluation.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _note_settings(folder: Path, pipe: DiffusionPipeline, config: SamplingConfig) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    origin = pipe.facts if isinstance(pipe, AutoregressiveImagePipeline) else {"checkpoint": pipe.config._name_or_path}
+    settings = json.loads(json.dumps(asdict(config) | {"pipeline": type(pipe).__name__} | origin, default=str))
+    if (folder / SETTINGS_FILE).is_file():
+        noted = read_settings(folder)
+        if changed := sorted(name for name in settings.keys() | noted if settings.get(name) != noted.get(name)):
+            raise ValueError(
+                f"{str(folder)!r} holds pictures drawn with another {', '.join(changed)}; take another folder."
+            )
+        return
+    if any(folder.iterdir()):
+        raise ValueError(f"{str(folder)!r} is not empty and holds no pictures that were drawn for an evaluation.")
+    partial = folder / f".{SETTINGS_FILE}"
+    partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+    partial.replace(folder / SETTINGS_FILE)
+
+
+def _conditions(pipe: DiffusionPipeline, config: SamplingConfig) -> Callable[[int], dict]:
+    """Which argument of the pipeline's call says what picture i shows, and what it says."""
+    accepted = inspect.signature(pipe.__call__).parameters
+    if unknown := sorted(set(config.arguments) - set(accepted)):
+        raise ValueError(f"{type(pipe).__name__} takes no {', '.join(unknown)}.")
+    if config.prompts is not None:
+        if "prompt" not in accepted or getattr(pipe, "is_text_conditional", True) is False:
+            raise ValueError(f"{type(pipe).__name__} draws no prompts; leave them out to draw classes.")
+        return lambda index: {"prompt": config.prompts[index % len(config.prompts)]}
+    if "class_labels" not in accepted or getattr(pipe, "is_text_conditional", False):
+        raise ValueError(f"{type(pipe).__name__} draws no classes; give it prompts.")
+    num_classes = config.num_classes
+    if num_classes is None:
+        known = pipe.transformer.config
+        num_classes = known.num_classes if "num_classes" in known else known.get("num_embeds_ada_norm")
+    if num_classes is None:
+        raise ValueError(f"{type(pipe).__name__} does not say how many classes it has; set `num_classes`.")
+
+    def class_of(index: int) -> dict:
+        if config.classes == "balanced":
+            return {"class_labels": index % num_classes}
+        generator = torch.Generator().manual_seed(config.seed + index)
+        return {"class_labels": int(torch.randint(num_classes, (), generator=generator))}
+
+    return class_of
+
+
+@torch.no_grad()
+def _draw(
+    pipe: DiffusionPipeline, config: SamplingConfig, indices: range, conditions: Callable[[int], dict]
+) -> np.ndarray:
+    """Pictures `(n, height, width, 3)`, uint8."""
+    said = [conditions(index) for index in indices]
+    arguments = {name: [one[name] for one in said] for name in said[0]} | config.arguments
+    arguments["generator"] = [torch.Generator().manual_seed(config.seed + index) for index in indices]
+    if isinstance(pipe, AutoregressiveImagePipeline):
+        # Resized before they are clamped, as the released code does it.
+        codes = pipe(**arguments, output_type="codes").images
+        pixels = torch.cat([pipe.vq_model.decode_codes(grid[None]) for grid in codes]).float()
+    else:
+        pixels = pipe(**arguments, output_type="np").images
+        pixels = torch.from_numpy(np.asarray(pixels)).permute(0, 3, 1, 2).float() * 2 - 1
+    if config.image_size is not None and pixels.shape[-1] != config.image_size:
+        pixels = F.interpolate(pixels, size=(config.image_size, config.image_size), mode="bicubic")
+    pixels = (pixels * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # rounds to the nearest
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
