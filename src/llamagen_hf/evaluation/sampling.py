@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, DiTPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -127,7 +127,11 @@ def read_settings(folder: str | Path) -> dict:
 
 def _note_settings(folder: Path, pipe: DiffusionPipeline, config: SamplingConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    origin = pipe.facts if isinstance(pipe, AutoregressiveImagePipeline) else {"checkpoint": pipe.config._name_or_path}
+    origin = (
+        pipe.facts
+        if isinstance(pipe, AutoregressiveImagePipeline)
+        else {"checkpoint": pipe.config.get("_name_or_path")}
+    )
     settings = json.loads(json.dumps(asdict(config) | {"pipeline": type(pipe).__name__} | origin, default=str))
     if (folder / SETTINGS_FILE).is_file():
         noted = read_settings(folder)
@@ -155,9 +159,10 @@ def _conditions(pipe: DiffusionPipeline, config: SamplingConfig) -> Callable[[in
     if "class_labels" not in accepted or getattr(pipe, "is_text_conditional", False):
         raise ValueError(f"{type(pipe).__name__} draws no classes; give it prompts.")
     num_classes = config.num_classes
-    if num_classes is None:
-        known = pipe.transformer.config
-        num_classes = known.num_classes if "num_classes" in known else known.get("num_embeds_ada_norm")
+    if num_classes is None and isinstance(pipe, AutoregressiveImagePipeline):
+        num_classes = pipe.transformer.config.num_classes
+    elif num_classes is None and isinstance(pipe, DiTPipeline):
+        num_classes = pipe.transformer.config.num_embeds_ada_norm
     if num_classes is None:
         raise ValueError(f"{type(pipe).__name__} does not say how many classes it has; set `num_classes`.")
 
