@@ -21,7 +21,7 @@ def build_dit_pipeline():
     torch.manual_seed(0)
     transformer = DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=4,
-        num_embeds_ada_norm=10, norm_num_groups=4,
+        num_embeds_ada_norm=1000, norm_num_groups=4,
     )  # fmt: skip
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=4)
     return DiTPipeline(transformer.eval(), vae.eval(), DDIMScheduler())

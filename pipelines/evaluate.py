@@ -1,0 +1,14 @@
+"""Stage 5: draw from checkpoints of any diffusers pipelines and measure them, on as many processes as there are.
+
+python pipelines/evaluate.py CHECKPOINT --reference VIRTUAL_imagenet256_labeled.npz --preset imagenet256_paper \
+    --guidance-scale 2 --output runs/evaluation
+accelerate launch --num_processes 8 pipelines/evaluate.py ...
+"""
+
+import sys
+
+from llamagen_cli import app
+
+
+if __name__ == "__main__":
+    app(["evaluate", *sys.argv[1:]])

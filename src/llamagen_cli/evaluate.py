@@ -1,0 +1,151 @@
+"""`llamagen evaluate`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import app, one_sentence_errors
+
+
+SHEET = 24  # pictures on a report's sheet
+
+
+@app.command()
+def evaluate(
+    subjects: Annotated[
+        list[str],
+        typer.Argument(help="Checkpoints of any diffusers pipelines to draw from; or pictures: folder, .npz."),
+    ],
+    reference: Annotated[
+        str, typer.Option(help="Pictures to compare with: a folder, .npz, or dataset; or statistics.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the reports and for the pictures that are drawn.")],
+    preset: Annotated[str | None, typer.Option(help="Settings of a paper: imagenet256_paper, or demo.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=2, help="Pictures to draw. Default: the preset's, or the reference's.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file with a prompt a line. Default: classes.")] = None,
+    classes: Annotated[str, typer.Option(help="Which classes to draw: random or balanced.")] = "random",
+    num_classes: Annotated[int | None, typer.Option(help="How many, if the pipeline does not say.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i draws with seed + i.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
+    guidance_scale: Annotated[
+        list[float] | None, typer.Option(help="Several for a sweep. Default: the checkpoint's.")
+    ] = None,
+    argument: Annotated[
+        list[str] | None, typer.Option(help="More for the pipelines' calls, as name=value: top_k=0.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side to bring all pictures to.")] = None,
+    split: Annotated[str, typer.Option(help="Of a dataset.")] = "test",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that can't be used.")] = False,
+    inception: Annotated[
+        Path | None, typer.Option(help="File with Inception's weights. Default: torch-fidelity downloads it.")
+    ] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP model for CLIP score and R-precision of prompts.")] = None,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="Also write the drawn pictures as .npz for ADM's evaluator.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: an accelerator, if any.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+):
+    """Draw from checkpoints and measure FID, sFID, Inception Score, precision, recall and KID; write reports.
+
+    On several GPUs: `accelerate launch pipelines/evaluate.py`, with the same arguments.
+    """
+    with one_sentence_errors():
+        arguments = read_arguments(argument or [])
+        said = None if prompts is None else read_prompts(prompts)
+        import torch
+        from accelerate import PartialState
+
+        from llamagen_hf.evaluation.inception import InceptionFeatures
+        from llamagen_hf.evaluation.report import write_report
+        from llamagen_hf.evaluation.run import EvaluationConfig
+        from llamagen_hf.evaluation.run import evaluate as run
+        from llamagen_hf.evaluation.sampling import pack_pictures
+
+        if dtype not in ("float32", "float16", "bfloat16"):
+            raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
+        device = str(PartialState().device) if device is None else device
+        if torch.zeros(1, device=device).is_meta:
+            raise ValueError("A meta device holds no numbers.")
+        config = EvaluationConfig(
+            subjects=subjects,
+            reference=reference,
+            output_dir=str(output),
+            preset=preset,
+            count=count,
+            prompts=said,
+            classes=classes,
+            num_classes=num_classes,
+            seed=seed,
+            batch_size=batch_size,
+            guidance_scales=guidance_scale,
+            arguments=arguments,
+            image_size=image_size,
+            split=split,
+            skip_bad=skip_bad,
+            device=device,
+            dtype=dtype,
+        )
+        try:
+            extractor = InceptionFeatures(inception, device)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        models = None
+        if clip is not None:
+            from llamagen_hf.clip import load_clip
+
+            models = load_clip(clip)
+        for results in run(config, extractor, models):
+            source = results.pop("samples")
+            folder = output / results["title"].replace("/", "--")
+            typer.echo(f"{results['title']}: {json.dumps(results['metrics'])}")
+            typer.echo(f"Wrote {write_report(folder, results, sheet(source, config))}")
+            if pack and Path(source).is_dir() and "checkpoint" in results:
+                pack_pictures(source, folder / "samples.npz")
+                typer.echo(f"Wrote {folder / 'samples.npz'}")
+
+
+def read_arguments(pairs: list[str]) -> dict:
+    """`name=value` as arguments of a call: numbers, true, false and null by JSON's rules, all else as text."""
+    arguments = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"`--argument` is {pair!r}; expected name=value.")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not empty."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The prompts {str(path)!r} can't be read: {error}.") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"The file {str(path)!r} holds no prompts.")
+    return prompts
+
+
+def sheet(source, config) -> list[tuple]:
+    """The first pictures, with what they were drawn for."""
+    from itertools import islice
+
+    from PIL import Image
+
+    from llamagen_hf.evaluation.images import open_images
+
+    images = open_images(source, config.image_size, config.split, skip_bad=config.skip_bad)
+    prompts = config.prompts or [""]
+    return [
+        (Image.fromarray(picture), prompts[index % len(prompts)])
+        for index, picture in enumerate(islice(images, SHEET))
+    ]

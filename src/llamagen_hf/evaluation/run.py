@@ -1,0 +1,203 @@
+"""One evaluation from its beginning to its numbers: draw, compare, say with what."""
+
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ..pipeline import AutoregressiveImagePipeline
+from ..training.facts import public_name
+from .generation import evaluate_generation
+from .images import open_images
+from .inception import FeatureExtractor
+from .presets import Preset, check_reference, get_preset
+from .sampling import SamplingConfig, sample_pictures
+from .statistics import compute_statistics, reference_statistics
+from .text import evaluate_text
+
+
+R_PRECISION_PROMPTS = 100  # to choose from, where there are as many
+
+
+@dataclass
+class EvaluationConfig:
+    """What to evaluate, and against what.
+
+    Args:
+        subjects (`list[str]`): Checkpoints of any diffusers pipelines, to be drawn from; or pictures, as
+            [`~llamagen_hf.evaluation.images.open_images`] takes them.
+        reference (`str`): Pictures or statistics, as for
+            [`~llamagen_hf.evaluation.statistics.reference_statistics`].
+        output_dir (`str`): Folder for the pictures that are drawn.
+        preset (`str`, *optional*): A name in [`~llamagen_hf.evaluation.presets.PRESETS`]; what is given beside it
+            has precedence.
+        count (`int`, *optional*): Pictures to draw of each checkpoint; the preset's, or as many as the reference has.
+        prompts (`list[str]`, *optional*): What to draw; by default classes.
+        classes, seed, batch_size, num_classes: As in [`~llamagen_hf.evaluation.sampling.SamplingConfig`].
+        guidance_scales (`list[float]`, *optional*): Evaluate with each of them; by default with the checkpoint's own.
+        arguments (`dict`, *optional*): More for the pipelines' calls.
+        image_size (`int`, *optional*): Side that all pictures are brought to; the preset's by default.
+        split (`str`, *optional*, defaults to `"test"`): Of a dataset.
+        skip_bad (`bool`, *optional*, defaults to `False`): Leave out, and count, pictures that can't be used.
+        device (`str`, *optional*, defaults to `"cpu"`): Where to draw.
+        dtype (`str`, *optional*, defaults to `"float32"`): Of the checkpoints.
+    """
+
+    subjects: list[str]
+    reference: str
+    output_dir: str
+    preset: str | None = None
+    count: int | None = None
+    prompts: list[str] | None = None
+    classes: str = "random"
+    num_classes: int | None = None
+    seed: int = 0
+    batch_size: int = 32
+    guidance_scales: list[float] | None = None
+    arguments: dict = field(default_factory=dict)
+    image_size: int | None = None
+    split: str = "test"
+    skip_bad: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+def evaluate(
+    config: EvaluationConfig,
+    extractor: FeatureExtractor,
+    clip: tuple[PreTrainedModel, ProcessorMixin] | None = None,
+    progress: bool = True,
+) -> list[dict]:
+    """Draw from checkpoints as needed, and compare their pictures with the reference.
+
+    Args:
+        config ([`EvaluationConfig`]): What, and against what.
+        extractor ([`~llamagen_hf.evaluation.inception.FeatureExtractor`]): Features; those of
+            [`~llamagen_hf.evaluation.inception.InceptionFeatures`] make the numbers FID, sFID and so on.
+        clip (`tuple`, *optional*): A CLIP model and its processor, for CLIP score and R-precision of prompts.
+        progress (`bool`, *optional*, defaults to `True`): Show bars with the time left.
+
+    Returns:
+        `list[dict]`: For each subject what [`~llamagen_hf.evaluation.report.write_report`] takes, and `samples`, the
+            folder or file with its pictures. Of several guidance scales the one with the lowest FID counts, and all
+            are in `sweep`. On all processes but the first the list is empty.
+
+    Raises:
+        OSError or ValueError: In one sentence, if something is not there or does not fit.
+    """
+    preset = None if config.preset is None else get_preset(config.preset)
+    image_size = config.image_size or (preset.image_size if preset else None)
+    options = {"image_size": image_size, "split": config.split, "skip_bad": config.skip_bad}
+    state = PartialState()
+    with state.main_process_first():
+        reference = reference_statistics(config.reference, extractor, config.batch_size, progress, **options)
+    count = config.count or (preset.count if preset else reference.count)
+    if preset is not None:
+        check_reference(preset, reference, count)
+    common = {
+        "preset": config.preset,
+        "reference": {"name": reference.name, "count": reference.count or None},
+        "features": extractor.fingerprint[:24],
+        "device": config.device,
+        "date": date.today().isoformat(),
+        "versions": versions(),
+    }
+
+    def measure(source, prompts: list[str] | None) -> dict:
+        images = open_images(source, **options)
+        samples = compute_statistics(images, extractor, config.batch_size, progress)
+        if preset is not None:
+            check_reference(preset, reference, samples.count)
+        metrics = evaluate_generation(reference, samples)
+        if clip is not None and prompts is not None:
+            said = [prompts[index % len(prompts)] for index in range(samples.count)]
+            others = min(R_PRECISION_PROMPTS, len(set(said)))
+            metrics |= evaluate_text(images, said, *clip, num_candidates=others if others > 1 else None)
+        facts = {"count": samples.count, "image_size": list(samples.image_size[::-1]), "metrics": metrics}
+        return facts | ({"skipped_pictures": len(images.skipped)} if images.skipped else {})
+
+    results = []
+    for subject in config.subjects:
+        measured = []
+        for scale, source, facts in _pictures_of(subject, config, preset, count, image_size, progress):
+            if state.is_main_process:
+                prompts = config.prompts if facts else None
+                measured.append((scale, {**facts, **common, "samples": source, **measure(source, prompts)}))
+        if measured:
+            _, best = min(measured, key=lambda entry: entry[1]["metrics"]["fid"])
+            if len(measured) > 1:
+                best = best | {"sweep": [{"guidance_scale": scale} | one["metrics"] for scale, one in measured]}
+            results.append({"title": public_name(subject)} | best)
+    state.wait_for_everyone()
+    return results
+
+
+def is_checkpoint(subject: str) -> bool:
+    """Whether a subject is a pipeline to draw from, by what is there, or a Hub id by its form."""
+    path = Path(subject).expanduser()
+    if path.exists():
+        return (path / DiffusionPipeline.config_name).is_file()
+    return subject == "emoji" or (path.suffix != ".npz" and not subject.startswith((".", "/", "~")))
+
+
+def load_subject(subject: str, device: str, dtype: str) -> DiffusionPipeline:
+    """A pipeline of any kind.
+
+    Raises:
+        OSError: In one sentence, if there is none, or diffusers can't load it.
+    """
+    own = AutoregressiveImagePipeline
+    if subject != "emoji":
+        try:
+            index = DiffusionPipeline.load_config(subject)
+        except (OSError, ValueError) as error:
+            raise OSError(f"There is no pipeline {subject!r} to draw from: {str(error).splitlines()[0]}") from error
+        if index["_class_name"] != own.__name__:
+            own = DiffusionPipeline
+    name = "torch_dtype" if own is DiffusionPipeline else "dtype"
+    return own.from_pretrained(subject, **{name: getattr(torch, dtype)}).to(device)
+
+
+def versions() -> dict[str, str]:
+    """Of what numbers depend on."""
+    from .. import __version__
+
+    libraries = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"llamagen_hf": __version__} | libraries | {"diffusers": diffusers.__version__}
+
+
+def _pictures_of(subject, config: EvaluationConfig, preset: Preset | None, count, image_size, progress):
+    """For each guidance scale: the scale, where the pictures are, and facts on the drawing, none if they were given."""
+    if not is_checkpoint(subject):
+        yield None, subject, {}
+        return
+    pipe = load_subject(subject, config.device, config.dtype)
+    for scale in config.guidance_scales or [None]:
+        arguments = (preset.sampling if preset else {}) | config.arguments
+        if scale is not None:
+            arguments = arguments | {"guidance_scale": scale}
+        sampling = SamplingConfig(
+            count=count,
+            prompts=config.prompts,
+            classes=config.classes,
+            num_classes=config.num_classes,
+            image_size=image_size,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            arguments=arguments,
+        )
+        title = public_name(subject)
+        folder = Path(config.output_dir) / "samples" / (title if scale is None else f"{title}-guidance-{scale:g}")
+        source = sample_pictures(pipe, sampling, folder, progress)
+        settings = {"seed": config.seed, "batch_size": config.batch_size, "dtype": config.dtype, **arguments}
+        if isinstance(pipe, AutoregressiveImagePipeline):
+            names = ("guidance_scale", "temperature", "top_k", "top_p")
+            settings |= pipe.sampling_settings(**{name: arguments.get(name) for name in names})
+        said = f"{len(config.prompts)} prompts" if config.prompts else f"{config.classes} classes"
+        yield scale, source, {"checkpoint": subject, "sampling": settings | {"conditions": said}}
