@@ -8,33 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_evaluation import Thumbnails
 
 from llamagen_hf.evaluation import frechet_distance
 from llamagen_hf.evaluation import statistics as statistics_module
 from llamagen_hf.evaluation.generation import evaluate_generation
 from llamagen_hf.evaluation.images import open_images
-from llamagen_hf.evaluation.inception import PictureFeatures
 from llamagen_hf.evaluation.npz import NpzPictures, write_pictures
 from llamagen_hf.evaluation.statistics import PictureStatistics, compute_statistics, reference_statistics
 
 
 def pictures(count=12, side=8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-
-
-class Thumbnails:
-    """Features that need no weights: the picture itself, much smaller."""
-
-    fingerprint = "thumbnails"
-
-    def __init__(self):
-        self.seen = 0
-
-    def __call__(self, batch):
-        self.seen += len(batch)
-        values = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
-        pool = torch.nn.functional.adaptive_avg_pool2d(values, 2).flatten(1)
-        return PictureFeatures(pool, values[:, 0].flatten(1)[:, :7], pool[:, :5])
 
 
 @pytest.fixture(autouse=True)

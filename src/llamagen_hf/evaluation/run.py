@@ -98,6 +98,8 @@ def evaluate(
     with state.main_process_first():
         reference = reference_statistics(config.reference, extractor, config.batch_size, progress, **options)
     count = config.count or (preset.count if preset else reference.count)
+    if count == 0:
+        raise ValueError(f"{reference.name!r} does not say of how many pictures it is; set `count`.")
     if preset is not None:
         check_reference(preset, reference, count)
     common = {
@@ -173,7 +175,7 @@ def versions() -> dict[str, str]:
 
 
 def _pictures_of(subject, config: EvaluationConfig, preset: Preset | None, count, image_size, progress):
-    """For each guidance scale: the scale, where the pictures are, and facts on the drawing, none if they were given."""
+    """For each guidance scale: the scale, where the pictures are, and facts on the drawing if there was one."""
     if not is_checkpoint(subject):
         yield None, subject, {}
         return

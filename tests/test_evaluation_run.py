@@ -1,0 +1,113 @@
+"""One evaluation from its beginning to its report, with tiny pipelines and features that need no weights."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_evaluation_sampling import build_dit_pipeline
+from tiny import build_class_pipeline, build_text_pipeline
+from tiny_evaluation import Thumbnails
+from typer.testing import CliRunner
+
+import llamagen_cli
+from llamagen_cli.evaluate import read_arguments, read_prompts
+from llamagen_hf.evaluation import statistics as statistics_module
+from llamagen_hf.evaluation.npz import write_pictures
+from llamagen_hf.evaluation.run import EvaluationConfig, evaluate, is_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(statistics_module, "cached_assets_path", lambda *_, **__: tmp_path / "cache")
+
+
+@pytest.fixture
+def reference(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    write_pictures(tmp_path / "reference.npz", values, 9)
+    return str(tmp_path / "reference.npz")
+
+
+def run(tmp_path, reference, *subjects, **settings):
+    config = EvaluationConfig([*map(str, subjects)], reference, str(tmp_path / "out"), **settings)
+    return evaluate(config, Thumbnails(), progress=False)
+
+
+def test_a_checkpoint_pictures_and_the_reference_itself_on_one_table(tmp_path, reference):
+    build_class_pipeline().save_pretrained(tmp_path / "own")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, shade in enumerate((10, 90, 200)):
+        Image.new("RGB", (8, 8), (shade, 0, 255 - shade)).save(folder / f"{index}.png")
+    own, pictures, itself = run(tmp_path, reference, tmp_path / "own", folder, reference, classes="balanced")
+    assert [result["title"] for result in (own, pictures, itself)] == ["own", "pictures", "reference.npz"]
+    assert itself["metrics"]["fid"] == pytest.approx(0, abs=1e-12) and itself["metrics"]["precision"] == 1
+    assert own["count"] == 9 and pictures["count"] == 3  # as many as the reference has, and as there are
+    assert own["sampling"]["guidance_scale"] == 4.0 and own["sampling"]["conditions"] == "balanced classes"
+    assert "sampling" not in pictures
+    assert own["reference"] == {"name": "reference.npz", "count": 9}
+    again = run(tmp_path, reference, own["samples"])[0]  # what was drawn, as pictures
+    assert again["metrics"] == own["metrics"]
+
+
+def test_guidance_scales_become_a_sweep(tmp_path, reference):
+    build_class_pipeline().save_pretrained(tmp_path / "own")
+    (result,) = run(tmp_path, reference, tmp_path / "own", guidance_scales=[1.0, 3.0], count=6)
+    assert [point["guidance_scale"] for point in result["sweep"]] == [1.0, 3.0]
+    best = min(result["sweep"], key=lambda point: point["fid"])
+    assert result["metrics"]["fid"] == best["fid"] and result["sampling"]["guidance_scale"] == best["guidance_scale"]
+
+
+def test_autoregressive_against_diffusion(tmp_path, reference):
+    build_class_pipeline().save_pretrained(tmp_path / "own")
+    build_dit_pipeline().save_pretrained(tmp_path / "dit")
+    own, dit = run(tmp_path, reference, tmp_path / "own", tmp_path / "dit", count=4, num_classes=10, image_size=8)
+    assert own["metrics"].keys() == dit["metrics"].keys() >= {"fid", "sfid", "precision", "recall", "kid"}
+    assert own["image_size"] == dit["image_size"] == [8, 8]
+    assert own["metrics"]["fid"] != dit["metrics"]["fid"]
+
+
+def test_prompts_are_drawn_in_turn(tmp_path, reference):
+    build_text_pipeline().save_pretrained(tmp_path / "text")
+    (result,) = run(tmp_path, reference, tmp_path / "text", prompts=["a cat", "a red apple"], count=5)
+    assert result["count"] == 5 and result["sampling"]["conditions"] == "2 prompts"
+
+
+def test_presets_bring_settings_and_refuse_other_references(tmp_path, reference):
+    build_class_pipeline().save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match="'reference.npz' is another reference"):
+        run(tmp_path, reference, tmp_path / "own", preset="imagenet256_paper", image_size=8)
+    (result,) = run(tmp_path, reference, tmp_path / "own", preset="demo", count=4)
+    assert result["sampling"]["top_k"] == 2000 and result["sampling"]["guidance_scale"] == 4.0
+
+
+def test_what_is_a_checkpoint(tmp_path):
+    build_class_pipeline().save_pretrained(tmp_path / "own")
+    assert is_checkpoint(str(tmp_path / "own")) and is_checkpoint("emoji") and is_checkpoint("user/model")
+    assert not is_checkpoint(str(tmp_path)) and not is_checkpoint("./nowhere") and not is_checkpoint("batch.npz")
+
+
+def test_subjects_that_are_not_there_are_named(tmp_path, reference):
+    with pytest.raises(ValueError, match="there is no such folder"):
+        run(tmp_path, reference, "./nowhere")
+    with pytest.raises(OSError, match="There is no file"):
+        run(tmp_path, "missing.npz", "emoji")
+
+
+def test_arguments_and_prompts_of_the_command_line(tmp_path):
+    assert read_arguments(["top_k=0", "top_p=0.5", "negative_prompt=none at all", "clean=true"]) == {
+        "top_k": 0,
+        "top_p": 0.5,
+        "negative_prompt": "none at all",
+        "clean": True,
+    }
+    (tmp_path / "prompts.txt").write_text("a cat\n\n  the sun \n", encoding="utf-8")
+    assert read_prompts(tmp_path / "prompts.txt") == ["a cat", "the sun"]
+    for words, message in (
+        (["--argument", "top_k"], "expected name=value"),
+        (["--prompts", str(tmp_path / "none.txt")], "can't be read"),
+        (["--dtype", "float8"], "expected float32, float16 or bfloat16"),
+    ):
+        command = ["evaluate", "emoji", "--reference", "a.npz", "--output", str(tmp_path / "out"), *words]
+        result = CliRunner().invoke(llamagen_cli.app, command)
+        assert result.exit_code == 1 and message in " ".join(result.output.split()), result.output
