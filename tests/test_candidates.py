@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import generators
-from transformers import ByT5Tokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+from tiny import build_clip, generators
 
 from llamagen_hf.clip import CLIPScorer
 
@@ -75,18 +74,9 @@ def test_wrong_scorers_are_refused_in_a_sentence(class_pipe, arguments, message)
 
 
 def test_clip_scores_are_cosines_and_choose(tmp_path, text_pipe):
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    model = CLIPModel(
-        CLIPConfig(
-            text_config=sizes | {"vocab_size": 384, "max_position_embeddings": 12, "eos_token_id": 1},
-            vision_config=sizes | {"image_size": 8, "patch_size": 4},
-            projection_dim=8,
-        )
-    ).eval()
-    size = {"height": 8, "width": 8}
-    CLIPProcessor(CLIPImageProcessorPil(size=size, crop_size=size), ByT5Tokenizer()).save_pretrained(tmp_path)
+    model, processor = build_clip()
     model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
     scorer = CLIPScorer.from_pretrained(tmp_path)
 
     images, prompts = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")], ["a", "a long prompt " * 9]

@@ -1,7 +1,15 @@
 """Tiny real components: the classes and code paths of large checkpoints at a size that draws in milliseconds."""
 
 import torch
-from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+from transformers import (
+    ByT5Tokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    T5Config,
+    T5EncoderModel,
+)
 
 from llamagen_hf import (
     AutoregressiveImagePipeline,
@@ -50,6 +58,18 @@ def build_text_encoder() -> T5EncoderModel:
     torch.manual_seed(0)
     config = T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, is_encoder_decoder=False)
     return T5EncoderModel(config).eval()
+
+
+def build_clip() -> tuple[CLIPModel, CLIPProcessor]:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=sizes | {"vocab_size": 384, "max_position_embeddings": 12, "eos_token_id": 1},
+        vision_config=sizes | {"image_size": 8, "patch_size": 4},
+        projection_dim=8,
+    )
+    size = {"height": 8, "width": 8}
+    return CLIPModel(config).eval(), CLIPProcessor(CLIPImageProcessorPil(size=size, crop_size=size), ByT5Tokenizer())
 
 
 def build_class_pipeline() -> AutoregressiveImagePipeline:

@@ -40,6 +40,20 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"The output {str(path)!r} can't be written: {error.strerror or error}.") from error
 
 
+def find_device(device: str | None = None) -> str:
+    """`device`, by default an accelerator if there is one; a `ValueError` if this machine hasn't got it."""
+    import torch
+
+    if device is None:
+        device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    try:
+        if torch.zeros(1, device=device).is_meta:
+            raise RuntimeError("a meta device holds no numbers")
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"There is no device {device!r} here; try cpu.") from error
+    return device
+
+
 def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: str | None = None, **kwargs):
     import diffusers
     import torch
@@ -52,12 +66,6 @@ def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: str 
         library.utils.logging.set_verbosity_error()
     if dtype not in (None, "float32", "float16", "bfloat16"):
         raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
-    if device is None:
-        device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    try:
-        if torch.zeros(1, device=device).is_meta:
-            raise RuntimeError("a meta device holds no numbers")
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"There is no device {device!r} here; try cpu.") from error
+    device = find_device(device)
     pipe = AutoregressiveImagePipeline.from_pretrained(checkpoint, dtype=getattr(torch, dtype or "float32"), **kwargs)
     return pipe.to(device)

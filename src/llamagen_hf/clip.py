@@ -1,22 +1,74 @@
 """How well pictures fit texts, by CLIP (arXiv 2103.00020)."""
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import AutoProcessor, CLIPModel, ProcessorMixin
+from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 
-def embed_pictures(model: CLIPModel, processor: ProcessorMixin, pictures: list[Image.Image]) -> torch.Tensor:
-    """CLIP's embeddings of pictures, (pictures, width) of length 1, in float32."""
-    inputs = processor.image_processor(pictures, return_tensors="pt").to(model.device, model.dtype)
-    return F.normalize(model.get_image_features(**inputs).pooler_output.float(), dim=-1)
+def load_clip(path: str, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a CLIP model of transformers and its processor from a folder or the Hub.
+
+    Args:
+        path (`str` or `os.PathLike`): CLIP, or one that has its methods: SigLIP, MetaCLIP 2, Chinese-CLIP, ...
+        kwargs: As for `AutoModel.from_pretrained`, such as `dtype` or `revision`.
+
+    Returns:
+        `tuple[PreTrainedModel, ProcessorMixin]`: The model, ready to be measured with, and its processor.
+
+    Raises:
+        OSError: In one sentence, if there is no model, or none with embeddings of pictures and texts.
+    """
+    try:
+        model, processor = AutoModel.from_pretrained(path, **kwargs), AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise OSError(f"There is no CLIP model with a processor at {str(path)!r}: {_first_line(error)}") from error
+    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+        raise OSError(f"{str(path)!r} holds no CLIP model but {type(model).__name__}.")
+    return model.eval(), processor
 
 
-def embed_texts(model: CLIPModel, processor: ProcessorMixin, texts: list[str]) -> torch.Tensor:
+def embed_pictures(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    pictures: Iterable[Image.Image | np.ndarray],
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """CLIP's embeddings of pictures, PIL or `(height, width, 3)` uint8: (pictures, width) of length 1, in float32."""
+    embeddings = []
+    for batch in _batches(pictures, batch_size):
+        inputs = processor.image_processor(batch, return_tensors="pt").to(model.device, model.dtype)
+        embeddings.append(F.normalize(model.get_image_features(**inputs).pooler_output.float(), dim=-1))
+    return torch.cat(embeddings)
+
+
+def embed_texts(
+    model: PreTrainedModel, processor: ProcessorMixin, texts: Iterable[str], batch_size: int = 64
+) -> torch.Tensor:
     """CLIP's embeddings of texts, (texts, width) of length 1, in float32; what CLIP can't read is cut off."""
-    length = model.config.text_config.max_position_embeddings
-    inputs = processor.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-    return F.normalize(model.get_text_features(**inputs.to(model.device)).pooler_output.float(), dim=-1)
+    length = min(model.config.text_config.max_position_embeddings, processor.tokenizer.model_max_length)
+    options = {"truncation": True, "max_length": length, "return_tensors": "pt", "padding": True}
+    if model.config.model_type.startswith("siglip"):  # trained to read its padding, for which it has no mask
+        options |= {"padding": "max_length", "return_attention_mask": False}
+    embeddings = []
+    for batch in _batches(texts, batch_size):
+        inputs = processor.tokenizer(batch, **options).to(model.device)
+        embeddings.append(F.normalize(model.get_text_features(**inputs).pooler_output.float(), dim=-1))
+    return torch.cat(embeddings)
+
+
+def _batches(values: Iterable, batch_size: int) -> Iterator[list]:
+    values = iter(values)
+    while batch := list(islice(values, batch_size)):
+        yield batch
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 class CLIPScorer:
@@ -35,15 +87,15 @@ class CLIPScorer:
     ```
     """
 
-    def __init__(self, model: CLIPModel, processor: ProcessorMixin, template: str = "a photo of {}"):
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, template: str = "a photo of {}"):
         self.model = model.eval()
         self.processor = processor
         self.template = template
 
     @classmethod
     def from_pretrained(cls, path: str, template: str = "a photo of {}", **kwargs) -> "CLIPScorer":
-        """Load a CLIP model from a folder or the Hub; `kwargs` are those of `CLIPModel.from_pretrained`."""
-        return cls(CLIPModel.from_pretrained(path, **kwargs), AutoProcessor.from_pretrained(path), template)
+        """Load a CLIP model from a folder or the Hub; arguments and errors as for [`~llamagen_hf.clip.load_clip`]."""
+        return cls(*load_clip(path, **kwargs), template)
 
     @torch.no_grad()
     def __call__(self, images: list[Image.Image], prompts: list[str]) -> list[float]:

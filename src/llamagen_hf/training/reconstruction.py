@@ -1,7 +1,10 @@
 """How far a reconstruction is from its picture: as a loss, and as the metrics that papers quote."""
 
 import torch
+from accelerate import Accelerator
 
+from .codebook import CodeCounts
+from .perceptual import PerceptualLoss
 from .tokenizer_config import TokenizerTrainingConfig
 
 
@@ -25,3 +28,44 @@ def ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     return structural_similarity_index_measure(images, targets, data_range=1.0, reduction="none")
+
+
+class ReconstructionMetrics:
+    """What papers report of a tokenizer, batch by batch: means over single pictures, and the use of its codes.
+
+    Args:
+        num_codes (`int`, *optional*): Size of the codebook; `None` for a tokenizer without.
+        device (`torch.device`): Where codes are counted.
+        perceptual_loss ([`PerceptualLoss`], *optional*): Adds LPIPS.
+    """
+
+    def __init__(self, num_codes: int | None, device: torch.device, perceptual_loss: PerceptualLoss | None = None):
+        self.codes = None if num_codes is None else CodeCounts(num_codes, device)
+        self.perceptual_loss = perceptual_loss
+        self.names = ["psnr", "ssim"] + ["lpips"] * (perceptual_loss is not None)
+        self.sums = torch.zeros(1 + len(self.names), dtype=torch.float64)  # the number of pictures, then by name
+
+    def add(self, images: torch.Tensor, sample: torch.Tensor, codes: torch.LongTensor | None = None) -> None:
+        """Add pictures and their reconstructions, `(batch, 3, height, width)` with pixels in [-1, 1], and codes."""
+        images, sample = images.float(), sample.float().clamp(-1, 1)
+        pictures = [(pixels + 1) / 2 for pixels in (sample, images)]
+        values = [psnr(*pictures), ssim(*pictures)]
+        if self.perceptual_loss is not None:
+            values.append(self.perceptual_loss(sample, images))
+        sums = [value.cpu().double().sum() for value in values]
+        self.sums += torch.stack([self.sums.new_tensor(len(images)), *sums])
+        if codes is not None:
+            self.codes.add(codes)
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Add up what the processes have."""
+        if accelerator.num_processes > 1:
+            self.sums = accelerator.reduce(self.sums.to(accelerator.device)).cpu()
+            self.codes.counts = accelerator.reduce(self.codes.counts)
+
+    def compute(self) -> dict[str, float]:
+        """`psnr` in dB, `ssim` and `lpips`, and of the codes `codebook_usage` in [0, 1] and `codebook_perplexity`."""
+        metrics = dict(zip(self.names, (self.sums[1:] / self.sums[0]).tolist(), strict=True))
+        if self.codes is not None:
+            metrics |= {"codebook_usage": self.codes.usage, "codebook_perplexity": self.codes.perplexity}
+        return metrics

@@ -20,7 +20,7 @@ from .codebook import CodeCounts, revive_codes
 from .discriminators import build_discriminator
 from .facts import public_settings, training_facts, write_facts
 from .perceptual import PerceptualLoss
-from .reconstruction import psnr, reconstruction_loss, ssim
+from .reconstruction import ReconstructionMetrics, reconstruction_loss
 from .run import Run, side_by_side, train_with_memory_at_hand
 from .tokenizer_config import TokenizerTrainingConfig
 
@@ -227,18 +227,11 @@ def evaluate_tokenizer(
         batches (`Iterable[dict]`): Batches of `images`; those of this process, if there are several.
         accelerator ([`~accelerate.Accelerator`], *optional*): Adds up the results of several processes.
     """
-    counts, sums = CodeCounts(model.config.num_vq_embeddings, model.device), torch.zeros(3, device=model.device)
+    metrics = ReconstructionMetrics(model.config.num_vq_embeddings, model.device)
     for batch in batches:
         images = batch["images"].to(model.device)
         output = model(images)
-        counts.add(output.codes)
-        pictures = [(pixels.float().clamp(-1, 1) + 1) / 2 for pixels in (output.sample, images)]
-        sums += torch.stack([psnr(*pictures).sum(), ssim(*pictures).sum(), sums.new_tensor(len(images))])
+        metrics.add(images, output.sample, output.codes)
     if accelerator is not None:
-        sums, counts.counts = accelerator.reduce(sums), accelerator.reduce(counts.counts)
-    return {
-        "psnr": (sums[0] / sums[2]).item(),
-        "ssim": (sums[1] / sums[2]).item(),
-        "codebook_usage": counts.usage,
-        "codebook_perplexity": counts.perplexity,
-    }
+        metrics.reduce(accelerator)
+    return metrics.compute()

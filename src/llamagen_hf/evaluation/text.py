@@ -1,0 +1,197 @@
+"""How well pictures fit their prompts: CLIP score and R-precision."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ..clip import embed_pictures, embed_texts
+from .features import as_features
+
+
+PICTURES_AT_A_TIME = 64  # each with the embeddings of its prompts, in float64
+
+
+def clip_score(
+    picture_embeddings: np.ndarray | torch.Tensor,
+    text_embeddings: np.ndarray | torch.Tensor,
+    prompt_of: Sequence[int] | None = None,
+) -> float:
+    """100 times the mean cosine between the embeddings of a picture and of its prompt.
+
+    That is what papers on image generation report as CLIP score. CLIPScore as first defined (arXiv 2104.08718)
+    multiplies by 2.5 instead, counts a negative cosine as 0, and has CLIP read "A photo depicts" before the text.
+
+    Args:
+        picture_embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Of the pictures, of any length.
+        text_embeddings (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Of the prompts.
+        prompt_of (`Sequence[int]`, *optional*): The row of each picture's prompt; by default that of the picture.
+
+    Returns:
+        `float`: In [-100, 100].
+
+    Raises:
+        ValueError: In one sentence, if embeddings are not finite, or do not fit each other.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from llamagen_hf.evaluation.text import clip_score
+
+    >>> pictures, texts = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    >>> round(clip_score(pictures, texts))
+    80
+    ```
+    """
+    pictures, texts, prompt_of = _fitting(picture_embeddings, text_embeddings, prompt_of)
+    return 100 * (pictures * texts[prompt_of]).sum(-1).mean().item()
+
+
+def r_precision(
+    picture_embeddings: np.ndarray | torch.Tensor,
+    text_embeddings: np.ndarray | torch.Tensor,
+    prompt_of: Sequence[int] | None = None,
+    num_candidates: int = 100,
+    seed: int = 0,
+) -> float:
+    """The share of pictures that fit their own prompt better than `num_candidates - 1` others.
+
+    As AttnGAN introduced it (arXiv 1711.10485), with the cosine of CLIP's embeddings. The others are drawn for each
+    picture, without repetition, from the rest of the texts. If the own text is among t that fit equally well, and
+    better than all others, the picture counts as 1/t: what a draw among them would give on average. So a model that
+    finds everything alike gets 1 / num_candidates.
+
+    Args:
+        picture_embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Of the pictures, of any length.
+        text_embeddings (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Of different prompts.
+        prompt_of (`Sequence[int]`, *optional*): The row of each picture's prompt; by default that of the picture.
+        num_candidates (`int`, *optional*, defaults to 100): Prompts to choose from, the own one among them.
+        seed (`int`, *optional*, defaults to 0): Of the draw.
+
+    Returns:
+        `float`: In [0, 1].
+
+    Raises:
+        ValueError: In one sentence, if embeddings are not finite, do not fit each other, or are too few.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from llamagen_hf.evaluation.text import r_precision
+
+    >>> embeddings = torch.eye(8)
+    >>> r_precision(embeddings, embeddings, num_candidates=4)
+    1.0
+    ```
+    """
+    pictures, texts, prompt_of = _fitting(picture_embeddings, text_embeddings, prompt_of)
+    _check_candidates(num_candidates, len(texts))
+    rng, credit = np.random.default_rng(seed), 0.0
+    for start in range(0, len(pictures), PICTURES_AT_A_TIME):
+        own = prompt_of[start : start + PICTURES_AT_A_TIME, None]
+        drawn = [rng.choice(len(texts) - 1, num_candidates - 1, replace=False) for _ in own]
+        others = torch.from_numpy(np.stack(drawn))
+        others += others >= own  # over the gap that the own prompt leaves
+        candidates = texts[torch.cat([own, others], dim=1)]
+        # Not as a matrix product: equal texts must score equally to the last digit.
+        scores = (pictures[start : start + PICTURES_AT_A_TIME, None] * candidates).sum(-1)
+        is_best = scores == scores.amax(1, keepdim=True)
+        credit += (is_best[:, 0] / is_best.sum(1)).sum().item()
+    return credit / len(pictures)
+
+
+@torch.no_grad()
+def evaluate_text(
+    pictures: Iterable[Image.Image | np.ndarray],
+    prompts: Sequence[str],
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    template: str = "{}",
+    batch_size: int = 64,
+    num_candidates: int | None = 100,
+    seed: int = 0,
+) -> dict[str, float]:
+    """CLIP score and R-precision of pictures.
+
+    Numbers of different CLIP models, or with different templates, can't be compared.
+
+    Args:
+        pictures (`Iterable`): PIL images, uint8 arrays `(height, width, 3)`, or
+            [`~llamagen_hf.evaluation.images.Images`]. One batch at a time is held.
+        prompts (`Sequence[str]`): The prompt or class name of each. Several pictures may share one: R-precision
+            chooses among different prompts.
+        model ([`~transformers.PreTrainedModel`]): A CLIP model, see [`~llamagen_hf.clip.load_clip`].
+        processor ([`~transformers.ProcessorMixin`]): Its processor.
+        template (`str`, *optional*, defaults to `"{}"`): What CLIP reads, `{}` being the prompt.
+        batch_size (`int`, *optional*, defaults to 64): Pictures, and texts, at a time.
+        num_candidates (`int`, *optional*, defaults to 100): As for [`r_precision`]; `None` leaves it out.
+        seed (`int`, *optional*, defaults to 0): As for [`r_precision`].
+
+    Returns:
+        `dict[str, float]`: `clip_score` in [-100, 100] and `r_precision` in [0, 1].
+
+    Raises:
+        ValueError: In one sentence, if there are not as many pictures as prompts, or too few different prompts.
+
+    Example:
+
+    ```python
+    >>> from llamagen_hf.clip import load_clip
+    >>> from llamagen_hf.evaluation.text import evaluate_text
+
+    >>> prompts = ["a red apple", "a green leaf"]
+    >>> model, processor = load_clip("openai/clip-vit-base-patch32")
+    >>> evaluate_text(pipe(prompts).images, prompts, model, processor, num_candidates=2)
+    ```
+    """
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    if num_candidates is not None:  # before the work
+        _check_candidates(num_candidates, len(rows))
+    picture_embeddings = embed_pictures(model, processor, pictures, batch_size)
+    if len(picture_embeddings) != len(prompts):
+        raise ValueError(
+            f"There are {len(picture_embeddings)} pictures and {len(prompts)} prompts; expected a pair each."
+        )
+    text_embeddings = embed_texts(model, processor, [template.format(prompt) for prompt in rows], batch_size)
+    fitting = picture_embeddings, text_embeddings, [rows[prompt] for prompt in prompts]
+    metrics = {"clip_score": clip_score(*fitting)}
+    if num_candidates is not None:
+        metrics["r_precision"] = r_precision(*fitting, num_candidates, seed)
+    return metrics
+
+
+def _check_candidates(num_candidates: int, num_texts: int) -> None:
+    if not 2 <= num_candidates <= num_texts:
+        raise ValueError(
+            f"R-precision among {num_candidates} prompts needs so many different ones, and at least 2; "
+            f"there are {num_texts}."
+        )
+
+
+def _fitting(pictures, texts, prompt_of) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
+    """Embeddings of length 1 in float64, and the row of each picture's prompt."""
+    pictures = F.normalize(as_features(pictures, "picture embeddings", 1).double(), dim=-1)
+    texts = F.normalize(as_features(texts, "text embeddings", 1).double(), dim=-1)
+    if pictures.shape[1] != texts.shape[1]:
+        raise ValueError(
+            f"The picture embeddings are {pictures.shape[1]} wide and the text embeddings {texts.shape[1]}; "
+            "they must be alike."
+        )
+    if prompt_of is None:
+        if len(pictures) != len(texts):
+            raise ValueError(
+                f"There are {len(pictures)} picture embeddings and {len(texts)} text embeddings; "
+                "without `prompt_of` there must be as many."
+            )
+        return pictures, texts, torch.arange(len(pictures))
+    prompt_of = torch.as_tensor(prompt_of)
+    if prompt_of.shape != (len(pictures),) or prompt_of.min() < 0 or prompt_of.max() >= len(texts):
+        raise ValueError(
+            f"`prompt_of` must give each of {len(pictures)} pictures a row of the {len(texts)} text embeddings."
+        )
+    return pictures, texts, prompt_of

@@ -1,0 +1,160 @@
+"""How close image tokenizers come to the pictures that they are given, side by side."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..training.perceptual import PerceptualLoss
+from ..training.reconstruction import ReconstructionMetrics
+from .autoencoders import AutoencoderFacts, describe_autoencoder, reconstruct
+from .frechet import FeatureStatistics, frechet_distance
+from .images import Images, open_images
+from .inception import FeatureExtractor
+
+
+# Columns of the table: heading, key, and how its value is written.
+COLUMNS = (
+    ("rFID", "rfid", "{:.2f}"),
+    ("PSNR", "psnr", "{:.2f}"),
+    ("SSIM", "ssim", "{:.3f}"),
+    ("LPIPS", "lpips", "{:.3f}"),
+    ("usage", "codebook_usage", "{:.1%}"),
+    ("perplexity", "codebook_perplexity", "{:,.0f}"),
+)
+
+
+def evaluate_tokenizer(
+    autoencoder: nn.Module,
+    images: Images | np.ndarray | list[Image.Image],
+    extractor: FeatureExtractor | None = None,
+    perceptual_loss: PerceptualLoss | None = None,
+    batch_size: int = 32,
+    count: int | None = None,
+    name: str | None = None,
+    progress: bool = True,
+) -> dict[str, float | int | str | None]:
+    """Send pictures through a tokenizer and measure what comes back.
+
+    PSNR, SSIM and LPIPS are means over single pictures. PSNR is infinite if a picture comes back without any error.
+    SSIM is that of Wang et al. 2004, with its Gaussian window, for pixels in [0, 1]; LlamaGen's own script takes
+    7 x 7 pixels alike and a range of 2, which gives higher numbers. For rFID, reconstructions are rounded to 8 bits.
+    Of continuous latents the mean of the posterior is decoded.
+
+    Args:
+        autoencoder (`torch.nn.Module`): What [`~llamagen_hf.evaluation.autoencoders.load_autoencoder`] gives. It is
+            run on its own device, in its own dtype.
+        images ([`~llamagen_hf.evaluation.images.Images`]): The pictures, or what
+            [`~llamagen_hf.evaluation.images.open_images`] takes without options.
+        extractor ([`~llamagen_hf.evaluation.inception.FeatureExtractor`], *optional*): Adds rFID, the Frechet distance
+            between the features of the pictures and of their reconstructions; FID for Inception's.
+        perceptual_loss ([`~llamagen_hf.training.perceptual.PerceptualLoss`], *optional*): Adds LPIPS.
+        batch_size (`int`, *optional*, defaults to 32): Pictures at a time; the numbers do not depend on it.
+        count (`int`, *optional*): Take so many of the first pictures; by default all.
+        name (`str`, *optional*): What to call the tokenizer; by default its class.
+        progress (`bool`, *optional*, defaults to `True`): Show a bar with the time left.
+
+    Returns:
+        `dict`: `name`, `images` (how many), `downsample_factor`, `codes` (`None` for continuous latents), `channels`,
+        `parameters`, `psnr` in dB and `ssim`; `rfid` and `lpips` if asked for; of a codebook `codebook_usage` in
+        [0, 1] and `codebook_perplexity`.
+
+    Raises:
+        ValueError: In one sentence, if the size of the pictures does not fit the tokenizer, if there are too few, or
+            if what comes back is not finite.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from llamagen_hf.evaluation.autoencoders import load_autoencoder
+    >>> from llamagen_hf.evaluation.tokenizers import compare_tokenizers, evaluate_tokenizer
+
+    >>> images = np.full((4, 64, 64, 3), 255, dtype=np.uint8)
+    >>> result = evaluate_tokenizer(load_autoencoder("emoji"), images, progress=False)
+    >>> print(compare_tokenizers([result]))
+    ```
+    """
+    name = type(autoencoder).__name__ if name is None else name
+    images = open_images(images)
+    if count is not None and not 0 < count <= len(images):
+        raise ValueError(f"`count` is {count}; {images.name!r} has {len(images)} pictures.")
+    facts = describe_autoencoder(autoencoder)
+    metrics = ReconstructionMetrics(facts.codes, autoencoder.device, perceptual_loss)
+    reference, samples = FeatureStatistics(), FeatureStatistics()
+    with tqdm(total=count or len(images), desc=name, unit="picture", disable=not progress) as bar:
+        for batch in _batches(islice(images, count), batch_size):
+            _check_size(name, facts, *batch.shape[1:3])
+            pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).to(autoencoder.device).float() / 127.5 - 1
+            result = reconstruct(autoencoder, pixels)
+            if not result.pixels.isfinite().all():
+                raise ValueError(f"{name} gives NaN or infinity in {autoencoder.dtype}; try float32.")
+            metrics.add(pixels, result.pixels, result.codes)
+            if extractor is not None:
+                reference.update(extractor(batch).pool)
+                samples.update(extractor(_to_uint8(result.pixels)).pool)
+            bar.update(len(batch))
+    values = {
+        "name": name,
+        "images": int(metrics.sums[0]),
+        "downsample_factor": facts.downsample_factor,
+        "codes": facts.codes,
+        "channels": facts.channels,
+        "parameters": facts.parameters,
+    }
+    if extractor is not None:
+        values["rfid"] = frechet_distance(reference, samples)
+    return values | metrics.compute()
+
+
+def compare_tokenizers(results: Sequence[dict]) -> str:
+    """One Markdown table of several tokenizers.
+
+    Args:
+        results (`Sequence[dict]`): What [`evaluate_tokenizer`] gave for each, of the same pictures.
+
+    Returns:
+        `str`: A row each, with `–` for what was not measured.
+
+    Raises:
+        ValueError: In one sentence, if they were measured on different numbers of pictures.
+    """
+    counts = [result["images"] for result in results]
+    if len(set(counts)) != 1:
+        raise ValueError(f"Only results on the same pictures can be compared; these are on {counts} pictures.")
+    rows = [
+        ["tokenizer", "factor", "codes or channels", "parameters", *(heading for heading, _, _ in COLUMNS)],
+        [":--", *["--:"] * (3 + len(COLUMNS))],
+    ]
+    for result in results:
+        latents = f"{result['channels']} channels" if result["codes"] is None else f"{result['codes']:,} codes"
+        values = (form.format(result[key]) if key in result else "–" for _, key, form in COLUMNS)
+        name = result["name"].replace("|", "\\|")
+        rows.append([name, str(result["downsample_factor"]), latents, f"{result['parameters'] / 1e6:.1f}M", *values])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _batches(pictures: Iterator[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    while batch := list(islice(pictures, batch_size)):
+        yield np.stack(batch)
+
+
+def _to_uint8(pixels: torch.Tensor) -> np.ndarray:
+    """Pixels `(batch, 3, height, width)` in [-1, 1] as pictures `(batch, height, width, 3)`."""
+    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _check_size(name: str, facts: AutoencoderFacts, height: int, width: int) -> None:
+    factor = facts.downsample_factor
+    if facts.image_size is not None and (height, width) != (facts.image_size, facts.image_size):
+        raise ValueError(
+            f"The pictures are {width} x {height} pixels; {name} takes {facts.image_size} x {facts.image_size} only."
+        )
+    if height % factor or width % factor:
+        raise ValueError(
+            f"The pictures are {width} x {height} pixels; for {name} both sides must be multiples of {factor}."
+        )
