@@ -37,12 +37,12 @@ def test_a_checkpoint_pictures_and_the_reference_itself_on_one_table(tmp_path, r
     build_class_pipeline().save_pretrained(tmp_path / "own")
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for index, shade in enumerate((10, 90, 200)):
+    for index, shade in enumerate((10, 90, 150, 200)):
         Image.new("RGB", (8, 8), (shade, 0, 255 - shade)).save(folder / f"{index}.png")
     own, pictures, itself = run(tmp_path, reference, tmp_path / "own", folder, reference, classes="balanced")
     assert [result["title"] for result in (own, pictures, itself)] == ["own", "pictures", "reference.npz"]
     assert itself["metrics"]["fid"] == pytest.approx(0, abs=1e-12) and itself["metrics"]["precision"] == 1
-    assert own["count"] == 9 and pictures["count"] == 3  # as many as the reference has, and as there are
+    assert own["count"] == 9 and pictures["count"] == 4  # as many as the reference has, and as there are
     assert own["sampling"]["guidance_scale"] == 4.0 and own["sampling"]["conditions"] == "balanced classes"
     assert "sampling" not in pictures
     assert own["reference"] == {"name": "reference.npz", "count": 9}
