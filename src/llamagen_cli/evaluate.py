@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .app import app, one_sentence_errors
+from .app import app, find_device, one_sentence_errors
 
 
 SHEET = 24  # pictures on a report's sheet
@@ -57,7 +57,6 @@ def evaluate(
     with one_sentence_errors():
         arguments = read_arguments(argument or [])
         said = None if prompts is None else read_prompts(prompts)
-        import torch
         from accelerate import PartialState
 
         from llamagen_hf.evaluation.inception import InceptionFeatures
@@ -68,9 +67,7 @@ def evaluate(
 
         if dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
-        device = str(PartialState().device) if device is None else device
-        if torch.zeros(1, device=device).is_meta:
-            raise ValueError("A meta device holds no numbers.")
+        device = str(PartialState().device) if device is None else find_device(device)
         config = EvaluationConfig(
             subjects=subjects,
             reference=reference,
