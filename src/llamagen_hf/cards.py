@@ -5,8 +5,10 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 
+from .evaluation.markdown_report import markdown_notes, markdown_summary
+from .evaluation.report import model_index_results, read_report
 from .pipeline import AutoregressiveImagePipeline
-from .publications import Publication
+from .publications import REPORT, Publication
 from .training.facts import FACTS_FILE, public_name
 
 
@@ -44,6 +46,12 @@ def write_card(
     write = {"pipeline": pipeline_card, "adapter": adapter_card, "codes": codes_card}[publication.kind]
     data, texts = write(publication, repo_id, facts, pipe, conditions)
     data["license"] = license
+    texts["evaluation"] = None
+    if REPORT in publication.files:
+        report = read_report(publication.folder / REPORT)
+        data["model_name"] = repo_id.rpartition("/")[2]
+        data["eval_results"] = data.get("eval_results", []) + model_index_results(report)
+        texts["evaluation"] = evaluation_text(report)
     texts |= {
         "title": repo_id.rpartition("/")[2],
         "marker": MARKER,
@@ -175,6 +183,12 @@ def all_metrics(facts: dict) -> dict[str, tuple[str, float]]:
 
 def metric_rows(facts: dict) -> list[tuple[str, str]]:
     return [(label, format(value, METRICS[name][1])) for name, (label, value) in all_metrics(facts).items()]
+
+
+def evaluation_text(report: dict) -> str:
+    """The numbers of an evaluation, what to know about them, and where the rest is."""
+    rest = "Settings and more are in its [report](evaluation/report.md)."
+    return "\n\n".join(part for part in (markdown_summary(report), markdown_notes(report), rest) if part)
 
 
 def public_dataset(name: str | None) -> str:

@@ -11,6 +11,9 @@ from .training.facts import FACTS_FILE, public_name
 
 SHEET = "contact_sheet.png"
 MAX_SHEET_BYTES = 2_000_000
+# What an evaluation found, as `evaluation.report.write_report` writes it into a folder of this name.
+REPORT = "evaluation/report.json"
+REPORT_FILES = (REPORT, "evaluation/report.md", "evaluation/report.html")
 # What belongs to a component that diffusers or transformers saved.
 COMPONENT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 # Where a component notes from where it was loaded.
@@ -58,7 +61,7 @@ class Publication:
             return False
         if self.kind == "codes":
             return path.endswith(".parquet") and "/" not in path
-        return path.endswith((".json", ".safetensors")) or path == SHEET
+        return path.endswith((".json", ".safetensors")) or path in (SHEET, *REPORT_FILES)
 
 
 MARKERS = {"pipeline": "model_index.json", "adapter": "adapter_config.json", "codes": "codes.json"}
@@ -102,7 +105,7 @@ def pipeline_files(publication: Publication) -> list[Path]:
     if index.get("_class_name") != AutoregressiveImagePipeline.__name__:
         raise OSError(f"{str(folder)!r} holds another pipeline, of class {index.get('_class_name')!r}.")
     components = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
-    paths = [folder / "model_index.json", folder / FACTS_FILE, folder / SHEET]
+    paths = [folder / name for name in ("model_index.json", FACTS_FILE, SHEET, *REPORT_FILES)]
     for name in components:
         if not (folder / name).is_dir():
             raise OSError(f"{str(folder)!r} is incomplete: there is no {name}.")
@@ -114,7 +117,7 @@ def adapter_files(publication: Publication) -> list[Path]:
     weights = publication.folder / "adapter_model.safetensors"
     if not weights.is_file():
         raise OSError(f"{str(publication.folder)!r} is incomplete: there is no adapter_model.safetensors.")
-    others = [publication.folder / name for name in (FACTS_FILE, SHEET)]
+    others = [publication.folder / name for name in (FACTS_FILE, SHEET, *REPORT_FILES)]
     return [publication.folder / "adapter_config.json", weights, *(path for path in others if path.is_file())]
 
 
@@ -127,7 +130,10 @@ def codes_files(publication: Publication) -> list[Path]:
 def without_paths(path: Path) -> str:
     """The text of a JSON file, with Hub ids and bare names where it says where something was loaded from."""
     text = path.read_text(encoding="utf-8")
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise OSError(f"{path.name} is damaged: {error}.") from error
     if not isinstance(content, dict):
         return text
     changed = {

@@ -1,0 +1,129 @@
+"""The report of an evaluation: JSON for programs, Markdown for papers, a page for people."""
+
+import json
+import shutil
+from pathlib import Path
+
+from huggingface_hub import EvalResult
+
+from ..publications import REPORT_FILES, local_places
+from ..training.checkpoints import replace_result
+from .html_report import Picture, data_uri, html_report
+from .markdown_report import markdown_report
+from .metric import metric
+from .results import check_results, metric_values, public_results, public_text
+
+
+def write_report(
+    folder: str | Path,
+    results: dict,
+    samples: list[tuple[Picture, str]] | None = None,
+    score_images: dict[str, list[Picture]] | None = None,
+) -> Path:
+    """Write what an evaluation found as `report.json`, `report.md` and `report.html`, all of them or none.
+
+    The page is one file without scripts that needs nothing from elsewhere. In all three, what lies in a folder of this
+    machine goes by its name alone. Beside a checkpoint, in its folder `evaluation`, a report is published with it.
+
+    Args:
+        folder (`str` or `os.PathLike`): Where to; it is made if need be. A report that is there is replaced.
+        results (`dict`): Plain JSON. All of it but `metrics` is optional, and more settings may be stated.
+
+            - `metrics`: numbers by name, such as those of
+              [`~llamagen_hf.evaluation.generation.evaluate_generation`]; `<name>_std` is a standard deviation.
+            - `title`, `checkpoint`, `revision`, `preset`, `count`, `image_size` (a side, or width and height),
+              `features`, `device`, `date`: what was evaluated. `task` is the Hub's name of its task,
+              `"text-to-image"` by default.
+            - `sampling`, `versions`: settings and releases by name.
+            - `reference`: its `name`, `count` and `caveats`, a list of sentences.
+            - `sweep`: a list of `{"guidance_scale": ..., "fid": ..., "precision": ..., "recall": ..., ...}`.
+            - `scores`: a list of `{"name": ..., "score": ...}`, one for each class or prompt; `score_metric` says what
+              the scores are, and by that which are good.
+        samples (`list[tuple[Picture, str]]`, *optional*): Pictures for the sheet, open or as files, with captions.
+        score_images (`dict[str, list[Picture]]`, *optional*): Pictures of the classes or prompts in `scores`.
+
+    Returns:
+        `Path`: The page.
+
+    Raises:
+        ValueError: In one sentence, if the results are no plain JSON, hold a number that is not finite, lack metrics,
+            or if a picture can't be read.
+        OSError: In one sentence, if the report can't be written.
+
+    Example:
+
+    ```python
+    >>> from llamagen_hf.evaluation.report import write_report
+
+    >>> results = {"checkpoint": "user/model", "count": 50_000, "metrics": {"fid": 2.18, "precision": 0.81}}
+    >>> page = write_report("evaluation", results)  # doctest: +SKIP
+    ```
+    """
+    check_results(results)
+    folder = Path(folder)
+    results, places = public_results(results, folder), local_places(folder)
+    sheet = [(data_uri(picture), public_text(caption, places)) for picture, caption in samples or []]
+    images = {public_text(name, places): pictures for name, pictures in (score_images or {}).items()}
+    content = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    texts = content, markdown_report(results), html_report(results, sheet, images)
+    names = [Path(name).name for name in REPORT_FILES]
+
+    def save(partial: Path) -> None:
+        partial.mkdir(parents=True)
+        for name, text in zip(names, texts, strict=True):
+            (partial / name).write_text(text, encoding="utf-8")
+
+    try:
+        replace_result(folder, names[0], save)
+    except OSError as error:
+        if folder.is_dir():
+            shutil.rmtree(folder / "partial-result", ignore_errors=True)
+        raise OSError(f"The report can't be written to {str(folder)!r}: {error.strerror or error}.") from error
+    return folder / "report.html"
+
+
+def read_report(path: str | Path) -> dict:
+    """The results that a report holds.
+
+    Args:
+        path (`str` or `os.PathLike`): A `report.json` of [`write_report`].
+
+    Raises:
+        OSError: In one sentence, if there is none, or if it is damaged.
+    """
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        check_results(results)
+    except FileNotFoundError as error:
+        raise OSError(f"There is no report {str(path)!r}.") from error
+    except (ValueError, AttributeError) as error:
+        raise OSError(f"The report {Path(path).name} is damaged: {error}") from error
+    return results
+
+
+def model_index_results(results: dict) -> list[EvalResult]:
+    """The metrics as a model card's `model-index` takes them.
+
+    Args:
+        results (`dict`): As for [`write_report`].
+
+    Returns:
+        `list[EvalResult]`: One for each metric, with the settings that it depends on as its arguments.
+    """
+    reference = results.get("reference", {}).get("name", "a reference that is not stated")
+    found = []
+    for name, value, deviation in metric_values(results["metrics"]):
+        arguments = {"num_images": results.get("count"), "std": deviation, **results.get("sampling", {})}
+        found.append(
+            EvalResult(
+                task_type=results.get("task", "text-to-image"),
+                dataset_type=reference,
+                dataset_name=reference,
+                metric_type=name,
+                metric_value=float(f"{value:.6g}"),
+                metric_name=metric(name).label,
+                metric_config=results.get("preset"),
+                metric_args={key: item for key, item in arguments.items() if item is not None} or None,
+            )
+        )
+    return found
