@@ -110,8 +110,8 @@ def _products(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 def _half_sums(values: torch.Tensor) -> torch.Tensor:
     """Sums `(n,)` of the rows of half-precision values `(n, d)`, rounded as TensorFlow rounds them on a CPU.
 
-    It halves long rows; adds up vectors of [`LANES`] neighbours in [`ACCUMULATORS`] accumulators, and the leftover
-    vectors to their sum; adds up the lanes in float32; then the values that fill no vector.
+    It halves rows longer than `LEAF`; adds up vectors of `LANES` neighbours in `ACCUMULATORS` accumulators, and the
+    leftover vectors to their sum; adds up the lanes in float32; then the values that fill no vector.
     """
     width = values.shape[1]
     if width > LEAF:

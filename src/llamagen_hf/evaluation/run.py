@@ -112,7 +112,8 @@ def evaluate(
     }
 
     def measure(source, prompts: list[str] | None) -> dict:
-        images = open_images(source, **options)
+        # Of what was drawn with prompts nothing may be left out: the others would move to wrong prompts.
+        images = open_images(source, **options | {"skip_bad": config.skip_bad and prompts is None})
         samples = compute_statistics(images, extractor, config.batch_size, progress)
         if preset is not None:
             check_reference(preset, reference, samples.count)
