@@ -280,6 +280,8 @@ class Reference:
             if not isinstance(getattr(field, "value", None), griffe.ExprCall) or str(field.value.function) != "field":
                 continue
             given = {argument.name: str(argument.value) for argument in field.value.arguments}
+            if "metadata" not in given:
+                continue
             default = given.get("default", given.get("default_factory", "").removeprefix("lambda: "))
             default = {"dict": "{}", "list": "[]"}.get(default, default)
             kind = f"`{field.annotation}`"

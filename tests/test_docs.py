@@ -24,9 +24,9 @@ ROOT = Path(__file__).parents[1]
 PATTERNS = ("*.md", "docs/**/*.md", "benchmarks/*.md", "spaces/**/*.md", "src/**/README.md")
 PAGES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
 PROSE = [path for path in PAGES if path.parent.name != "api"]
-RUNNABLE = [ROOT / "docs" / "quick_start.md", ROOT / "docs" / "how_it_works.md"]
+RUNNABLE = [ROOT / "docs" / name for name in ("quick_start.md", "how_it_works.md", "evaluation.md")]
 GROUP = typer.main.get_command(llamagen_cli.app)
-CLICK_COMMANDS = ("generate", "convert", "info", "demo", "publish")  # the others read their flags from a recipe
+STAGES = {"prepare", "train-tokenizer", "extract-codes", "train-generator"}  # which read their flags from a recipe
 
 # GitHub gives headings of all levels an anchor.
 markdown = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6)
@@ -123,7 +123,7 @@ def check_command(words: list[str]) -> None:
     """Read a command's flags as the command line does, without its work."""
     command, *arguments = words
     assert command in GROUP.commands, f"there is no `llamagen {command}`"
-    if command in CLICK_COMMANDS:
+    if command not in STAGES:
         GROUP.commands[command].make_context(command, arguments)
     else:
         getattr(stages, command.replace("-", "_"))("", arguments)
@@ -131,7 +131,7 @@ def check_command(words: list[str]) -> None:
 
 def check_options(command: str, options: list[str]) -> None:
     assert command in GROUP.commands, f"there is no `llamagen {command}`"
-    if command in CLICK_COMMANDS:
+    if command not in STAGES:
         known = {option for parameter in GROUP.commands[command].params for option in parameter.opts}
         assert set(options) <= known | {"--help"}, f"`llamagen {command}` has no such option"
 
