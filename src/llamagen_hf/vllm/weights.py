@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 
 from ..configuration import LlamaGenConfig
 from ..modeling import LlamaGenTextProjector
@@ -35,6 +36,8 @@ def vllm_weights(
         *path, part, kind = name.split(".")
         if part in ("q_proj", "k_proj", "v_proj", "o_proj"):
             weight = pad_heads(weight, head_dim, twin.head_dim, dim=int(part == "o_proj"))
+        elif part == "embed_tokens":
+            weight = F.pad(weight, (0, 0, 0, twin.num_input_ids - len(weight)))
         target, shard = STACKED.get(part, (part, None))
         yield ".".join([*path, target, kind]), weight, shard
 
