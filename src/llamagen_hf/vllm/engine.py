@@ -39,7 +39,7 @@ class VLLMEngine:
     Example:
 
     ```python
-    >>> from llamagen_hf.vllm.engine import VLLMEngine
+    >>> from llamagen_hf.vllm import VLLMEngine
 
     >>> engine = VLLMEngine("path/to/checkpoint", tensor_parallel_size=2)
     >>> codes = [code async for new in engine.draw(class_label=207, guidance_scale=4.0, seed=0) for code in new]
@@ -97,9 +97,7 @@ class VLLMEngine:
         prefix = list(prefix_codes)
         prompt = self._prompt(class_label, prompt_embeds, prompt_attention_mask, prefix)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
-        settings = DrawingSettings(
-            seed, len(prefix), guidance_scale, guidance_interval, temperature, top_k, top_p
-        )
+        settings = DrawingSettings(seed, len(prefix), guidance_scale, guidance_interval, temperature, top_k, top_p)
         params, missing = sampling_params(self.config, settings), self.config.num_codes - len(prefix)
         try:
             async with aclosing(self._llm.generate(prompt, params, f"image-{next(self._numbers)}")) as outputs:

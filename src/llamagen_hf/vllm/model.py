@@ -123,7 +123,9 @@ class LlamaGenTwinModel(nn.Module):
         self.config, self.head_dim, self.num_input_ids = twin.generator_config, twin.head_dim, twin.num_input_ids
         hidden_size = self.config.hidden_size
         if get_pp_group().is_first_rank:
-            self.embed_tokens = VocabParallelEmbedding(self.num_input_ids, hidden_size, prefix=f"{prefix}.embed_tokens")
+            self.embed_tokens = VocabParallelEmbedding(
+                self.num_input_ids, hidden_size, prefix=f"{prefix}.embed_tokens"
+            )
             # What stands for no condition, at each of its positions.
             self.register_buffer("null_condition", torch.zeros(self.config.condition_length, hidden_size), False)
         else:
@@ -157,7 +159,8 @@ class LlamaGenTwinModel(nn.Module):
             residual = torch.zeros_like(hidden_states)
         else:  # ranks exchange one row a token
             hidden_states, residual = (
-                intermediate_tensors[name].unflatten(1, (2, -1)).flatten(0, 1) for name in ("hidden_states", "residual")
+                intermediate_tensors[name].unflatten(1, (2, -1)).flatten(0, 1)
+                for name in ("hidden_states", "residual")
             )
 
         rotary = tuple(
@@ -178,10 +181,11 @@ class LlamaGenTwinModel(nn.Module):
 
 
 class LlamaGenTwin(nn.Module, SupportsPP, SupportsMRoPE):
-    """LlamaGen's generator for vLLM. It emits the logits of both streams, which [`GuidedDrawing`] makes a code of.
+    """LlamaGen's generator for vLLM. It emits the logits of both streams, of which
+    [`~llamagen_hf.vllm.processor.GuidedDrawing`] makes a code.
 
     Raises:
-        ValueError: In one sentence, if vLLM was not started with [`engine_arguments`].
+        ValueError: In one sentence, if vLLM was not started with [`~llamagen_hf.vllm.start.engine_arguments`].
     """
 
     packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
@@ -220,7 +224,8 @@ class LlamaGenTwin(nn.Module, SupportsPP, SupportsMRoPE):
         """Positions of a text prompt and its codes: the last word stands right before the first code.
 
         Args:
-            input_tokens (`list[int]`): `vocab_size` for each word, then codes, see [`~llamagen_hf.vllm.text_prompt`].
+            input_tokens (`list[int]`):
+                `vocab_size` for each word, then codes, see [`~llamagen_hf.vllm.settings.text_prompt`].
             mm_features (`list`): None.
 
         Returns:

@@ -9,8 +9,8 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 class LlamaGenModelState(DefaultModelState):
     """vLLM's state, but for the ids from which positions are counted.
 
-    vLLM puts zeros where embeddings stand, and so hides where the words of a text end. After a preemption the ids go on
-    with the codes that were drawn.
+    vLLM puts zeros where embeddings stand, and so hides where the words of a text end. After a preemption the ids go
+    on with the codes that were drawn.
     """
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:

@@ -1,8 +1,8 @@
-"""From the logits of both streams to a code: guidance, temperature, top-k, top-p and the draw, for each request its own.
+"""From the logits of both streams to a code: guidance, temperature, top-k, top-p, draw, as each request wants them.
 
-vLLM's own sampler draws from one generator a row and clamps some settings, so its images would not be ours. The code
-is drawn here, by the same functions and from the same random numbers as in the pipeline, and the sampler is left a row
-in which that code alone is possible. Nothing here knows of other rows: requests may join, leave, move and be preempted.
+vLLM's sampler draws otherwise and clamps some settings, so its images would not be ours. The code is drawn here, by
+the functions and from the random numbers of the pipeline, and the sampler is left a row in which that code alone is
+possible. No row knows of the others: requests may join, leave, move and be preempted.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,6 @@ FREE_PARAMETERS = {
     "output_text_buffer_length",
     "skip_special_tokens",
     "spaces_between_special_tokens",
-    "seed",  # of no effect at temperature 0
 }
 
 
@@ -44,7 +43,7 @@ class Row:
 
 
 class GuidedDrawing(LogitsProcessor, NewRunnerLogitsProcessor):
-    """vLLM's logits processor that draws the codes of [`LlamaGenTwin`].
+    """vLLM's logits processor that draws the codes of [`~llamagen_hf.vllm.model.LlamaGenTwin`].
 
     One class serves both of vLLM's model runners, which keep requests in rows of a batch and in slots.
     """
@@ -57,19 +56,22 @@ class GuidedDrawing(LogitsProcessor, NewRunnerLogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raise a `ValueError` of one sentence for what would draw something else than asked for, or end the engine."""
+        """Raise a `ValueError` of one sentence for what would draw the wrong thing or end the engine."""
         DrawingSettings.from_extra_args(sampling_params.extra_args)
         if sampling_params.temperature != 0:
             raise ValueError(
-                f"SamplingParams has temperature {sampling_params.temperature}; expected 0, and the one to draw with "
-                "in `extra_args`."
+                f"SamplingParams has `temperature` {sampling_params.temperature}; expected 0, and the one to draw "
+                "with in `extra_args`."
             )
         defaults = SamplingParams(temperature=0.0)
         for name in sampling_params.__struct_fields__:
             if name in FREE_PARAMETERS or name.startswith("_"):
                 continue
             if getattr(sampling_params, name) != getattr(defaults, name):
-                raise ValueError(f"SamplingParams has {name}, which means nothing to an image; leave it out.")
+                raise ValueError(
+                    f"SamplingParams has `{name}`, which does nothing here; what an image is drawn with goes into "
+                    "`extra_args`."
+                )
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -105,7 +107,7 @@ class GuidedDrawing(LogitsProcessor, NewRunnerLogitsProcessor):
         """Draw a code for each row.
 
         Args:
-            logits (`torch.Tensor` of shape `(batch, width)`): Of the conditional stream, then of the unconditional one.
+            logits (`torch.Tensor` of shape `(batch, width)`): Of the conditional stream, then of the other.
             rows (`list[Row]`): What they are drawn with.
             drawn (`list[int]`): How many codes of each were drawn before.
 

@@ -33,7 +33,7 @@ def engine_arguments(pretrained_model_name_or_path: str | PathLike | None = None
 
     ```python
     >>> from vllm import LLM
-    >>> from llamagen_hf.vllm.start import engine_arguments
+    >>> from llamagen_hf.vllm import engine_arguments
 
     >>> llm = LLM(**engine_arguments("path/to/checkpoint", tensor_parallel_size=2))
     ```
@@ -72,5 +72,5 @@ def check_start(vllm_config: "VllmConfig") -> None:
     if missing:
         raise ValueError(
             f"vLLM lacks {', '.join(missing)}, without which pictures would come out wrong: start it with "
-            "llamagen_hf.vllm.start.engine_arguments."
+            "llamagen_hf.vllm.engine_arguments."
         )

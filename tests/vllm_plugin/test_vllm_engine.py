@@ -1,0 +1,100 @@
+"""The engine for servers, in processes of its own."""
+
+import asyncio
+import os
+
+import psutil
+import pytest
+import torch
+from tiny import build_class_pipeline, generators
+
+
+pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
+
+from llamagen_hf.vllm import EngineDiedError, VLLMEngine  # noqa: E402
+
+
+async def draw(engine, **request):
+    return [code async for new in engine.draw(**request) for code in new]
+
+
+async def requests_are_drawn_one_by_one(engine, pipe):
+    requests = [{"class_label": index % 10, "seed": index, "guidance_scale": index / 4} for index in range(20)]
+    images = await asyncio.gather(*(draw(engine, **request) for request in requests))
+    for image, request in zip(images, requests, strict=True):
+        request["class_labels"], seed = request.pop("class_label"), request.pop("seed")
+        (codes,) = pipe(**request, generator=generators(seed), output_type="codes").codes
+        assert image == codes.flatten().tolist()
+    first, second = await draw(engine, class_label="goldfish"), await draw(engine, class_label=1)
+    assert first != second  # seeds of their own
+    rest = await draw(engine, class_label=1, seed=3, prefix_codes=images[0][:5])
+    assert len(rest) == 11
+
+
+async def bad_requests_hurt_no_one(engine):
+    async def neighbour():
+        return await draw(engine, class_label=2, seed=5)
+
+    alone = await neighbour()
+    with_neighbours = asyncio.gather(*(neighbour() for _ in range(4)))
+    for request, message in [
+        ({"class_label": 99}, "Class id 99 is out of range"),
+        ({"class_label": 1, "top_p": 3}, "`top_p` is 3"),
+        ({"class_label": 1, "seed": -1}, "`seed` is -1"),
+        ({"class_label": 1, "prefix_codes": [64]}, "`prefix_codes` holds 64..64"),
+        ({"class_label": 1, "prefix_codes": [0] * 16}, "`prefix_codes` has shape"),
+        ({"prompt_embeds": torch.zeros(12, 16)}, "This checkpoint is class-conditional"),
+        ({}, "Pass exactly one of"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            await draw(engine, **request)
+    assert await with_neighbours == 4 * [alone]
+
+
+async def a_drawing_that_is_left_stops(engine):
+    stream = engine.draw(class_label=1)
+    assert len(await anext(stream)) == 1
+    await stream.aclose()
+    task = asyncio.create_task(draw(engine, class_label=1))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.2)
+    assert engine._llm.get_num_unfinished_requests() == 0
+
+
+async def death_is_noticed(engine):
+    """Also where nothing is asked."""
+    assert engine.is_alive
+    drawings = [asyncio.create_task(draw(engine, class_label=1)) for _ in range(8)]
+    await asyncio.sleep(0)
+    (core,) = (process for process in psutil.Process().children() if process.name() == "VLLM::EngineCore")
+    core.kill()
+    for result in await asyncio.wait_for(asyncio.gather(*drawings, return_exceptions=True), 20):
+        assert isinstance(result, EngineDiedError)
+    assert not engine.is_alive
+    with pytest.raises(EngineDiedError, match="The vLLM engine has died"):
+        await draw(engine, class_label=1)
+
+
+def test_engine(tmp_path, monkeypatch):
+    """One engine for all, since it takes a while to start."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    # vLLM starts Python anew, which does not know of the folders that pytest adds.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), os.path.dirname(__file__)]))
+    pipe = build_class_pipeline()
+    pipe.save_pretrained(tmp_path)
+
+    async def run():
+        engine = VLLMEngine(tmp_path, enforce_eager=True, max_num_seqs=8)
+        try:
+            await requests_are_drawn_one_by_one(engine, pipe)
+            await bad_requests_hurt_no_one(engine)
+            await a_drawing_that_is_left_stops(engine)
+            await death_is_noticed(engine)
+        finally:
+            engine.shutdown()
+
+    asyncio.run(run())
+    assert not [process for process in psutil.Process().children(recursive=True) if "VLLM" in process.name()]
