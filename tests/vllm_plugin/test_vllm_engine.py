@@ -1,7 +1,6 @@
 """The engine for servers, in processes of its own."""
 
 import asyncio
-import os
 
 import psutil
 import pytest
@@ -11,6 +10,7 @@ from tiny import build_class_pipeline, generators
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
 
+from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
 from llamagen_hf.vllm import EngineDiedError, VLLMEngine  # noqa: E402
 
 
@@ -78,23 +78,48 @@ async def death_is_noticed(engine):
         await draw(engine, class_label=1)
 
 
-def test_engine(tmp_path, monkeypatch):
-    """One engine for all, since it takes a while to start."""
+@pytest.fixture
+def run_engine(monkeypatch):
+    """Run tasks with an engine, and see that nothing of it is left."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    # vLLM starts Python anew, which does not know of the folders that pytest adds.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), os.path.dirname(__file__)]))
-    pipe = build_class_pipeline()
-    pipe.save_pretrained(tmp_path)
 
-    async def run():
-        engine = VLLMEngine(tmp_path, enforce_eager=True, max_num_seqs=8)
+    async def run(folder, *tasks):
+        engine = VLLMEngine(folder, enforce_eager=True, max_num_seqs=8)
         try:
-            await requests_are_drawn_one_by_one(engine, pipe)
-            await bad_requests_hurt_no_one(engine)
-            await a_drawing_that_is_left_stops(engine)
-            await death_is_noticed(engine)
+            for task in tasks:
+                await task(engine)
         finally:
             engine.shutdown()
 
-    asyncio.run(run())
+    yield lambda *args: asyncio.run(run(*args))
     assert not [process for process in psutil.Process().children(recursive=True) if "VLLM" in process.name()]
+
+
+def test_an_engine_in_its_life(tmp_path, run_engine):
+    """One for all, since it takes a while to start."""
+    pipe = build_class_pipeline()
+    pipe.save_pretrained(tmp_path)
+
+    async def requests_are_drawn_as_ours(engine):
+        await requests_are_drawn_one_by_one(engine, pipe)
+
+    run_engine(
+        tmp_path, requests_are_drawn_as_ours, bad_requests_hurt_no_one, a_drawing_that_is_left_stops, death_is_noticed
+    )
+
+
+def test_the_emoji_checkpoint_draws_prompts(run_engine):
+    pipe = AutoregressiveImagePipeline.from_pretrained()
+    prompts, settings = ["a red apple", "a smiling cat face with tears of joy, noto style"], {"top_k": 300}
+    embeds, mask = pipe.encode_prompt(prompts)
+
+    async def draw_prompts(engine):
+        images = [
+            draw(engine, prompt_embeds=embeds[i], prompt_attention_mask=mask[i], seed=i, **settings) for i in range(2)
+        ]
+        expected = pipe(prompts, generator=generators(0, 1), guidance_scale=4.0, output_type="codes", **settings)
+        assert await asyncio.gather(*images) == expected.codes.flatten(1).tolist()
+        with pytest.raises(ValueError, match="`prompt_attention_mask` leaves no word"):
+            await draw(engine, prompt_embeds=embeds[0], prompt_attention_mask=0 * mask[0])
+
+    run_engine(None, draw_prompts)

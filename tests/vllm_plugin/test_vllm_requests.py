@@ -57,7 +57,9 @@ def test_vllm_is_started_as_it_must_be(tmp_path):
         ("hf_overrides", "hf_overrides"),
     ]:
         given = {key: value for key, value in arguments.items() if key != name}
-        with pytest.raises(ValueError, match=f"vLLM lacks {missing}.* start it with llamagen_hf.vllm.engine_arguments"):
+        with pytest.raises(
+            ValueError, match=f"vLLM lacks {missing}.* start it with llamagen_hf.vllm.engine_arguments"
+        ):
             check_start(EngineArgs(**given).create_engine_config())
 
 
@@ -119,7 +121,12 @@ def test_the_last_word_stands_right_before_the_first_code(words, prefix, codes):
 
 def test_wider_heads_compute_the_same():
     torch.manual_seed(0)
-    query, key, value, output = (torch.randn(200, 32), torch.randn(200, 32), torch.randn(200, 32), torch.randn(32, 200))
+    query, key, value, output = (
+        torch.randn(200, 32),
+        torch.randn(200, 32),
+        torch.randn(200, 32),
+        torch.randn(32, 200),
+    )
     x = torch.randn(7, 32)
     wide = [pad_heads(weight, 100, 112, dim) for weight, dim in ((query, 0), (key, 0), (value, 0), (output, 1))]
     assert wide[0].shape == (224, 32) and wide[3].shape == (32, 224)

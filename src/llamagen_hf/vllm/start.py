@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 PROCESSOR = "llamagen_hf.vllm.processor:GuidedDrawing"
 
 
-def engine_arguments(pretrained_model_name_or_path: str | PathLike | None = None, **kwargs) -> dict[str, Any]:
+def engine_arguments(
+    pretrained_model_name_or_path: str | PathLike | None = None, revision: str | None = None, **kwargs
+) -> dict[str, Any]:
     """Arguments with which vLLM's `LLM`, `EngineArgs` or `AsyncEngineArgs` draws with a checkpoint.
 
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*):
             A pipeline's folder or Hub id, as for [`~AutoregressiveImagePipeline.from_pretrained`].
+        revision (`str`, *optional*): A branch, tag or commit on the Hub.
         kwargs: More of vLLM's arguments: `tensor_parallel_size`, `max_num_seqs`, `gpu_memory_utilization` and so on.
             `dtype` is `"bfloat16"` by default, and `"float32"` on a CPU.
 
@@ -40,7 +43,8 @@ def engine_arguments(pretrained_model_name_or_path: str | PathLike | None = None
     """
     from vllm.platforms import current_platform
 
-    folder = AutoregressiveImagePipeline.find_checkpoint(pretrained_model_name_or_path) / "transformer"
+    folder = AutoregressiveImagePipeline.find_checkpoint(pretrained_model_name_or_path, revision=revision)
+    folder = folder / "transformer"
     is_text = LlamaGenConfig.from_pretrained(folder).conditioning == "text"
     return {
         "model": str(folder),
