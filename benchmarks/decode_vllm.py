@@ -125,7 +125,8 @@ def main() -> None:
             speed = args.images * args.num_codes / bench.model.config.num_codes / statistics.median(times)
             print(f"{size:5} {mode:7} {speed:9.3f} {ratio:6.2f}x {equal:6.1%}", flush=True)
     print(
-        f"{bench.device.type}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, vllm {vllm.__version__}\n"
+        f"{bench.device.type}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, "
+        f"vllm {vllm.__version__}\n"
         f"{args.images} images, guidance {args.guidance}, {args.dtype}, {args.num_codes} codes, {args.repeats} repeats"
     )
 
