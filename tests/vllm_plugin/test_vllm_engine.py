@@ -14,6 +14,10 @@ from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
 from llamagen_hf.vllm import EngineDiedError, VLLMEngine  # noqa: E402
 
 
+def engine_processes():
+    return [process for process in psutil.Process().children(recursive=True) if "VLLM" in process.name()]
+
+
 async def draw(engine, **request):
     return [code async for new in engine.draw(**request) for code in new]
 
@@ -42,6 +46,7 @@ async def bad_requests_hurt_no_one(engine):
         ({"class_label": 1, "top_p": 3}, "`top_p` is 3"),
         ({"class_label": 1, "seed": -1}, "`seed` is -1"),
         ({"class_label": 1, "prefix_codes": [64]}, "`prefix_codes` holds 64..64"),
+        ({"class_label": 1, "prefix_codes": [0.5]}, "`prefix_codes` must be an integer tensor"),
         ({"class_label": 1, "prefix_codes": [0] * 16}, "`prefix_codes` has shape"),
         ({"prompt_embeds": torch.zeros(12, 16)}, "This checkpoint is class-conditional"),
         ({}, "Pass exactly one of"),
@@ -69,13 +74,14 @@ async def death_is_noticed(engine):
     assert engine.is_alive
     drawings = [asyncio.create_task(draw(engine, class_label=1)) for _ in range(8)]
     await asyncio.sleep(0)
-    (core,) = (process for process in psutil.Process().children() if process.name() == "VLLM::EngineCore")
-    core.kill()
+    processes = engine_processes()
+    processes[0].kill()
     for result in await asyncio.wait_for(asyncio.gather(*drawings, return_exceptions=True), 20):
         assert isinstance(result, EngineDiedError)
     assert not engine.is_alive
     with pytest.raises(EngineDiedError, match="The vLLM engine has died"):
         await draw(engine, class_label=1)
+    assert psutil.wait_procs(processes, timeout=60)[1] == []  # the workers as well
 
 
 @pytest.fixture
@@ -92,8 +98,7 @@ def run_engine(monkeypatch):
             engine.shutdown()
 
     yield lambda *args: asyncio.run(run(*args))
-    for process in psutil.Process().children(recursive=True):
-        assert "VLLM" not in process.name() or process.status() == psutil.STATUS_ZOMBIE
+    assert psutil.wait_procs(engine_processes(), timeout=60)[1] == []
 
 
 def test_an_engine_in_its_life(tmp_path, run_engine):
@@ -120,7 +125,8 @@ def test_the_emoji_checkpoint_draws_prompts(run_engine):
         ]
         expected = pipe(prompts, generator=generators(0, 1), guidance_scale=4.0, output_type="codes", **settings)
         assert await asyncio.gather(*images) == expected.codes.flatten(1).tolist()
-        with pytest.raises(ValueError, match="`prompt_attention_mask` leaves no word"):
-            await draw(engine, prompt_embeds=embeds[0], prompt_attention_mask=0 * mask[0])
+        for wrong, message in [(0 * mask[0], "leaves no word"), (mask[0].flip(0), "has padding after a word")]:
+            with pytest.raises(ValueError, match=f"`prompt_attention_mask` {message}"):
+                await draw(engine, prompt_embeds=embeds[0], prompt_attention_mask=wrong)
 
     run_engine(None, draw_prompts)

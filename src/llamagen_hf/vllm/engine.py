@@ -117,8 +117,11 @@ class VLLMEngine:
 
     def _prompt(self, class_label, prompt_embeds, prompt_attention_mask, prefix: list[int]) -> dict:
         """vLLM's prompt, from arguments that are checked as the pipeline checks them."""
-        embeds, mask = (None if given is None else given[None] for given in (prompt_embeds, prompt_attention_mask))
-        codes = torch.tensor([prefix], dtype=torch.long)
+        embeds, mask = (
+            given[None] if isinstance(given, torch.Tensor) else given
+            for given in (prompt_embeds, prompt_attention_mask)
+        )
+        codes = torch.tensor([prefix]) if prefix else torch.empty(1, 0, dtype=torch.long)
         inputs = DrawingInputs(
             class_labels=class_label, prompt_embeds=embeds, prompt_attention_mask=mask, prefix_codes=codes
         )
@@ -126,7 +129,11 @@ class VLLMEngine:
         if embeds is None:
             label = resolve_class_label(class_label, self.config.num_classes, self.config.id2label)
             return class_prompt(self.config, self.config.vocab_size + label, prefix)
-        words = prompt_embeds if mask is None else prompt_embeds[prompt_attention_mask.bool()]
+        words = prompt_embeds
+        if mask is not None:
+            if (prompt_attention_mask.long().diff() < 0).any():
+                raise ValueError("`prompt_attention_mask` has padding after a word; expected it on the left.")
+            words = prompt_embeds[prompt_attention_mask.bool()]
         if len(words) == 0:
             raise ValueError("`prompt_attention_mask` leaves no word; expected at least one.")
         words = self._projector(words.to(self._projector.fc1.weight))
