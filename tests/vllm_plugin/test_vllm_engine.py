@@ -58,15 +58,19 @@ async def bad_requests_hurt_no_one(engine):
 
 async def a_drawing_that_is_left_stops(engine):
     stream = engine.draw(class_label=1)
-    assert len(await anext(stream)) == 1
+    assert len(await anext(stream)) < 16  # more than one where the reader is late
     await stream.aclose()
     task = asyncio.create_task(draw(engine, class_label=1))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.sleep(0.2)
-    assert engine._llm.get_num_unfinished_requests() == 0
+    for _ in range(600):
+        if engine._llm.get_num_unfinished_requests() == 0:
+            break
+        await asyncio.sleep(0.1)
+    else:
+        pytest.fail("a drawing that was left goes on")
 
 
 async def death_is_noticed(engine):
@@ -76,7 +80,7 @@ async def death_is_noticed(engine):
     await asyncio.sleep(0)
     processes = engine_processes()
     processes[0].kill()
-    for result in await asyncio.wait_for(asyncio.gather(*drawings, return_exceptions=True), 20):
+    for result in await asyncio.wait_for(asyncio.gather(*drawings, return_exceptions=True), 60):
         assert isinstance(result, EngineDiedError)
     assert not engine.is_alive
     with pytest.raises(EngineDiedError, match="The vLLM engine has died"):
