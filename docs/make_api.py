@@ -132,6 +132,8 @@ PAGES = {
             "evaluation.tokenizers.evaluate_tokenizer",
             "evaluation.tokenizers.compare_tokenizers",
             "evaluation.report.write_report",
+        ],
+    ),
     "vllm": (
         "vLLM",
         "The generator on vLLM: an engine for servers, and the parts of it for those who run vLLM themselves.",
