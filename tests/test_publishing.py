@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from PIL import Image
 from tiny import build_class_pipeline, build_text_pipeline, generators
 from tiny_training import generator_config, write_codes
 
+from llamagen_hf.evaluation.report import write_report
 from llamagen_hf.lora import lora_config
-from llamagen_hf.publications import open_publication
+from llamagen_hf.publications import REPORT_FILES, open_publication
 from llamagen_hf.training.facts import public_name
 from llamagen_hf.training.generator import train_generator
 
@@ -167,6 +169,31 @@ def test_the_card_says_what_it_is(user, tmp_path):
     assert "2406.06525" in card.text and "![" in card.text and "{{" not in card.text
     transformer = sum(p.numel() for p in build_class_pipeline().transformer.parameters())
     assert f"{transformer / 1e6:.1f}M" in card.text
+
+
+REPORT = {"count": 50, "reference": {"name": "pictures"}, "metrics": {"fid": 3.39, "kid": 0.0005, "kid_std": 0.0002}}
+
+
+def test_publishing_brings_the_report(user, tmp_path):
+    folder = save(build_class_pipeline(), tmp_path / "pipe")
+    write_report(folder / "evaluation", REPORT)
+    user.publish(folder, "user/fish")
+    files = user.hub.repos["user/fish"][-1]
+    card = ModelCard(files["README.md"].decode())
+    assert {result.metric_type for result in card.data.eval_results} == {"fid", "kid"}
+    assert card.data.model_name == "fish" and set(REPORT_FILES) < set(files)
+    assert [name for name, content in files.items() if str(tmp_path).encode() in content] == []
+
+
+@pytest.mark.slow
+def test_a_report_that_is_gone_goes_away(user, tmp_path):
+    folder = save(build_class_pipeline(), tmp_path / "pipe")
+    write_report(folder / "evaluation", REPORT)
+    user.publish(folder, "user/fish")
+    shutil.rmtree(folder / "evaluation")
+    user.publish(folder, "user/fish")
+    assert not set(REPORT_FILES) & set(user.hub.repos["user/fish"][-1])
+    assert ModelCard(user.hub.repos["user/fish"][-1]["README.md"].decode()).data.eval_results is None
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def read_report(path: str | Path) -> dict:
         check_results(results)
     except FileNotFoundError as error:
         raise OSError(f"There is no report {str(path)!r}.") from error
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise OSError(f"The report {Path(path).name} is damaged: {error}") from error
     return results
 
@@ -109,9 +109,13 @@ def model_index_results(results: dict) -> list[EvalResult]:
 
     Returns:
         `list[EvalResult]`: One for each metric, with the settings that it depends on as its arguments.
+
+    Raises:
+        ValueError: In one sentence, as by [`write_report`].
     """
-    reference = results.get("reference", {}).get("name", "a reference that is not stated")
-    found = []
+    check_results(results)
+    results, found = public_results(results, Path()), []
+    reference = results.get("reference", {}).get("name") or "a reference that is not stated"
     for name, value, deviation in metric_values(results["metrics"]):
         arguments = {"num_images": results.get("count"), "std": deviation, **results.get("sampling", {})}
         found.append(

@@ -26,6 +26,8 @@ def check_results(results: dict) -> None:
     Raises:
         ValueError: In one sentence, if not.
     """
+    if not isinstance(results, dict):
+        raise ValueError("The results are no dict.")
     check_json(results, "results")
     metrics = results.get("metrics")
     if not isinstance(metrics, dict) or not metrics:
@@ -34,6 +36,8 @@ def check_results(results: dict) -> None:
     for name in ("reference", "sampling", "versions"):
         if not isinstance(results.get(name, {}), dict):
             raise ValueError(f"results[{name!r}] is {results[name]!r}; expected a dict.")
+    for place, counted in (("results", results), ("results['reference']", results.get("reference", {}))):
+        check_numbers(counted, place, [name for name in ("count",) if counted.get(name) is not None])
     for name, needed in (("sweep", {"guidance_scale"}), ("scores", {"name", "score"})):
         for index, entry in enumerate(results.get(name) or []):
             place = f"results[{name!r}][{index}]"
