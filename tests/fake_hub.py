@@ -89,7 +89,7 @@ class FakeHubHandler(BaseHTTPRequestHandler):
             repo = self.repo_of(kind, name)
             found = self.server.files(repo, revision or "main")
             if found is None:
-                return self.refuse(404, "RepoNotFound")
+                return self.refuse(404, "RevisionNotFound" if repo in self.server.repos else "RepoNotFound")
             sha, files = found
             if part == "tree":
                 entries = [

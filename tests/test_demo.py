@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from tiny import build_class_pipeline, build_text_pipeline, build_transformer, generators
+from tiny import build_class_pipeline, build_text_pipeline, build_transformer, build_vq_model, generators
 
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -23,15 +23,18 @@ pytest.importorskip("gradio")
 
 import gradio as gr  # noqa: E402
 import psutil  # noqa: E402
+import torch  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
 from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
+from llamagen_hf.data.transforms import center_crop  # noqa: E402
 from llamagen_hf.demo import launch  # noqa: E402
 from llamagen_hf.demo import studio as studio_module  # noqa: E402
 from llamagen_hf.demo.app import lay_out, read_examples, title  # noqa: E402
-from llamagen_hf.demo.studio import Studio  # noqa: E402
+from llamagen_hf.demo.studio import PREVIEWS, UNDRAWN, Studio  # noqa: E402
 from llamagen_hf.png import read_parameters  # noqa: E402
+from llamagen_hf.preview import decode_partly  # noqa: E402
 
 
 SPACE = Path(__file__).parents[1] / "spaces" / "llamagen"
@@ -104,7 +107,9 @@ def test_frames_arrive_row_by_row(app, client):
 
 def test_previews_can_be_off_and_without_a_seed_there_is_one_anyway(client):
     job = client.submit(*arguments(seed="", preview="off"), api_name="/draw")
-    (result,) = list(job)
+    *rows, result = list(job)
+    assert [row[1] for row in rows] == ["Row 1 of 4", "Row 2 of 4", "Row 3 of 4"]
+    assert not any(isinstance(row[0], list) or "value" in row[0] for row in rows)
     assert json.loads(result[2])["seed"] < 2**31
     assert (
         json.loads(client.predict(*arguments(seed=""), api_name="/draw")[2])["seed"] != json.loads(result[2])["seed"]
@@ -228,10 +233,11 @@ def slow_pipe(monkeypatch):
     return pipe, steps
 
 
-def test_a_cancelled_drawing_stops_working(slow_pipe):
+@pytest.mark.parametrize("preview", PREVIEWS)
+def test_a_cancelled_drawing_stops_working(slow_pipe, preview):
     pipe, steps = slow_pipe
     with running(pipe) as url:
-        job = Client(url, verbose=False).submit(*arguments(), api_name="/draw")
+        job = Client(url, verbose=False).submit(*arguments(preview=preview), api_name="/draw")
         next(iter(job))
         job.cancel()
         time.sleep(0.5)  # for the row that was under way
@@ -292,10 +298,44 @@ def test_what_goes_to_and_from_a_lent_gpu_can_be_pickled(monkeypatch):
         return run
 
     monkeypatch.setattr(studio_module, "GPU", GPU)
-    studio = Studio(build_text_pipeline())
+    studio = Studio(build_text_pipeline(), "tiny")
     assert inspect.isgeneratorfunction(wrapped[0])
     *frames, last = studio.draw(*arguments(count=2))
     assert len(frames) == 3 and len(json.loads(last[2])) == 2
+
+
+def test_what_is_kept_is_shown_without_a_device(tmp_path):
+    picture = Image.effect_noise((24, 16), 90).convert("RGB")
+    picture.save(tmp_path / "noise.png")
+    studio = Studio(build_text_pipeline().to("meta"), "tiny")  # on ZeroGPU none is lent for this
+    gallery, status = studio.keep(str(tmp_path / "noise.png"), 1)
+    ((shown, _),) = gallery["value"]
+    assert status == "This part is kept." and shown.size == (8, 8)
+    upper, lower = shown.crop((0, 0, 8, 2)), shown.crop((0, 2, 8, 8))
+    assert upper.tobytes() == center_crop(picture, 8).crop((0, 0, 8, 2)).tobytes()
+    assert lower.getcolors() == [(48, UNDRAWN)]
+    undrawn = decode_partly(build_vq_model(), torch.zeros(1, 0).long(), 4)[0, :, 0, 0]
+    assert UNDRAWN == tuple(((undrawn + 1) * 127.5).round().int().tolist())
+    assert studio.keep(str(tmp_path / "noise.png"), 0)[1] == "Nothing of it is kept."
+
+
+def test_what_nobody_foresaw_is_a_sentence_too(monkeypatch):
+    pipe = build_text_pipeline()
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("/home/someone/secret")
+
+    monkeypatch.setattr(pipe.transformer, "forward", fail)
+    with running(pipe) as url, pytest.raises(AppError, match="The drawing failed. The app's log says why.") as refused:
+        Client(url, verbose=False).predict(*arguments(), api_name="/draw")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_sheet_says_what_its_pictures_have_in_common(client):
+    *_, parameters, share = client.predict(*arguments(count=2), api_name="/draw")
+    facts = read_parameters(share["value"] if isinstance(share, dict) else share)
+    assert facts["seeds"] == [3, 4] and facts["prompt"] == "a red apple" and "seed" not in facts
+    assert len(json.loads(parameters)) == 2
 
 
 def test_examples_come_from_the_checkpoints_card(tmp_path):
@@ -307,6 +347,14 @@ def test_examples_come_from_the_checkpoints_card(tmp_path):
 
 
 def test_nobody_reads_a_path_of_the_server(tmp_path):
+    build_text_pipeline().save_pretrained(tmp_path)
+    pipe = AutoregressiveImagePipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    found = []
+    for _, _, parameters, share in Studio(pipe, title(str(tmp_path))).draw(*arguments()):
+        if isinstance(parameters, str):  # at the end; the file is gone once its reader goes on
+            found += [json.loads(parameters), read_parameters(share["value"])]
+    assert [facts["checkpoint"] for facts in found] == [tmp_path.name] * 2
     assert title(str(tmp_path)) == tmp_path.name and title("user/model") == "user/model" and title(None) == "emoji"
 
 

@@ -128,8 +128,7 @@ def draw_again(picture: Path, checkpoint: str | None, device: str | None):
     else:
         loaded.pop("revision", None)
     pipe = load_pipeline(checkpoint, device or parameters.get("device"), parameters.get("dtype"), **loaded)
-    for path in parameters.get("lora", []):
-        pipe.load_lora_weights(path)
+    pipe.load_loras(parameters.get("lora", []))
     if parameters.get("compiled"):
         pipe.compile_step()
     return pipe.redraw(parameters)

@@ -91,14 +91,12 @@ class Drawing:
         inputs, pipe = self.inputs, self.pipe
         grid_size = pipe.transformer.config.grid_size
         images = codes = codes.unflatten(1, (grid_size, grid_size))
-        if inputs.output_type != "codes" or inputs.num_candidates > 1:
-            pixels = self._decode(codes)
         if inputs.output_type != "codes":
-            images = pipe.image_processor.postprocess(pixels, output_type=inputs.output_type)
+            images = pipe.decode_codes(codes, inputs.output_type)
         if inputs.num_candidates == 1:
             return AutoregressiveImageOutput(images, codes, self.parameters)
 
-        pictures = pipe.image_processor.postprocess(pixels, output_type="pil")
+        pictures = images if inputs.output_type == "pil" else pipe.decode_codes(codes)
         scores = score_pictures(inputs.scorer, pictures, self.names)
         drawn = [Candidate(*row) for row in zip(images, scores, codes, self.parameters, strict=True)]
         groups = [
@@ -112,9 +110,3 @@ class Drawing:
             parameters=[self.parameters[i] for i in best],
             candidates=[[drawn[i] for i in rank] for rank in ranked],
         )
-
-    def _decode(self, codes: torch.LongTensor) -> torch.Tensor:
-        # On a CPU a batch saves little, and its size changes the last bits of every picture in it.
-        if codes.device.type == "cpu":
-            return torch.cat([self.pipe.vq_model.decode_codes(grid[None]) for grid in codes])
-        return self.pipe.vq_model.decode_codes(codes)

@@ -5,11 +5,13 @@ from pathlib import Path, PurePosixPath
 import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
+    GatedRepoError,
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from .weights import find_missing_weights, read_weight_names
@@ -81,6 +83,12 @@ class CheckpointLoaderMixin:
         unwanted = ["*.*.safetensors"] if variant is None else cls._replaced_by(variant, name, options)
         try:
             return snapshot_download(name, ignore_patterns=["*.md", "*.png", *unwanted], **options)
+        except GatedRepoError as error:
+            raise OSError(
+                f"The repository {name!r} asks for consent: give it on the Hub, then log in here."
+            ) from error
+        except RevisionNotFoundError as error:
+            raise OSError(f"The repository {name!r} has no revision {options['revision']!r}.") from error
         except (HFValidationError, RepositoryNotFoundError) as error:
             raise OSError(f"There is no folder and no repository {name!r}.") from error
         except LocalEntryNotFoundError as error:
@@ -97,6 +105,8 @@ class CheckpointLoaderMixin:
     @staticmethod
     def _replaced_by(variant: str, name: str, options: dict) -> list[str]:
         """Weights of a repository in place of which the variant is loaded."""
+        if options.get("local_files_only"):
+            return []
         try:
             files = HfApi(token=options.get("token")).list_repo_files(name, revision=options.get("revision"))
         except (HTTPError, HFValidationError, OfflineModeIsEnabled):

@@ -1,8 +1,11 @@
 """LoRA adapters of the generator (arXiv 2106.09685), through PEFT."""
 
+from itertools import groupby
 from pathlib import Path
 
 from diffusers.utils import recurse_remove_peft_layers
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 
 
 # Every linear layer of the Llama. The conditions' embeddings and the output head stay as they are.
@@ -19,8 +22,9 @@ def lora_config(rank: int, alpha: int | None = None):
 class LoraLoaderMixin:
     """Loads adapters into a pipeline's `transformer`, under the names that diffusers' pipelines use."""
 
-    # Folders or Hub ids of the adapters that the pipeline draws with, so that a picture can say so.
-    lora_paths: list[str] = []
+    # The adapters that the pipeline draws with, so that a picture can say so: `path`, and where they apply `revision`
+    # (a commit of the Hub), `name` and `fused`.
+    loras: list[dict] = []
 
     def load_lora_weights(self, path: str, adapter_name: str = "default", **kwargs) -> None:
         """Add an adapter that PEFT or generator training with `lora_rank` saved, and draw with it.
@@ -33,13 +37,37 @@ class LoraLoaderMixin:
         Raises:
             ValueError: If there is no adapter, or if it is made for other sizes.
         """
-        if Path(path).is_dir() and not (Path(path) / "adapter_config.json").is_file():
-            raise ValueError(f"{str(path)!r} is no adapter: it has no adapter_config.json.")
+        path, lora = str(path), {"path": str(path)}
+        if adapter_name != "default":
+            lora["name"] = adapter_name
+        if not Path(path).is_dir():
+            # The commit, so that weights that are changed later are not taken for these.
+            lora["revision"] = kwargs["revision"] = find_commit(path, **kwargs)
+        elif not (Path(path) / "adapter_config.json").is_file():
+            raise ValueError(f"{path!r} is no adapter: it has no adapter_config.json.")
         try:
-            self.transformer.load_adapter(str(path), adapter_name=adapter_name, **kwargs)
+            self.transformer.load_adapter(path, adapter_name=adapter_name, **kwargs)
         except RuntimeError as error:
-            raise ValueError(f"The adapter {str(path)!r} does not fit this generator: {error}") from error
-        self.lora_paths = [*self.lora_paths, str(path)]
+            raise ValueError(f"The adapter {path!r} does not fit this generator: {error}") from error
+        self.loras = [*self.loras, lora]
+
+    def load_loras(self, loras: list[dict]) -> None:
+        """Load adapters as the parameters of a picture name them, and fuse those that were fused.
+
+        Args:
+            loras (`list[dict]`): The `lora` of an output's `parameters`.
+
+        Raises:
+            ValueError: If it is something else, or as for [`load_lora_weights`].
+        """
+        if not all(isinstance(lora, dict) and isinstance(lora.get("path"), str) for lora in loras):
+            raise ValueError(f"These parameters are damaged: lora is {loras!r}.")
+        for is_fused, group in groupby(loras, key=lambda lora: lora.get("fused", False)):
+            for lora in group:
+                revision = {"revision": lora["revision"]} if "revision" in lora else {}
+                self.load_lora_weights(lora["path"], lora.get("name", "default"), **revision)
+            if is_fused:
+                self.fuse_lora()
 
     def fuse_lora(self) -> None:
         """Add the active adapters to the weights for good, so that the pipeline saves and compiles like any other."""
@@ -48,9 +76,9 @@ class LoraLoaderMixin:
         for module in self.transformer.modules():
             if isinstance(module, BaseTunerLayer):
                 module.merge()
-        paths = self.lora_paths
+        fused = [lora | {"fused": True} for lora in self.loras]  # rounded otherwise than beside the weights
         self.unload_lora_weights()
-        self.lora_paths = paths
+        self.loras = fused
 
     def unload_lora_weights(self) -> None:
         """Remove all adapters."""
@@ -59,7 +87,7 @@ class LoraLoaderMixin:
         recurse_remove_peft_layers(self.transformer)
         del self.transformer.peft_config
         self.transformer._hf_peft_config_loaded = False
-        self.lora_paths = []
+        self.loras = [lora for lora in self.loras if lora.get("fused")]
         # Loading has left the adapter's renamings here, by which saving would rename all weights.
         self.transformer.__dict__.pop("_weight_conversions", None)
 
@@ -75,6 +103,16 @@ class LoraLoaderMixin:
                 "unload_lora_weights() to save without it."
             )
         return super().save_pretrained(save_directory, **kwargs)
+
+
+def find_commit(repo_id: str, **kwargs) -> str:
+    """The commit of the Hub at which an adapter is loaded; a `ValueError` if there is none."""
+    names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+    options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+    try:
+        return Path(hf_hub_download(repo_id, "adapter_config.json", **options)).parent.name
+    except (OSError, HFValidationError) as error:
+        raise ValueError(f"There is no adapter {repo_id!r}, as a folder or on the Hub.") from error
 
 
 def has_adapter(transformer) -> bool:

@@ -59,6 +59,16 @@ def describe(
     return described
 
 
+def in_common(parameters: list[dict]) -> dict:
+    """The parameters of several pictures on one sheet: what is the same for all, and their `seeds`."""
+    if len(parameters) == 1:
+        return parameters[0]
+    common = {
+        name: value for name, value in parameters[0].items() if all(other.get(name) == value for other in parameters)
+    }
+    return common | {"seeds": [each["seed"] for each in parameters]}
+
+
 def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> tuple[dict, int]:
     """What the pipeline draws a picture again from, and the picture's place in that batch.
 

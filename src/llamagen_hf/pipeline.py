@@ -334,6 +334,20 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
             pixels = torch.stack([to_tensor(center_crop(picture, self.image_size)) for picture in pictures])
         return self.vq_model.encode(pixels.to(self._execution_device, self.vq_model.dtype)).codes
 
+    @torch.no_grad()
+    def decode_codes(self, codes: torch.LongTensor, output_type: str = "pil"):
+        """Turn codes into pictures, the way back from [`encode_image`].
+
+        Args:
+            codes (`torch.LongTensor` of shape `(batch, grid_size, grid_size)`): The codes.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as for [`__call__`].
+        """
+        codes = codes.to(self._execution_device)
+        # On a CPU a batch saves little, and its size changes the last bits of every picture in it.
+        batches = codes.split(1) if codes.device.type == "cpu" else [codes]
+        pixels = torch.cat([self.vq_model.decode_codes(batch) for batch in batches])
+        return self.image_processor.postprocess(pixels, output_type=output_type)
+
     def variation(self, codes: torch.LongTensor, keep_codes: int, **kwargs) -> AutoregressiveImageOutput | tuple:
         """Draw pictures again from a certain code on.
 
@@ -346,7 +360,12 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         Raises:
             ValueError: In one sentence, if an argument does not fit.
         """
-        num_codes = self.transformer.config.num_codes
+        num_codes, side = self.transformer.config.num_codes, self.transformer.config.grid_size
+        if not isinstance(codes, torch.Tensor) or codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side):
+            found = f"of shape {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
+            raise ValueError(
+                f"`codes` is {found}; expected a tensor of shape ({side}, {side}) or (batch, {side}, {side})."
+            )
         if not isinstance(keep_codes, int) or not 0 <= keep_codes < num_codes:
             raise ValueError(f"`keep_codes` is {keep_codes}; expected an integer from 0 to {num_codes - 1}.")
         return self(prefix_codes=codes.reshape(-1, num_codes)[:, :keep_codes], **kwargs)
@@ -364,8 +383,8 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
             ValueError: In one sentence, if they do not determine a picture, or do not fit the checkpoint.
         """
         config, loras = self.transformer.config, parameters.get("lora", [])
-        if loras != self.lora_paths:
-            raise ValueError(f"The picture was drawn with the adapters {loras}, the pipeline has {self.lora_paths}.")
+        if loras != self.loras:
+            raise ValueError(f"The picture was drawn with the adapters {loras}, the pipeline has {self.loras}.")
         inputs, index = redrawing_inputs(parameters, config.num_codes, self._execution_device)
         output = self(**inputs, output_type=output_type)
         one = slice(index, index + 1)
@@ -377,8 +396,8 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         from . import __version__
 
         facts = self._origin | {"device": self._execution_device.type, "dtype": str(self.transformer.dtype)[6:]}
-        if self.lora_paths:
-            facts["lora"] = self.lora_paths
+        if self.loras:
+            facts["lora"] = self.loras
         if self.decoder.is_compiled:
             facts["compiled"] = True
         return facts | {"llamagen_hf": __version__, "torch": torch.__version__}

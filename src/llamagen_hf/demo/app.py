@@ -1,5 +1,6 @@
 """The app: its parts and what they do."""
 
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -63,7 +64,7 @@ def read_examples(pipe: AutoregressiveImagePipeline, checkpoint: str | None) -> 
 
 def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_size: int = QUEUE_SIZE) -> gr.Blocks:
     """The parts of the app and their events."""
-    studio, config = Studio(pipe), pipe.transformer.config
+    studio, config = Studio(pipe, name), pipe.transformer.config
 
     def settings() -> list[gr.components.Component]:
         values = pipe.sampling_settings()
@@ -119,18 +120,20 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
             return gr.Button("Draw", variant="primary"), gr.Button("Stop", interactive=False)
 
     def connect(triggers, examples, stop, go, function, inputs, outputs, api_name) -> None:
-        """Run `function` on the triggers and after an example; the buttons say what can be done meanwhile."""
+        """Run `function` on the triggers and after an example; buttons and status say what is going on meanwhile."""
+        _, status, parameters, share = outputs
+        on, off = gr.update(interactive=True), gr.update(interactive=False)
 
-        def idle():
-            return gr.update(interactive=True), gr.update(interactive=False)
+        def busy():  # what was drawn before is not what these are about any more
+            return off, on, "Waiting ...", "", off
 
-        def busy():
-            return gr.update(interactive=False), gr.update(interactive=True)
+        def idle(text=None):
+            return on, off, gr.skip() if text is None else text
 
         hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        started = [gr.on(triggers, busy, None, [go, stop], **hidden)]
+        started = [gr.on(triggers, busy, None, [go, stop, status, parameters, share], **hidden)]
         if examples is not None:
-            started.append(examples.load_input_event.then(busy, None, [go, stop], **hidden))
+            started.append(examples.load_input_event.then(busy, None, [go, stop, status, parameters, share], **hidden))
         runs = []
         for event in started:
             run = event.then(
@@ -138,10 +141,10 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
                 api_name=api_name, api_visibility="private" if runs else "public",
             )  # fmt: skip
             # Both, since `then` is not called in the browser after an error.
-            run.success(idle, None, [go, stop], **hidden)
-            run.failure(idle, None, [go, stop], **hidden)
+            run.success(idle, None, [go, stop, status], **hidden)
+            run.failure(partial(idle, ""), None, [go, stop, status], **hidden)
             runs.append(run)
-        stop.click(idle, None, [go, stop], cancels=runs, **hidden)
+        stop.click(partial(idle, "Stopped."), None, [go, stop, status], cancels=runs, **hidden)
 
     with gr.Blocks(title=f"llamagen: {name}", delete_cache=(600, 3600), analytics_enabled=False) as demo:
         gr.Markdown(
@@ -189,7 +192,7 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
                             parameters = gr.Code(language="json", show_label=False, interactive=False)
                 gr.on(
                     [picture.change, rows.release], studio.keep, [picture, rows], [gallery, status],
-                    show_progress="hidden", api_visibility="private", concurrency_id="draw", concurrency_limit=1,
+                    show_progress="hidden", api_visibility="private",
                 )  # fmt: skip
                 triggers = [go.click] + ([condition.submit] if pipe.is_text_conditional else [])
                 outputs = [gallery, status, parameters, share]

@@ -12,11 +12,14 @@ from typing import Any
 import gradio as gr
 import torch
 from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageOps
 
+from ..data.transforms import center_crop, to_rgb
+from ..parameters import in_common
 from ..picture_input import open_picture
 from ..pipeline import AutoregressiveImagePipeline
 from ..png import save_png
+from ..preview import PreviewSchedule
 
 
 try:
@@ -32,6 +35,7 @@ MAX_PROMPT = 500  # characters
 MAX_SEED = 2**53 - 1  # what numbers in JSON hold exactly everywhere
 SHARE_SIDE = 512  # pixels that a picture to share has at least
 PREVIEWS = ["every row", "now and then", "off"]
+UNDRAWN = (237, 237, 237)  # as in previews
 
 
 class Studio:
@@ -39,10 +43,12 @@ class Studio:
 
     Args:
         pipe ([`AutoregressiveImagePipeline`]): What draws.
+        name (`str`): What its checkpoint is called in parameters, which everyone can read.
     """
 
-    def __init__(self, pipe: AutoregressiveImagePipeline):
+    def __init__(self, pipe: AutoregressiveImagePipeline, name: str):
         self.pipe = pipe
+        self.name = name
         self.config = pipe.transformer.config
         self._stream = GPU(self._stream)
 
@@ -60,11 +66,13 @@ class Studio:
         yield from self._show(start | self._condition(condition) | settings, seed, count, preview)
 
     def keep(self, picture, keep_rows) -> tuple[Any, str]:
-        """Show what a completion would keep of a picture."""
+        """Show what a completion would keep of a picture, without the model, so that nobody waits for it."""
         if picture is None:
             return gr.update(value=None), ""
-        codes = self.pipe.encode_image(self._open(picture))[:, : int(keep_rows)].flatten(1)
-        return gr.update(value=[(self.pipe.preview(codes)[0], "kept")], columns=1), "This part is kept."
+        kept = center_crop(to_rgb(ImageOps.exif_transpose(self._open(picture))), self.pipe.image_size)
+        top = int(keep_rows) * self.pipe.vq_model.downsample_factor
+        kept.paste(UNDRAWN, (0, top, kept.width, kept.height))
+        return gr.update(value=[(kept, None)], columns=1), "This part is kept." if top else "Nothing of it is kept."
 
     def _settings(self, guidance_scale, temperature, top_k, top_p) -> dict:
         return {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": int(top_k), "top_p": top_p}
@@ -104,13 +112,17 @@ class Studio:
         try:
             with closing(self._stream(arguments, seeds, preview)) as steps:
                 for num_drawn, images, parameters in steps:
-                    gallery = [(image, f"seed {seed}") for image, seed in zip(images, seeds, strict=True)]
                     if parameters is None:
-                        row = num_drawn // self.config.grid_size
-                        status = f"Row {row} of {self.config.grid_size}"
-                        yield gr.update(value=gallery, columns=columns), status, gr.skip(), gr.skip()
+                        gallery = gr.skip()
+                        if images is not None:
+                            captions = [f"seed {seed}" for seed in seeds]
+                            gallery = gr.update(value=list(zip(images, captions, strict=True)), columns=columns)
+                        status = f"Row {num_drawn // self.config.grid_size} of {self.config.grid_size}"
+                        yield gallery, status, gr.skip(), gr.skip()
         except ValueError as error:
             raise refusal(str(error)) from error
+        except Exception as error:  # of which a browser would only be told "Error"
+            raise gr.Error("The drawing failed. The app's log says why.") from error
         seconds = time.perf_counter() - start
         with tempfile.TemporaryDirectory() as folder:
             gallery = []
@@ -119,7 +131,7 @@ class Studio:
                 save_png(image, path, facts)
                 gallery.append((str(path), f"seed {facts['seed']}"))
             share = Path(folder) / f"{file_name(arguments)}.png"
-            save_png(share_picture(images), share, parameters[0])
+            save_png(share_picture(images), share, in_common(parameters))
             noun = "1 picture" if len(images) == 1 else f"{len(images)} pictures"
             yield (
                 gr.update(value=gallery, columns=columns),
@@ -128,19 +140,39 @@ class Studio:
                 gr.update(value=str(share), interactive=True),
             )
 
-    def _stream(self, arguments: dict, seeds: list[int], preview: str) -> Iterator[tuple[int, list, list | None]]:
-        """Codes drawn, pictures, and in the end parameters: only what can go from one process to another."""
-        every = {"every row": self.config.grid_size, "now and then": None, "off": self.config.num_codes}[preview]
+    def _stream(
+        self, arguments: dict, seeds: list[int], preview: str
+    ) -> Iterator[tuple[int, list | None, list | None]]:
+        """Codes drawn, pictures if there are new ones, and in the end parameters.
+
+        These can go from one process to another. There is a step after every row, whether it brings pictures or not,
+        since only between steps a drawing can be stopped.
+        """
+        side = self.config.grid_size
+        schedule = {"every row": PreviewSchedule(side, side), "now and then": PreviewSchedule(None, side), "off": None}
+        schedule = schedule[preview]
         steps = self.pipe.stream(
             **arguments,
             num_images_per_prompt=len(seeds),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            preview_every=every,
+            preview_every=side,
+            output_type="codes",
         )
         with closing(steps):
             for step in steps:
-                parameters = None if step.output is None else step.output.parameters
-                yield step.codes.shape[1], step.images, parameters
+                num_drawn, images, parameters = step.codes.shape[1], None, None
+                if step.output is not None:
+                    images = self.pipe.decode_codes(step.output.codes)
+                    parameters = [facts | self._checkpoint for facts in step.output.parameters]
+                elif schedule is not None and schedule.is_due(num_drawn):
+                    with schedule.measured():
+                        images = self.pipe.preview(step.codes)
+                yield num_drawn, images, parameters
+
+    @property
+    def _checkpoint(self) -> dict[str, str]:
+        """The checkpoint's name in place of its folder, which is of interest on this machine only."""
+        return {"checkpoint": self.name} if Path(self.pipe.facts.get("checkpoint", "emoji")).is_dir() else {}
 
 
 def refusal(sentence: str) -> gr.Error:
