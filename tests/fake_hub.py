@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 
 TOKENS = {"hf_token": 200, "hf_read": 403}
 API = re.compile(
@@ -97,7 +99,9 @@ class FakeHubHandler(BaseHTTPRequestHandler):
                     for name, data in files.items()
                 ]
                 return self.answer(json_body=entries)
-            info = {"id": name, "modelId": name, "sha": sha, "siblings": [{"rfilename": name} for name in files]}
+            front_matter = files.get("README.md", b"").decode().split("---")[1:2]
+            info = {"cardData": yaml.safe_load(front_matter[0])} if front_matter else {}
+            info |= {"id": name, "modelId": name, "sha": sha, "siblings": [{"rfilename": name} for name in files]}
             is_private = repo in self.server.private
             return self.answer(json_body=info | {"private": is_private, "tags": [], "downloads": 0, "likes": 0})
         match = RESOLVE.fullmatch(path)

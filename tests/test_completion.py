@@ -114,3 +114,23 @@ def test_wrong_starts_are_refused_in_a_sentence(class_pipe, arguments, message):
 def test_a_variation_must_leave_something_to_draw(class_pipe, count):
     with pytest.raises(ValueError, match="`keep_codes` is .*expected an integer from 0 to 15"):
         class_pipe.variation(torch.zeros(4, 4).long(), count, class_labels=1)
+
+
+@pytest.mark.parametrize(
+    "codes, found",
+    [
+        (torch.zeros(3, 3).long(), r"of shape \(3, 3\)"),
+        (torch.zeros(1, 16).long(), r"of shape \(1, 16\)"),
+        ([[0] * 4] * 4, "list"),
+    ],
+)
+def test_a_variation_needs_a_grid(class_pipe, codes, found):
+    with pytest.raises(ValueError, match=f"`codes` is {found}; expected a tensor of shape"):
+        class_pipe.variation(codes, 3, class_labels=1)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_codes_decode_to_the_pictures_that_were_drawn(class_pipe, output_type):
+    drawn = class_pipe(class_labels=[1, 2], generator=generators(0, 1), output_type=output_type)
+    pictures = class_pipe.decode_codes(drawn.codes, output_type)
+    assert np.array_equal(np.stack(list(map(np.asarray, pictures))), np.stack(list(map(np.asarray, drawn.images))))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny import build_class_pipeline
+from tiny import build_class_pipeline, build_text_pipeline
 
 
 pytestmark = pytest.mark.slow
@@ -163,6 +163,27 @@ def test_stop_stops(page):
     page.get_by_text("8 pictures in").wait_for()
 
 
+def test_nothing_moves_while_it_draws(page):
+    def places():
+        return page.evaluate(
+            "() => ['.easel', '.below', '.more'].map(name => document.querySelector(name).getBoundingClientRect())"
+            ".map(box => [box.left, box.top + window.scrollY, box.width, box.height].map(Math.round))"
+        )
+
+    before = places()
+    page.get_by_label("Prompt").first.fill("a red heart")
+    page.get_by_label("Prompt").first.press("Enter")
+    page.wait_for_function("() => window.frames_seen.length > 1")
+    during = places()
+    page.get_by_text("1 picture in").wait_for()
+    page.wait_for_timeout(300)
+    assert before == during == places()
+    width = page.evaluate("() => document.querySelector('.easel').offsetWidth")
+    page.get_by_role("tab", name="Complete").click()
+    page.wait_for_timeout(300)
+    assert page.evaluate("() => [...document.querySelectorAll('.easel')].at(-1).offsetWidth") == width
+
+
 def test_an_error_is_a_toast_and_nothing_gets_stuck(page):
     page.get_by_role("button", name="Draw").first.click()
     page.get_by_text("Type what to draw first.").wait_for()
@@ -170,6 +191,12 @@ def test_an_error_is_a_toast_and_nothing_gets_stuck(page):
     page.get_by_label("Prompt").first.fill("a red heart")
     page.get_by_label("Prompt").first.press("Enter")
     page.get_by_text("1 picture in").wait_for()
+    # A refusal leaves what was drawn before, and what belongs to it.
+    page.get_by_label("Prompt").first.fill("")
+    page.get_by_role("button", name="Draw").first.click()
+    page.get_by_text("Type what to draw first.").last.wait_for()
+    page.wait_for_function("() => !document.querySelector('.go button').disabled")
+    assert page.get_by_role("button", name="Save PNG").first.is_enabled()
 
 
 def test_an_upload_is_completed(page, tmp_path):
@@ -205,3 +232,94 @@ def test_a_class_conditional_checkpoint_by_environment_and_command(browser, tmp_
         finally:
             process.terminate()
             process.wait()
+
+
+@pytest.fixture
+def slow_app(monkeypatch):
+    """An app whose steps take a while and are counted, with room for one who waits."""
+    from llamagen_hf.demo import launch
+    from llamagen_hf.demo.app import lay_out
+
+    pipe = build_text_pipeline()
+    forward, steps = pipe.transformer.forward, []
+
+    def slow(*args, **kwargs):
+        steps.append(time.perf_counter())
+        time.sleep(0.3)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(pipe.transformer, "forward", slow)
+    demo = lay_out(pipe, ["an apple"], "tiny", queue_size=1)
+    _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
+    yield url, steps
+    demo.close()
+
+
+def start(page, prompt: str = "apple"):
+    page.get_by_label("Prompt").first.fill(prompt)
+    page.get_by_label("Prompt").first.press("Enter")
+
+
+def status(page) -> str:
+    return page.locator(".status").first.inner_text()
+
+
+@pytest.mark.parametrize("preview", ["every row", "off"])
+def test_stop_stops_the_work_of_its_own_tab_alone(browser, slow_app, preview):
+    url, steps = slow_app
+    first, second = visit(browser, url), visit(browser, url)
+    first.get_by_role("button", name="Settings").first.click()
+    first.get_by_label(preview, exact=True).first.check()
+    start(first)
+    first.get_by_text("Row 1 of 4").wait_for()
+    start(second)
+    second.get_by_text("Waiting ...").wait_for()
+    first.get_by_role("button", name="Stop").first.click()
+    first.get_by_text("Stopped.").wait_for()
+    second.get_by_text("1 picture in").wait_for()
+    assert 16 < len(steps) <= 16 + 12  # all of the second, not all of the first
+    assert status(first) == "Stopped."
+    for page in (first, second):
+        assert page.get_by_role("button", name="Draw").first.is_enabled() and page.problems == []
+        page.close()
+
+
+def test_who_waits_can_stop_waiting_and_who_leaves_stops_the_work(browser, slow_app):
+    url, steps = slow_app
+    first, second = visit(browser, url), visit(browser, url)
+    start(first)
+    first.get_by_text("Row 1 of 4").wait_for()
+    start(second)
+    second.get_by_text("Waiting ...").wait_for()
+    second.get_by_role("button", name="Stop").first.click()
+    second.get_by_text("Stopped.").wait_for()
+    first.get_by_text("1 picture in").wait_for()
+    first.wait_for_timeout(1500)
+    assert len(steps) == 16  # nothing was drawn for the second
+    start(first)
+    first.get_by_text("Row 1 of 4").wait_for()
+    first.close()
+    second.wait_for_timeout(1500)
+    done = len(steps)
+    assert done < 32
+    second.wait_for_timeout(1000)
+    assert len(steps) == done
+    second.close()
+
+
+def test_a_full_queue_is_a_toast_and_nothing_gets_stuck(browser, slow_app):
+    url, _ = slow_app
+    pages = [visit(browser, url) for _ in range(3)]
+    start(pages[0])
+    pages[0].get_by_text("Row 1 of 4").wait_for()
+    start(pages[1])
+    pages[1].get_by_text("Waiting ...").wait_for()
+    start(pages[2])
+    pages[2].get_by_text("This application is currently busy. Please try again.").wait_for()
+    pages[2].wait_for_function("() => !document.querySelector('.go button').disabled")
+    for page in pages[:2]:
+        page.get_by_text("1 picture in").wait_for()
+    start(pages[2])
+    pages[2].get_by_text("1 picture in").wait_for()
+    for page in pages:
+        page.close()

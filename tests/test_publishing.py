@@ -7,16 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fake_hub import fake_hub
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import build_class_pipeline, build_text_pipeline, generators
 from tiny_training import generator_config, write_codes
 
+from llamagen_hf.cards import write_card
 from llamagen_hf.evaluation.report import write_report
+from llamagen_hf.local_paths import find_local_path
 from llamagen_hf.lora import lora_config
+from llamagen_hf.png import save_png
 from llamagen_hf.publications import REPORT_FILES, open_publication
 from llamagen_hf.training.facts import public_name
 from llamagen_hf.training.generator import train_generator
@@ -258,6 +264,25 @@ def test_private_repositories_and_spaces(user, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_space_that_is_another_stops_it_all(user, tmp_path):
+    folder = save(build_class_pipeline(), tmp_path / "pipe")
+    user.hub.repos["spaces/user/tiny"] = [{"app.py": b"import gradio"}]
+    assert "The Space user/tiny exists and holds something else" in user.refusal(folder, "user/tiny", "--space")
+    assert "user/tiny" not in user.hub.repos and len(user.hub.repos["spaces/user/tiny"]) == 1
+
+
+@pytest.mark.slow
+def test_a_revision_that_is_not_there_is_a_sentence(user, tmp_path):
+    user.publish(save(build_class_pipeline(), tmp_path / "pipe"), "user/tiny")
+    script = (
+        "import sys; from llamagen_hf import AutoregressiveImagePipeline as P\n"
+        "try:\n    P.from_pretrained('user/tiny', revision='v9')\n"
+        "except OSError as error:\n    print(error)"
+    )
+    assert "The repository 'user/tiny' has no revision 'v9'." in user.run("-c", script).stdout
+
+
+@pytest.mark.slow
 def test_refusals_are_one_sentence_and_publish_nothing(user, tmp_path):
     folder = save(build_text_pipeline(), tmp_path / "pipe")
     user.hub.repos["user/other"] = [{"model_index.json": b'{"_class_name": "DiTPipeline"}', "weights.bin": b""}]
@@ -290,6 +315,68 @@ def test_refusals_are_one_sentence_and_publish_nothing(user, tmp_path):
         assert message in user.refusal(*arguments, **environment)
     assert user.hub.repos.get("user/tiny", []) == []
     assert len(user.hub.repos["user/other"]) == len(user.hub.repos["user/files"]) == 1
+
+
+def write_secret(path: Path, secret: str) -> None:
+    """Note something down in a file of some format where people may overlook it."""
+    if path.suffix == ".safetensors":
+        save_file({"weight": torch.zeros(2)}, path, metadata={"seen": secret})
+    elif path.suffix == ".png":
+        save_png(Image.new("RGB", (9, 9)), path, {"checkpoint": secret})
+    elif path.suffix == ".parquet":
+        rows = pa.table({"codes": [[1, 2]], "picture": [{"bytes": b"", "path": secret}]})
+        pq.write_table(rows.replace_schema_metadata({}), path, compression="zstd")
+    else:
+        path.write_text(secret)
+
+
+@pytest.mark.parametrize(
+    "name", ["vq_model/diffusion_pytorch_model.safetensors", "contact_sheet.png", "vq_model/x.txt"]
+)
+def test_paths_are_found_in_every_kind_of_file(tmp_path, name):
+    folder = save(build_class_pipeline(), tmp_path / "pipe")
+    write_secret(folder / name, str(tmp_path / "pictures"))
+    with pytest.raises(OSError, match=f"{name} holds the path '{tmp_path}' of this machine"):
+        open_publication(folder)
+    write_secret(folder / name, "user/pictures")
+    assert open_publication(folder).files[name] == folder / name
+
+
+@pytest.mark.parametrize("place", ["strings", "metadata"])
+def test_paths_are_found_in_tables(tmp_path, place):
+    folder = tmp_path / "codes"
+    write_codes(tmp_path)
+    assert "train-00000.parquet" in open_publication(folder).files
+    if place == "strings":
+        write_secret(folder / "train-00001.parquet", str(tmp_path / "pictures"))
+    else:
+        table = pa.table({"codes": [[1]]}).replace_schema_metadata({"bad_rows": str(tmp_path / "pictures")})
+        pq.write_table(table, folder / "train-00001.parquet")
+    with pytest.raises(OSError, match="train-00001.parquet holds the path"):
+        open_publication(folder)
+
+
+@pytest.mark.parametrize("name", ["contact_sheet.png", "vq_model/diffusion_pytorch_model.safetensors"])
+def test_damaged_files_are_named(tmp_path, name):
+    folder = save(build_class_pipeline(), tmp_path / "pipe")
+    (folder / name).write_bytes(b"cut off")
+    with pytest.raises(OSError, match=f"is damaged: {name}"):
+        open_publication(folder)
+
+
+@pytest.mark.parametrize(
+    "text, place",
+    [
+        ('{"seen": "/home/me"}', "/home/me"),
+        ("file:///home/me/x", "/home/me"),
+        ("a line\\n/data/pictures", "/data"),
+        ("/home/medium", None),
+        ("user/data/x and https://there.org/data/x", None),
+        ('{"Ġ/data": 7, "/data": 8, "/data/": 9}', None),
+    ],
+)
+def test_what_a_path_of_this_machine_is(text, place):
+    assert find_local_path(["nothing", text], ["/home/me", "/data"]) == place
 
 
 @pytest.fixture(scope="module")
@@ -340,14 +427,33 @@ def test_an_adapter_loads_by_id(user, trained):
     assert "a pipeline" in user.refusal(trained / "adapter", "user/style", "--space")
 
 
-def test_an_adapters_base_is_named(tmp_path):
+@pytest.mark.parametrize("base, named", [("user/base", "user/base"), ("/data/models/base", None), (None, None)])
+def test_an_adapters_base_is_named_unless_it_is_a_folder(tmp_path, base, named):
     pipe = build_text_pipeline()
     pipe.transformer.add_adapter(lora_config(2))
-    pipe.transformer.peft_config["default"].base_model_name_or_path = "user/base"
+    pipe.transformer.peft_config["default"].base_model_name_or_path = base
     pipe.transformer.save_pretrained(tmp_path)
-    assert (
-        json.loads(open_publication(tmp_path).files["adapter_config.json"])["base_model_name_or_path"] == "user/base"
-    )
+    publication = open_publication(tmp_path)
+    card = write_card(publication, "user/style", None, [], False, None, None)
+    assert card.data.base_model == named
+    assert ('from_pretrained("user/base")' in card.text) == (named is not None)
+    assert not any("/data" in str(content) for content in (publication.files["adapter_config.json"], card))
+
+
+def test_the_card_says_whose_pictures_they_are(user, trained, tmp_path):
+    folder = shutil.copytree(trained / "pipeline", tmp_path / "pipe", ignore=shutil.ignore_patterns("checkpoints"))
+    facts = json.loads((folder / "training.json").read_text())
+    facts["data"]["dataset"] = "user/shapes"
+    (folder / "training.json").write_text(json.dumps(facts))
+    user.hub.repos["datasets/user/shapes"] = [{"README.md": b"---\nlicense: cc0-1.0\n---\n# Shapes\n"}]
+    user.publish(folder, "user/model", "--no-draw")
+    card = ModelCard(user.hub.repos["user/model"][-1]["README.md"].decode())
+    assert card.data.datasets == ["user/shapes"] and "Their licence: cc0-1.0." in card.text
+    assert "(https://huggingface.co/datasets/user/shapes)" in card.text
+    card = write_card(open_publication(trained / "codes"), "user/codes", None, [], False, None, "mit")
+    assert "Their licence: mit." in card.text
+    card = write_card(open_publication(trained / "codes"), "user/codes", None, [], False, None, None)
+    assert "Their licence is not stated here." in card.text
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_a_generator_in_use_has_no_seed_to_tell(class_pipe):
         ({"batch_index": 1}, "damaged: batch_index"),
         ({"prefix_codes": "12"}, "damaged: prefix_codes"),
         ({"generator_device": "abacus"}, "no device 'abacus'"),
-        ({"lora": ["user/style"]}, r"drawn with the adapters \['user/style'\], the pipeline has \[\]"),
+        ({"lora": [{"path": "user/style"}]}, r"drawn with the adapters .*'user/style'.*, the pipeline has \[\]"),
         ({"top_p": 7}, "`top_p` is 7"),
         ({"class_labels": 77}, "Class id 77 is out of range"),
     ],
@@ -144,6 +144,68 @@ def test_generate_from_a_picture_draws_it_again(checkpoint, tmp_path):
         assert (tmp_path / "again.png").read_bytes() == (tmp_path / name).read_bytes()
 
 
+def redrawn(path):
+    """What `llamagen generate --from` makes of a picture, as bytes of the file."""
+    again = path.with_name("again.png")
+    result = invoke("generate", "--from", path, "--output", again)
+    assert result.exit_code == 0, result.output
+    return again.read_bytes()
+
+
+def test_generate_from_the_best_of_several(checkpoint, tmp_path):
+    pipe = AutoregressiveImagePipeline.from_pretrained(checkpoint)
+    output = pipe("apple", num_candidates=4, scorer=lambda images, prompts: range(4), generator=generators(3))
+    assert output.parameters[0]["seed_index"] == 3
+    output.save(tmp_path / "apple.png")
+    assert redrawn(tmp_path / "apple.png") == (tmp_path / "apple.png").read_bytes()
+
+
+def test_generate_from_a_variant(tmp_path):
+    pipe = build_text_pipeline()
+    pipe.save_pretrained(tmp_path / "pipe")
+    with torch.no_grad():
+        pipe.transformer.lm_head.weight.neg_()
+    pipe.save_pretrained(tmp_path / "pipe", variant="other")
+    pipe = AutoregressiveImagePipeline.from_pretrained(tmp_path / "pipe", variant="other")
+    pipe("apple", generator=generators(3)).save(tmp_path / "apple.png")
+    assert redrawn(tmp_path / "apple.png") == (tmp_path / "apple.png").read_bytes()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_generate_from_a_picture_of_an_adapter(checkpoint, tmp_path, fused):
+    pytest.importorskip("peft", reason="the lora extra is not installed")
+    from llamagen_hf.lora import lora_config
+
+    donor = build_text_pipeline().transformer
+    donor.add_adapter(lora_config(2))
+    with torch.no_grad():
+        for name, weight in donor.named_parameters():
+            if "lora" in name:
+                weight.normal_(std=0.3)
+    donor.save_pretrained(tmp_path / "style")
+
+    pipe = AutoregressiveImagePipeline.from_pretrained(checkpoint)
+    plain = pipe("apple", generator=generators(3))
+    pipe.load_lora_weights(tmp_path / "style", adapter_name="style")
+    if fused:
+        pipe.fuse_lora()
+    output = pipe("apple", generator=generators(3))
+    assert not torch.equal(output.codes, plain.codes)
+    lora = {"path": str(tmp_path / "style"), "name": "style"}
+    assert output.parameters[0]["lora"] == [lora | {"fused": True} if fused else lora]
+    output.save(tmp_path / "apple.png")
+    assert redrawn(tmp_path / "apple.png") == (tmp_path / "apple.png").read_bytes()
+    if not fused:
+        pipe.unload_lora_weights()
+        assert pipe("apple", generator=generators(3)).parameters == plain.parameters
+
+
+@pytest.mark.parametrize("loras", [["user/style"], [{"name": "style"}]])
+def test_adapters_that_are_damaged_are_refused(text_pipe, loras):
+    with pytest.raises(ValueError, match="These parameters are damaged: lora is"):
+        text_pipe.load_loras(loras)
+
+
 def test_generate_keeps_the_upper_half_by_default(checkpoint, tmp_path):
     Image.new("RGB", (8, 8), "teal").save(tmp_path / "teal.png")
     result = invoke("generate", "apple", "--checkpoint", checkpoint, "--image", tmp_path / "teal.png",
@@ -157,6 +219,7 @@ def test_generate_from_says_what_is_wrong(checkpoint, tmp_path):
     picture.save(tmp_path / "plain.png")
     (tmp_path / "text.png").write_text("no picture")
     save_png(picture, tmp_path / "bare.png", {"prompt": "apple", "seed": 1})
+    save_png(picture, tmp_path / "styled.png", {"prompt": "apple", "lora": [{"path": str(tmp_path / "absent")}]})
     save_png(picture, tmp_path / "lost.png", {"prompt": "apple", "checkpoint": str(tmp_path / "absent")})
     for arguments, message in [
         (["--from", tmp_path / "plain.png"], "holds no parameters"),
@@ -165,6 +228,7 @@ def test_generate_from_says_what_is_wrong(checkpoint, tmp_path):
         (["--from", tmp_path / "bare.png"], "does not say which checkpoint"),
         (["--from", tmp_path / "bare.png", "--checkpoint", checkpoint], "lack guidance_scale"),
         (["--from", tmp_path / "lost.png"], "There is no folder"),
+        (["--from", tmp_path / "styled.png", "--checkpoint", checkpoint], "There is no adapter"),
         (["--from", tmp_path / "bare.png", "--seed", 3, "--top-k", 4], "takes seed, top_k from the picture"),
         (["pear", "--from", tmp_path / "bare.png"], "takes prompt from the picture"),
         (["pear", "--image", tmp_path / "text.png"], "can't be read"),

@@ -3,6 +3,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import build_vq_model, generators
 
 from llamagen_hf.preview import PREVIEW_SHARE, PreviewSchedule, decode_partly
@@ -65,6 +66,36 @@ def test_leaving_the_loop_stops_the_work_and_leaves_nothing_behind(class_pipe, m
     assert len(steps) == 4
     expected = class_pipe(class_labels=2, generator=generators(5), output_type="codes").images
     assert torch.equal(expected, class_pipe(class_labels=2, generator=generators(5), output_type="codes").images)
+
+
+def test_candidates_are_all_watched_and_the_best_comes_last(text_pipe):
+    arguments = {"num_candidates": 3, "scorer": lambda images, prompts: [0, 2, 1], "num_images_per_prompt": 1}
+    *frames, last = text_pipe.stream("apple", generator=generators(3), preview_every=4, **arguments)
+    assert [len(frame.images) for frame in frames] == [3, 3, 3] and len(last.images) == 1
+    expected = text_pipe("apple", generator=generators(3), **arguments)
+    assert last.images[0].tobytes() == expected.images[0].tobytes()
+    assert [candidate.score for candidate in last.output.candidates[0]] == [2, 1, 0]
+
+
+def test_a_completion_begins_with_what_is_kept(text_pipe):
+    picture = Image.effect_noise((8, 8), 90).convert("RGB")
+    kept = text_pipe.encode_image(picture)[:, :2].flatten(1)
+    arguments = {"image": picture, "keep_rows": 2, "preview_every": 4}
+    steps = list(text_pipe.stream("apple", generator=generators(3), **arguments))
+    assert [step.codes.shape[1] for step in steps] == [12, 16]
+    assert all(torch.equal(step.codes[:, :8], kept) for step in steps)
+
+
+def test_an_error_on_the_way_comes_out_and_the_next_drawing_is_right(text_pipe):
+    def fail(images, prompts):
+        raise RuntimeError("no score")
+
+    expected = text_pipe("apple", generator=generators(3)).codes
+    stream = text_pipe.stream("apple", num_candidates=2, scorer=fail, preview_every=8)
+    assert next(stream).codes.shape == (2, 8)
+    with pytest.raises(RuntimeError, match="no score"):
+        next(stream)
+    assert torch.equal(text_pipe("apple", generator=generators(3)).codes, expected)
 
 
 def test_streams_side_by_side_draw_what_they_draw_alone(text_pipe):

@@ -101,6 +101,9 @@ def publish(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     space: Annotated[bool, typer.Option("--space", help="Also make a Space that shows the pipeline.")] = False,
     license: Annotated[str | None, typer.Option(help="The Hub's name of the licence, such as cc-by-4.0.")] = None,
+    data_license: Annotated[
+        str | None, typer.Option(help="Licence of the training data. Default: what the Hub says of its dataset.")
+    ] = None,
     draw: Annotated[
         bool, typer.Option("--draw/--no-draw", help="Draw a sample sheet for the card if the folder has none.")
     ] = True,
@@ -117,5 +120,5 @@ def publish(
             from llamagen_hf.hub import publish as publish_folder
         except ImportError as error:
             raise ValueError(f"{error}; publishing needs `pip install llamagen-hf[train]`.") from error
-        for url in publish_folder(folder, repo_id, private, space, license, draw):
+        for url in publish_folder(folder, repo_id, private, space, license, draw, data_license=data_license):
             typer.echo(f"Published {url}")

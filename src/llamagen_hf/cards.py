@@ -31,6 +31,7 @@ def write_card(
     conditions: list[str | int],
     has_sheet: bool,
     license: str | None,
+    data_license: str | None,
 ) -> RepoCard:
     """The card of what is published.
 
@@ -41,6 +42,7 @@ def write_card(
         conditions (`list[str | int]`): Prompts or classes of the sample sheet.
         has_sheet (`bool`): Whether there is a sample sheet.
         license (`str`, *optional*): The Hub's name of the licence, such as `"cc-by-4.0"`.
+        data_license (`str`, *optional*): That of the pictures that it was trained on, or made from.
     """
     facts = publication.json(FACTS_FILE)
     write = {"pipeline": pipeline_card, "adapter": adapter_card, "codes": codes_card}[publication.kind]
@@ -52,6 +54,7 @@ def write_card(
         data["model_name"] = repo_id.rpartition("/")[2]
         data["eval_results"] = data.get("eval_results", []) + model_index_results(report)
         texts["evaluation"] = evaluation_text(report)
+    texts["data"] += f" Their licence: {data_license}." if data_license else " Their licence is not stated here."
     texts |= {
         "title": repo_id.rpartition("/")[2],
         "marker": MARKER,
@@ -73,8 +76,8 @@ def pipeline_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, 
         # The Hub has no task of its own for classes.
         "pipeline_tag": "text-to-image" if is_text else "unconditional-image-generation",
         "tags": ["llamagen", "autoregressive", "text-to-image" if is_text else "class-conditional"],
-        **base_and_metrics(repo_id, facts),
     }
+    data |= sources_and_metrics(repo_id, facts, data["pipeline_tag"])
     if is_text:
         data["widget"] = [{"text": prompt} for prompt in conditions[:5]]
     texts = {
@@ -97,20 +100,21 @@ def pipeline_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, 
 
 
 def adapter_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, dict]:
-    base = publication.json("adapter_config.json").get("base_model_name_or_path")
-    rank = publication.json("adapter_config.json").get("r")
+    adapter = publication.json("adapter_config.json")
+    base = adapter.get("base_model_name_or_path")
+    base = base if base and "/" in base else None  # else a folder's name
     data = {
         "library_name": "peft",
         "pipeline_tag": "text-to-image",
         "tags": ["llamagen", "autoregressive", "lora"],
-        **base_and_metrics(repo_id, facts),
+        **sources_and_metrics(repo_id, facts, "text-to-image"),
     }
-    if base and "/" in base:
+    if base:
         data["base_model"] = base
     load = f'AutoregressiveImagePipeline.from_pretrained("{base or "the checkpoint that it was trained on"}")'
     prompt = f'"{conditions[0]}"' if conditions and isinstance(conditions[0], str) else "..."
     texts = {
-        "summary": f"A LoRA adapter of rank {rank} for a LlamaGen generator (arXiv 2406.06525).",
+        "summary": f"A LoRA adapter of rank {adapter.get('r')} for a LlamaGen generator (arXiv 2406.06525).",
         "usage": usage(load, prompt, f'pipe.load_lora_weights("{repo_id}")\n'),
         "parameters": [],
         "metrics": metric_rows(facts),
@@ -129,6 +133,8 @@ def codes_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, dic
         "tags": ["llamagen", "image-codes"],
         "configs": [{"config_name": "default", "data_files": files}],
     }
+    if "/" in (dataset := public_name(info["dataset"])):
+        data["source_datasets"] = [dataset]
     grid = " x ".join(map(str, info["grid"]))
     texts = {
         "summary": (
@@ -142,8 +148,8 @@ def codes_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, dic
         ),
         "parameters": [],
         "metrics": [],
-        "data": f"The pictures are those of {public_name(info['dataset'])}. They can be decoded from their codes, "
-        "so their licence holds for these too.",
+        "data": f"The pictures are those of {linked(dataset)}. They can be decoded from their codes, so what their "
+        "licence asks for holds for these too.",
         "limits": "Only as good as their tokenizer: what it loses, nothing trained on its codes can draw.",
     }
     return data, texts
@@ -157,9 +163,11 @@ def usage(load: str, argument: str, more: str = "") -> str:
     )
 
 
-def base_and_metrics(repo_id: str, facts: dict) -> dict:
-    """`base_model`, `model_name` and `eval_results` of the card's metadata."""
+def sources_and_metrics(repo_id: str, facts: dict, task: str) -> dict:
+    """`base_model`, `datasets`, `model_name` and `eval_results` of the card's metadata."""
     data = {}
+    if "/" in (dataset := facts.get("data", {}).get("dataset") or ""):
+        data["datasets"] = [dataset]
     base = facts.get("generator", {}).get("settings", {}).get("init_from")
     if base and "/" in base:
         data["base_model"] = base
@@ -168,9 +176,7 @@ def base_and_metrics(repo_id: str, facts: dict) -> dict:
         dataset = public_dataset(facts.get("data", {}).get("dataset"))
         data["model_name"] = repo_id.rpartition("/")[2]
         data["eval_results"] = [
-            EvalResult(
-                "text-to-image", dataset, dataset, name, round(value, 5), dataset_split="test", metric_name=label
-            )
+            EvalResult(task, dataset, dataset, name, round(value, 5), dataset_split="test", metric_name=label)
             for name, (label, value) in metrics.items()
         ]
     return data
@@ -200,7 +206,12 @@ def data_text(facts: dict) -> str:
         return "Not stated."
     rows = facts.get("codes", {}).get("rows", {})
     counts = f", {rows['train']:,} pictures for training and {rows.get('test', 0):,} for testing" if rows else ""
-    return f"{public_dataset(facts['data'].get('dataset'))}{counts}. Its licence is not stated here."
+    return f"The pictures of {linked(public_dataset(facts['data'].get('dataset')))}{counts}."
+
+
+def linked(dataset: str) -> str:
+    """A dataset's name, for a Hub id as a link."""
+    return f"[{dataset}](https://huggingface.co/datasets/{dataset})" if "/" in dataset else dataset
 
 
 def limits_text(facts: dict) -> str:

@@ -44,6 +44,7 @@ def publish(
     license: str | None = None,
     draw: bool = True,
     token: str | None = None,
+    data_license: str | None = None,
 ) -> list[str]:
     """Publish a pipeline, a LoRA adapter or a folder of codes; again to update it.
 
@@ -58,6 +59,8 @@ def publish(
         license (`str`, *optional*): The Hub's name of its licence, such as `"cc-by-4.0"`, for the card.
         draw (`bool`, *optional*, defaults to `True`): Draw a sample sheet for the card if the folder has none.
         token (`str`, *optional*): A token that may write; that of `hf auth login` or `HF_TOKEN` by default.
+        data_license (`str`, *optional*):
+            The licence of the pictures behind it, for the card; by default what the Hub says of their dataset.
 
     Returns:
         `list[str]`: Addresses of what was published.
@@ -77,14 +80,16 @@ def publish(
     with one_sentence_errors(repo_id, api.endpoint):
         repo_id, found = look_up(api, repo_id, publication.repo_type, private)
         check_ours(api, repo_id, publication, found)
-        conditions = sheet_conditions(publication, pipe)
-        if pipe is not None and SHEET not in publication.files and draw:
-            publication.files[SHEET] = png(contact_sheet(pipe, conditions, columns=4))
-        has_sheet = SHEET in publication.files
-        card = write_card(publication, repo_id, pipe, conditions, has_sheet, license)
+        found_space = look_up_space(api, repo_id, private) if space else None
+        data_license = data_license or look_up_license(api, publication)
+    conditions = sheet_conditions(publication, pipe)
+    if pipe is not None and SHEET not in publication.files and draw:
+        publication.files[SHEET] = png(contact_sheet(pipe, conditions, columns=4))
+    card = write_card(publication, repo_id, pipe, conditions, SHEET in publication.files, license, data_license)
+    with one_sentence_errors(repo_id, api.endpoint):
         publication.add("README.md", str(kept_prose(api, publication, repo_id, found, card)))
         url = upload(api, publication.files, repo_id, publication.repo_type, found, private, publication.owns)
-        return [url] + ([publish_space(api, template, repo_id, private)] if space else [])
+        return [url] + ([publish_space(api, template, repo_id, private, found_space)] if space else [])
 
 
 def load(publication: Publication) -> AutoregressiveImagePipeline:
@@ -131,6 +136,20 @@ def look_up(api: HfApi, repo_id: str, repo_type: str, private: bool) -> tuple[st
     if private and not info.private:
         raise OSError(f"{repo_id} exists and is public; make it private on the Hub first, or choose another name.")
     return repo_id, [file.rfilename for file in info.siblings or []]
+
+
+def look_up_license(api: HfApi, publication: Publication) -> str | None:
+    """What the Hub says of the licence of the dataset behind it, if that is there for all."""
+    dataset = publication.json("codes.json").get("dataset") or publication.json(FACTS_FILE).get("data", {}).get(
+        "dataset"
+    )
+    if "/" not in (dataset or ""):
+        return None
+    try:
+        found = (api.dataset_info(dataset).card_data or {}).get("license")
+    except RepositoryNotFoundError:
+        return None
+    return ", ".join(found) if isinstance(found, list) else found
 
 
 def check_ours(api: HfApi, repo_id: str, publication: Publication, found: list[str] | None) -> None:
@@ -205,11 +224,18 @@ def space_folder() -> Path:
     raise OSError("The Space's files are not in this installation of llamagen-hf.")
 
 
-def publish_space(api: HfApi, template: Path, repo_id: str, private: bool) -> str:
-    """Make or update the Space that shows a model."""
+def look_up_space(api: HfApi, repo_id: str, private: bool) -> list[str] | None:
+    """The files of a model's Space, `None` if there is none; an `OSError` if it is another Space."""
     _, found = look_up(api, repo_id, "space", private)
-    if set(found or []) - {".gitattributes", "README.md"} and "app.py" not in found:
-        raise OSError(f"The Space {repo_id} exists and holds something else; rename it first.")
+    if set(found or []) - {".gitattributes", "README.md"}:
+        app = hf_hub_download(repo_id, "app.py", repo_type="space", token=api.token) if "app.py" in found else None
+        if app is None or "llamagen_hf" not in Path(app).read_text(encoding="utf-8"):
+            raise OSError(f"The Space {repo_id} exists and holds something else; rename it first.")
+    return found
+
+
+def publish_space(api: HfApi, template: Path, repo_id: str, private: bool, found: list[str] | None) -> str:
+    """Make or update the Space that shows a model."""
     card = ModelCard.load(template / "README.md", ignore_metadata_errors=True)
     card.data.title = repo_id.rpartition("/")[2]
     card.data.models = [repo_id]

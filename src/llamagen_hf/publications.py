@@ -1,10 +1,14 @@
 """What can be published: pipelines, LoRA adapters and codes, and which of their files go up."""
 
 import json
-import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import UnidentifiedImageError
+from safetensors import SafetensorError
+
+from .local_paths import find_local_path, local_places, read_texts
 from .pipeline import AutoregressiveImagePipeline
 from .training.facts import FACTS_FILE, public_name
 
@@ -46,12 +50,18 @@ class Publication:
 
     def add(self, name: str, text: str) -> None:
         """Take a text along; an `OSError` if it names a folder of this machine."""
-        if found := next((place for place in local_places(self.folder) if place in text), None):
-            raise OSError(f"{name} holds the path {found!r} of this machine; remove it, then publish again.")
+        self.check(name, [text])
         self.files[name] = text.encode()
 
+    def check(self, name: str, texts: Iterable[str]) -> None:
+        """Raise an `OSError` if the texts of a file name a folder of this machine."""
+        if found := find_local_path(texts, local_places(self.folder)):
+            raise OSError(f"{name} holds the path {found!r} of this machine; remove it, then publish again.")
+
     def json(self, name: str) -> dict:
-        """A JSON file of the folder, empty if there is none."""
+        """A JSON file as it goes up, else of the folder; empty if there is none."""
+        if isinstance(content := self.files.get(name), bytes):
+            return json.loads(content)
         path = self.folder / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -75,7 +85,7 @@ def open_publication(folder: str | Path) -> Publication:
             `save_pretrained` write them.
 
     Returns:
-        [`Publication`]: With all its files but the card. JSON files are freed of paths of this machine.
+        [`Publication`]: With all its files but the card. Settings in JSON are freed of paths of this machine.
 
     Raises:
         OSError: In one sentence, if it is none of these, is incomplete, or if a file still holds such a path.
@@ -93,10 +103,14 @@ def open_publication(folder: str | Path) -> Publication:
     paths = {"pipeline": pipeline_files, "adapter": adapter_files, "codes": codes_files}[kind](publication)
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        if path.suffix != ".json":
-            publication.files[name] = path
+        if path.suffix == ".json":
+            publication.add(name, without_paths(path))
             continue
-        publication.add(name, without_paths(path))
+        try:
+            publication.check(name, read_texts(path))
+        except (SafetensorError, UnidentifiedImageError, ValueError) as error:  # pyarrow's are ValueErrors
+            raise OSError(f"A file of {str(folder)!r} is damaged: {name}.") from error
+        publication.files[name] = path
     return publication
 
 
@@ -142,9 +156,3 @@ def without_paths(path: Path) -> str:
         if key in PATH_KEYS and isinstance(value, str) and public_name(value) != value
     }
     return json.dumps(content | changed, indent=2, ensure_ascii=False) if changed else text
-
-
-def local_places(folder: Path) -> list[str]:
-    """Folders whose names are of interest on this machine only."""
-    places = {str(folder.resolve().parent), str(Path.home()), str(Path.cwd()), tempfile.gettempdir()}
-    return sorted(place for place in places if len(place) > 1)

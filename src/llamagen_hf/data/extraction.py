@@ -243,7 +243,9 @@ class CodeExtraction:
             if rows.features.get(column) not in (Value("string"), Value("large_string")):
                 raise ValueError(f"text_columns has {column!r}, no column with text; there are {list(rows.features)}.")
             added[f"{column}_states"] = Value("binary")
-        kept = Features({name: feature for name, feature in rows.features.items() if name != self.data.image_column})
+        # `__url__` is where WebDataset's tar file lies on this machine.
+        left_out = (self.data.image_column, "__url__")
+        kept = Features({name: feature for name, feature in rows.features.items() if name not in left_out})
         names = self.data.label_names(rows)
         num_classes = math.inf if names is None else len(names)
         for number, (pictures, columns) in enumerate(self.parts(rows, kept)):

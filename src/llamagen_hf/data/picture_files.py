@@ -1,5 +1,7 @@
 """Pictures of a dataset, opened."""
 
+from pathlib import Path
+
 import datasets
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -27,7 +29,7 @@ def decode_picture(value: dict | Image.Image | None, min_size: int = 0) -> Image
             image = ImageOps.exif_transpose(value)
         image = to_rgb(image)
     except FileNotFoundError as error:
-        raise BadRow(f"no picture: there is no file {value['path']}") from error
+        raise BadRow(f"no picture: there is no file {Path(value['path']).name}") from error
     except UnidentifiedImageError as error:
         raise BadRow("picture can't be decoded: no known format") from error
     except Exception as error:  # Pillow's readers have no error in common

@@ -121,19 +121,19 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
 
     def connect(triggers, examples, stop, go, function, inputs, outputs, api_name) -> None:
         """Run `function` on the triggers and after an example; buttons and status say what is going on meanwhile."""
-        _, status, parameters, share = outputs
+        status = outputs[1]
         on, off = gr.update(interactive=True), gr.update(interactive=False)
 
-        def busy():  # what was drawn before is not what these are about any more
-            return off, on, "Waiting ...", "", off
+        def busy():
+            return off, on, "Waiting ..."
 
         def idle(text=None):
             return on, off, gr.skip() if text is None else text
 
         hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        started = [gr.on(triggers, busy, None, [go, stop, status, parameters, share], **hidden)]
+        started = [gr.on(triggers, busy, None, [go, stop, status], **hidden)]
         if examples is not None:
-            started.append(examples.load_input_event.then(busy, None, [go, stop, status, parameters, share], **hidden))
+            started.append(examples.load_input_event.then(busy, None, [go, stop, status], **hidden))
         runs = []
         for event in started:
             run = event.then(
@@ -142,7 +142,8 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
             )  # fmt: skip
             # Both, since `then` is not called in the browser after an error.
             run.success(idle, None, [go, stop, status], **hidden)
-            run.failure(partial(idle, ""), None, [go, stop, status], **hidden)
+            # A drawing that is cancelled fails too, before or after what the stop button does.
+            run.failure(partial(idle, "Stopped."), None, [go, stop, status], **hidden)
             runs.append(run)
         stop.click(partial(idle, "Stopped."), None, [go, stop, status], cancels=runs, **hidden)
 
@@ -166,7 +167,7 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
                         )  # fmt: skip
                         chosen = settings()
                         with gr.Accordion("Parameters", open=False):
-                            parameters = gr.Code(language="json", show_label=False, interactive=False)
+                            parameters = gr.Code(language="json", show_label=False, interactive=False, max_lines=18)
                 triggers = [go.click] + ([condition.submit] if pipe.is_text_conditional else [])
                 outputs = [gallery, status, parameters, share]
                 connect(triggers, samples, stop, go, studio.draw, [condition, *chosen], outputs, "draw")
@@ -189,7 +190,7 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
                     with gr.Column(elem_classes="more"):
                         chosen = settings()
                         with gr.Accordion("Parameters", open=False):
-                            parameters = gr.Code(language="json", show_label=False, interactive=False)
+                            parameters = gr.Code(language="json", show_label=False, interactive=False, max_lines=18)
                 gr.on(
                     [picture.change, rows.release], studio.keep, [picture, rows], [gallery, status],
                     show_progress="hidden", api_visibility="private",

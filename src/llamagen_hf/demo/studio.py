@@ -1,6 +1,7 @@
 """What the app does with the pipeline: one drawing an event, frame by frame."""
 
 import json
+import math
 import random
 import tempfile
 import time
@@ -72,7 +73,7 @@ class Studio:
         kept = center_crop(to_rgb(ImageOps.exif_transpose(self._open(picture))), self.pipe.image_size)
         top = int(keep_rows) * self.pipe.vq_model.downsample_factor
         kept.paste(UNDRAWN, (0, top, kept.width, kept.height))
-        return gr.update(value=[(kept, None)], columns=1), "This part is kept." if top else "Nothing of it is kept."
+        return gr.update(value=[(kept, "kept")], columns=1), "This part is kept." if top else "Nothing of it is kept."
 
     def _settings(self, guidance_scale, temperature, top_k, top_p) -> dict:
         return {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": int(top_k), "top_p": top_p}
@@ -107,18 +108,23 @@ class Studio:
             )
         first = int(seed) if seed else random.randrange(2**31)
         seeds = [first + i for i in range(int(count))]
-        columns = 1 if len(seeds) == 1 else 2 if len(seeds) <= 4 else 4
+        columns = count_columns(len(seeds))
         start = time.perf_counter()
         try:
             with closing(self._stream(arguments, seeds, preview)) as steps:
                 for num_drawn, images, parameters in steps:
                     if parameters is None:
-                        gallery = gr.skip()
-                        if images is not None:
+                        gallery = facts = share = gr.skip()
+                        if images is not None:  # of which the picture before had others
                             captions = [f"seed {seed}" for seed in seeds]
                             gallery = gr.update(value=list(zip(images, captions, strict=True)), columns=columns)
-                        status = f"Row {num_drawn // self.config.grid_size} of {self.config.grid_size}"
-                        yield gallery, status, gr.skip(), gr.skip()
+                            facts, share = "", gr.update(interactive=False)
+                        yield (
+                            gallery,
+                            f"Row {num_drawn // self.config.grid_size} of {self.config.grid_size}",
+                            facts,
+                            share,
+                        )
         except ValueError as error:
             raise refusal(str(error)) from error
         except Exception as error:  # of which a browser would only be told "Error"
@@ -186,9 +192,14 @@ def file_name(arguments: dict) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in words.lower()).split())[:40] or "picture"
 
 
+def count_columns(count: int) -> int:
+    """Pictures side by side, of which about as many are one above the other."""
+    return math.ceil(count**0.5)
+
+
 def share_picture(images: list[Image.Image]) -> Image.Image:
     """All pictures side by side, large enough to look well where they are shared."""
-    columns = 1 if len(images) == 1 else 2 if len(images) <= 4 else 4
+    columns = count_columns(len(images))
     rows = -(-len(images) // columns)
     side = images[0].width * max(1, -(-SHARE_SIDE // images[0].width))
     tiles = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images]

@@ -31,7 +31,7 @@ THEME = gr.themes.Default(
 
 # Wide: what to draw on the left, pictures on the right. Narrow: pictures right below the buttons.
 CSS = """
-.gradio-container { max-width: 1040px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1040px !important; margin: 0 auto !important; }
 .bench { display: grid !important; gap: 20px; align-items: start;
   grid-template-columns: minmax(0, 6fr) minmax(0, 5fr); grid-template-rows: auto 1fr;
   grid-template-areas: "asks shows" "more shows"; }
@@ -40,9 +40,15 @@ CSS = """
 .go button { min-width: 0 !important; }
 .go button:first-child { flex-grow: 3; }
 .easel .grid-wrap { max-height: none !important; min-height: 0 !important; }
-.easel .empty { min-height: 380px !important; }
-.easel .thumbnail-item { background: white; }
-.easel .caption-label { font-size: var(--text-xs); opacity: .85; }
+/* As high as with one picture or four, and their captions below them, so that nothing jumps. */
+.easel .empty { aspect-ratio: 1; height: auto !important; min-height: 0 !important;
+  box-sizing: content-box !important; padding-bottom: 22px; }
+.easel .thumbnail-item { display: flex; flex-direction: column; height: auto !important; aspect-ratio: auto !important;
+  border: none; border-radius: 0; box-shadow: none; background: none; overflow: visible; }
+.easel .thumbnail-item img { width: 100%; height: auto !important; aspect-ratio: 1; background: white;
+  border-radius: var(--radius-sm); }
+.easel .caption-label { position: static; width: 100%; max-width: none; height: 22px; padding: 2px 0; border: none;
+  background: none; text-align: center; font-size: var(--text-xs); color: var(--body-text-color-subdued); }
 .below { align-items: center; flex-wrap: nowrap !important; min-height: 32px; }
 .below .status { color: var(--body-text-color-subdued); flex-grow: 1; }
 .below .share { flex-grow: 0; min-width: 96px !important; }

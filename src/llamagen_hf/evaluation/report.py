@@ -6,7 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from ..publications import REPORT_FILES, local_places
+from ..local_paths import local_places
+from ..publications import REPORT_FILES
 from ..training.checkpoints import replace_result
 from .html_report import Picture, data_uri, html_report
 from .markdown_report import markdown_report

@@ -5,7 +5,7 @@ import math
 import re
 from pathlib import Path
 
-from ..publications import local_places
+from ..local_paths import local_places
 from ..training.facts import public_name
 from .metric import Metric, metric
 
