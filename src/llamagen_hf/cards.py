@@ -31,7 +31,7 @@ def write_card(
     conditions: list[str | int],
     has_sheet: bool,
     license: str | None,
-    data_license: str | None,
+    data_license: str | None = None,
 ) -> RepoCard:
     """The card of what is published.
 
