@@ -160,7 +160,7 @@ def test_stop_stops(page):
     assert page.get_by_text("pictures in").count() == 0
     assert page.get_by_role("button", name="Draw").first.is_enabled()
     page.get_by_label("Prompt").first.press("Enter")  # and the next drawing goes through
-    page.get_by_text("8 pictures in").wait_for()
+    page.get_by_text("8 pictures in").wait_for(timeout=120_000)
 
 
 def test_nothing_moves_while_it_draws(page):

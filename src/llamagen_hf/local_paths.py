@@ -12,7 +12,7 @@ from safetensors import safe_open
 def local_places(folder: Path) -> list[str]:
     """Folders whose names are of interest on this machine only: around `folder`, at home, here, temporary ones."""
     places = {str(folder.resolve().parent), str(Path.home()), str(Path.cwd()), tempfile.gettempdir()}
-    return sorted(place for place in places if len(place) > 1)
+    return sorted((place for place in places if len(place) > 1), key=len, reverse=True)  # the longest is named
 
 
 def find_local_path(texts: Iterable[str], places: list[str]) -> str | None:
