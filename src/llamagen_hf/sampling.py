@@ -31,8 +31,13 @@ def check_sampling(
         raise ValueError(f"`top_p` is {top_p}; expected a number in [0, 1] (1 keeps all codes).")
 
 
-def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
-    """Classifier-free guidance on logits (arXiv 2207.12598), written as the released code does it."""
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+    """Classifier-free guidance on logits (arXiv 2207.12598), written as the released code does it.
+
+    Args:
+        conditional, unconditional (`torch.Tensor` of shape `(batch, V)`): Logits with and without the condition.
+        scale (`float` or `torch.Tensor` of shape `(batch, 1)`): Strength, the same for all rows or one for each.
+    """
     return unconditional + scale * (conditional - unconditional)
 
 
@@ -45,21 +50,40 @@ def is_guided(index: int, interval: int) -> bool:
     return interval < 0 or index <= interval + 1
 
 
-def filter_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
-    """Set all but the `top_k` largest logits `(..., V)` to -inf; ties with the last one stay, 0 keeps all."""
+def filter_top_k(logits: torch.Tensor, top_k: int | torch.LongTensor) -> torch.Tensor:
+    """Set all but the `top_k` largest logits `(..., V)` to -inf; ties with the last one stay, 0 keeps all.
+
+    A tensor `(batch,)` on the CPU holds a number for each row of logits `(batch, V)`.
+    """
+    if isinstance(top_k, torch.Tensor):
+        if not top_k.any():
+            return logits
+        most = min(int(top_k.max()), logits.shape[-1])
+        count = top_k.to(logits.device)[:, None].clamp(max=most)
+        threshold = logits.topk(most, dim=-1).values.gather(-1, (count - 1).clamp(min=0))
+        return logits.masked_fill((logits < threshold) & (count > 0), -torch.inf)
     if top_k == 0:
         return logits
     threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
     return logits.masked_fill(logits < threshold, -torch.inf)
 
 
-def filter_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+def filter_top_p(logits: torch.Tensor, top_p: float | torch.Tensor) -> torch.Tensor:
     """Keep the smallest set of codes `(..., V)` whose probability exceeds `top_p`, and at least the likeliest.
 
-    Nucleus sampling (arXiv 1904.09751); the code that crosses the threshold stays. 1 keeps all.
+    Nucleus sampling (arXiv 1904.09751); the code that crosses the threshold stays. 1 keeps all. A tensor `(batch,)` on
+    the CPU holds a number for each row of logits `(batch, V)`.
     """
-    if top_p == 1:
-        return logits
+    if isinstance(top_p, torch.Tensor):
+        (rows,) = (top_p < 1).nonzero(as_tuple=True)  # sorting is the most expensive part of a draw
+        if len(rows) == 0:
+            return logits
+        thresholds, rows = top_p[rows, None].to(logits.device), rows.to(logits.device)
+        return logits.index_copy(0, rows, _nucleus(logits[rows], thresholds))
+    return logits if top_p == 1 else _nucleus(logits, top_p)
+
+
+def _nucleus(logits: torch.Tensor, top_p: float | torch.Tensor) -> torch.Tensor:
     ordered, order = logits.sort(dim=-1, descending=True)
     mass_before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
     mass_before[..., 0] = -1.0
@@ -91,20 +115,34 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.LongTensor:
 
 
 def sample(
-    logits: torch.Tensor, uniforms: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    logits: torch.Tensor,
+    uniforms: torch.Tensor,
+    temperature: float | torch.Tensor = 1.0,
+    top_k: int | torch.LongTensor = 0,
+    top_p: float | torch.Tensor = 1.0,
 ) -> torch.LongTensor:
     """Temperature, top-k, top-p and draw, in this order.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, V)`): Logits, guided if guidance is wanted.
         uniforms (`torch.Tensor` of shape `(batch,)`): Random numbers in [0, 1).
-        temperature (`float`, *optional*, defaults to 1.0): Divides the logits; 0 takes the likeliest code.
-        top_k (`int`, *optional*, defaults to 0): Codes to choose from; 0 for all.
-        top_p (`float`, *optional*, defaults to 1.0): Probability to choose from; 1 for all.
+        temperature (`float` or `torch.Tensor`, *optional*, defaults to 1.0):
+            Divides the logits; 0 takes the likeliest code.
+        top_k (`int` or `torch.LongTensor`, *optional*, defaults to 0): Codes to choose from; 0 for all.
+        top_p (`float` or `torch.Tensor`, *optional*, defaults to 1.0): Probability to choose from; 1 for all.
+
+    The settings are the same for all rows, or tensors `(batch,)` on the CPU, float32 or long, all three of them. Either
+    way a row gets the same code.
 
     Returns:
         `torch.LongTensor` of shape `(batch,)`: Codes.
     """
+    if isinstance(temperature, torch.Tensor):
+        divisors = temperature.clamp(min=1e-5)[:, None].to(logits.device)
+        drawn = draw(filter_top_p(filter_top_k(logits / divisors, top_k), top_p), uniforms)
+        if temperature.all():
+            return drawn
+        return torch.where((temperature == 0).to(logits.device), logits.argmax(-1), drawn)
     if temperature == 0:
         return logits.argmax(-1)
     logits = filter_top_k(logits / max(temperature, 1e-5), top_k)
