@@ -131,8 +131,8 @@ def sample(
         top_k (`int` or `torch.LongTensor`, *optional*, defaults to 0): Codes to choose from; 0 for all.
         top_p (`float` or `torch.Tensor`, *optional*, defaults to 1.0): Probability to choose from; 1 for all.
 
-    The settings are the same for all rows, or tensors `(batch,)` on the CPU, float32 or long, all three of them. Either
-    way a row gets the same code.
+    The settings are the same for all rows, or all three are tensors `(batch,)` on the CPU, float32 or long. Either way
+    a row gets the same code.
 
     Returns:
         `torch.LongTensor` of shape `(batch,)`: Codes.

@@ -3,14 +3,13 @@
 transformers has continuous batching of its own, `ContinuousBatchingManager` behind `generate_batch`. As of 5.23 it
 can't carry these drawings:
 
-- Guidance mixes the logits of two streams of one picture. Its scheduler knows requests of one stream each and may admit
-  or preempt one of the two alone, and its logits processors (temperature, top-k and top-p are all that it takes for each
-  request) see rows one by one; `UnbatchedClassifierFreeGuidanceLogitsProcessor` is dropped.
-- It draws with one `torch.multinomial` for all rows from torch's global generator, so a picture would depend on its
+- Guidance mixes the logits of two streams of one picture. Its scheduler knows requests of one stream each, and may
+  admit or preempt one of the two alone; its logits processors see rows one by one.
+- It draws with one `torch.multinomial` for all rows, from torch's global generator: a picture would depend on its
   neighbours, and a seed would mean nothing.
 - A request is a list of token ids. A text condition is a prefix of states, padded on the left.
-- Its sampling settings are fixed by the generation config: a processor that is not in there at the start (a temperature
-  of 1, no top-k) can't be asked for by a request.
+- A request can change temperature, top-k and top-p only where the generation config has a processor for them from the
+  start.
 
 So the batch here is the pipeline's own loop, [`~llamagen_hf.decoding.CodeDecoder`], with a row for each stream.
 """
@@ -59,15 +58,15 @@ class Progress:
 class ContinuousBatch:
     """Draws pictures side by side, each as the pipeline draws it alone.
 
-    A picture takes a slot of the cache, or two as long as it is guided. Slots in use are the first ones, and a step runs
-    over them, rounded up to a power of two; so there are few shapes, and [`compile`] makes a graph for each.
+    A picture takes a slot of the cache, or two as long as it is guided. Slots in use are the first ones, and a step
+    runs over them, rounded up to a power of two; so there are few shapes, and [`compile`] makes a graph for each.
 
     Args:
         model ([`LlamaGenForConditionalGeneration`]): In evaluation mode.
         slots (`int`, *optional*, defaults to 64): Streams drawn at once, at least two.
         prefill_positions (`int`, *optional*, defaults to 512):
-            Positions of new pictures' conditions that are read between two codes of the others, at least one picture's.
-            It bounds how long those stand still when many join.
+            Positions of new pictures that are read between two codes of the others, at least those of one picture. It
+            bounds how long the others stand still when many join.
     """
 
     def __init__(self, model: LlamaGenForConditionalGeneration, slots: int = 64, prefill_positions: int = 512):
