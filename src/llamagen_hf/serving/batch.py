@@ -94,6 +94,11 @@ class ContinuousBatch:
         """Whether there is nothing to draw."""
         return not self.pictures and not self.waiting
 
+    @property
+    def rows_in_use(self) -> int:
+        """Slots that are taken."""
+        return len(self._streams)
+
     def add(self, name: str, request: DrawingRequest) -> None:
         """Draw a picture from one of the next steps on.
 

@@ -1,0 +1,101 @@
+"""The engine's own process: the generator and nothing else, between a pipe's two ends."""
+
+import multiprocessing
+import signal
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+
+import torch
+
+from ..modeling import LlamaGenForConditionalGeneration
+from .batch import ContinuousBatch
+from .engine import DrawingRequest
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What a process needs to make a batch.
+
+    Args:
+        folder (`str`): Of the generator, that is a checkpoint's `transformer`.
+        device (`str`): Where it draws.
+        dtype (`str`): Of its weights: float32, float16 or bfloat16.
+        slots (`int`, *optional*, defaults to 64): See [`ContinuousBatch`].
+        compile (`bool`, *optional*, defaults to `False`): Whether to compile the step.
+        threads (`int`, *optional*): Of torch on a CPU.
+    """
+
+    folder: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    slots: int = 64
+    compile: bool = False
+    threads: int | None = None
+
+    def load(self) -> ContinuousBatch:
+        """Read the weights."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        model = LlamaGenForConditionalGeneration.from_pretrained(self.folder, dtype=getattr(torch, self.dtype))
+        batch = ContinuousBatch(model.to(self.device).eval(), self.slots)
+        if self.compile:
+            batch.compile()
+        return batch
+
+
+def pack(request: DrawingRequest) -> DrawingRequest:
+    """Tensors as arrays: torch would share their memory between processes, with a file descriptor for each."""
+    if request.prompt_embeds is None:
+        return request
+    embeds = request.prompt_embeds.cpu().float().numpy()  # numpy knows no bfloat16; float32 holds all of its numbers
+    return replace(request, prompt_embeds=embeds, prompt_attention_mask=request.prompt_attention_mask.cpu().numpy())
+
+
+def unpack(request: DrawingRequest) -> DrawingRequest:
+    """The other way."""
+    if request.prompt_embeds is None:
+        return request
+    embeds, mask = torch.from_numpy(request.prompt_embeds), torch.from_numpy(request.prompt_attention_mask)
+    return replace(request, prompt_embeds=embeds, prompt_attention_mask=mask)
+
+
+def run_engine(connection: Connection, settings: EngineSettings) -> None:
+    """Load, say "ready", and draw until the pipe closes.
+
+    Received: `("draw", name, request)` and `("cancel", name)`. Sent: `("ready", None)` or `("failed", sentence)`; then
+    after each step `("progress", (codes, failures, statistics))`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # the server ends it, when all pictures are drawn
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        batch = settings.load()
+    except (OSError, ValueError) as error:
+        connection.send(("failed", str(error)))
+        return
+    connection.send(("ready", None))
+    while True:
+        while batch.is_idle or connection.poll():
+            try:
+                kind, name, *request = connection.recv()
+            except (EOFError, OSError):
+                return  # the server is gone
+            if kind == "draw":
+                batch.add(name, unpack(request[0]))
+            else:
+                batch.cancel(name)
+        progress = batch.step()
+        statistics = {"drawing": len(batch.pictures), "waiting": len(batch.waiting), "rows": batch.rows_in_use}
+        try:
+            connection.send(("progress", (dict(progress.codes), progress.failures, statistics)))
+        except OSError:
+            return
+
+
+def spawn(settings: EngineSettings) -> tuple[multiprocessing.Process, Connection]:
+    """Start the process; it inherits nothing of this one's threads and devices."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=run_engine, args=(theirs, settings), name="llamagen-engine", daemon=True)
+    process.start()
+    theirs.close()  # so that ours tells when the process is gone
+    return process, ours
