@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -11,6 +12,19 @@ from PIL.PngImagePlugin import PngInfo
 
 # The text chunk that image tools agree on for generation parameters.
 KEY = "parameters"
+
+
+def write_png(image: Image.Image, file: BinaryIO, parameters: dict) -> None:
+    """Write `image` to an open file, with `parameters` as JSON in its text chunk "parameters".
+
+    Args:
+        image (`PIL.Image.Image`): The picture.
+        file (binary file): Where to.
+        parameters (`dict`): Plain JSON.
+    """
+    info = PngInfo()
+    info.add_itxt(KEY, json.dumps(parameters, ensure_ascii=False))
+    image.save(file, format="PNG", pnginfo=info)
 
 
 def save_png(image: Image.Image, path: str | Path, parameters: dict) -> None:
@@ -25,13 +39,11 @@ def save_png(image: Image.Image, path: str | Path, parameters: dict) -> None:
         ValueError: In one sentence, if the file can't be written.
     """
     path = Path(path)
-    info = PngInfo()
-    info.add_itxt(KEY, json.dumps(parameters, ensure_ascii=False))
     partial = None
     try:
         handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
-            image.save(file, format="PNG", pnginfo=info)
+            write_png(image, file, parameters)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(partial, 0o666 & ~umask)  # temporary files are private, pictures are not
