@@ -27,7 +27,7 @@ async def drawn_by(engine: LocalEngine, request: DrawingRequest) -> list[int]:
 
 
 async def until(condition) -> None:
-    for _ in range(600):
+    for _ in range(4000):
         if condition():
             return
         await asyncio.sleep(0.05)

@@ -54,16 +54,22 @@ def find_device(device: str | None = None) -> str:
     return device
 
 
-def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: str | None = None, **kwargs):
+def quiet_loading() -> None:
+    """Loading is quick, and the bar of the drawing is the one of interest."""
     import diffusers
-    import torch
     import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
+def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: str | None = None, **kwargs):
+    import torch
 
     from llamagen_hf import AutoregressiveImagePipeline
 
-    for library in (diffusers, transformers):  # loading is quick, and the bar of the drawing is the one of interest
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
+    quiet_loading()
     if dtype not in (None, "float32", "float16", "bfloat16"):
         raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
     device = find_device(device)

@@ -1,0 +1,111 @@
+"""`llamagen serve`."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import app, one_sentence_errors
+
+
+@app.command()
+def serve(
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="Folder or Hub id. Default: the emoji checkpoint that ships with llamagen.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16. Default: float32 on a CPU, else bfloat16.")
+    ] = None,
+    slots: Annotated[
+        int, typer.Option(min=2, help="Streams drawn at once: an image takes one, or two with guidance.")
+    ] = 64,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the drawing; the first images then wait.")
+    ] = False,
+    model_name: Annotated[str | None, typer.Option(help="Name in the API. Default: the checkpoint's.")] = None,
+    max_pending: Annotated[int, typer.Option(min=1, help="Images that may wait or be drawn; more get 429.")] = 256,
+    max_images: Annotated[int, typer.Option(min=1, help="Images of one request.")] = 10,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 300.0,
+    cache_mb: Annotated[int, typer.Option(min=0, help="Finished images to keep for the same request, in MiB.")] = 256,
+    url_mb: Annotated[int, typer.Option(min=1, help="Images to keep for response_format=url, in MiB.")] = 256,
+    url_seconds: Annotated[float, typer.Option(min=1, help="How long they can be fetched.")] = 3600.0,
+    public_url: Annotated[
+        str | None, typer.Option(help="What their addresses begin with. Default: what the client called.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LLAMAGEN_API_KEY", help="Key that clients must send. Default: none.")
+    ] = None,
+    rate_limit: Annotated[str | None, typer.Option(help="Requests of one client address, such as 60/minute.")] = None,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Size of a request, in MiB.")] = 16,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="How long running requests have after SIGTERM.")] = 120.0,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
+    on_engine_death: Annotated[
+        str, typer.Option(help="restart: load the engine again; exit: end with a non-zero status.")
+    ] = "restart",
+):
+    """Serve OpenAI's images API; `openai.OpenAI(base_url="http://127.0.0.1:8000/v1")` draws from it."""
+    with one_sentence_errors():
+        try:
+            import limits
+            import uvicorn  # noqa: F401
+
+            from llamagen_hf.serving.server import serve as run
+        except ImportError as error:
+            raise ValueError(f"{error}; the server needs `pip install llamagen-hf[serve]`.") from error
+        import torch
+
+        from llamagen_hf.serving.engine_process import EngineSettings
+        from llamagen_hf.serving.front import load_front
+        from llamagen_hf.serving.local_engine import LocalEngine
+        from llamagen_hf.serving.service import ImageService
+        from llamagen_hf.serving.settings import ServingSettings
+
+        from .app import find_device, quiet_loading
+
+        if on_engine_death not in ("restart", "exit"):
+            raise ValueError(f"`--on-engine-death` is {on_engine_death!r}; expected restart or exit.")
+        if rate_limit is not None:
+            try:
+                limits.parse(rate_limit)
+            except ValueError as error:
+                raise ValueError(f"`--rate-limit` is {rate_limit!r}; expected something like 60/minute.") from error
+        if max_pending < max_images:
+            raise ValueError("`--max-pending` must be at least `--max-images`, or some requests could never be taken.")
+        quiet_loading()
+        device = find_device(device)
+        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+        if dtype not in ("float32", "float16", "bfloat16"):
+            raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
+        pipe, folder = load_front(checkpoint, device, getattr(torch, dtype))
+        threads = None
+        if device == "cpu":  # both processes with all cores would slow each other down
+            threads = max(1, torch.get_num_threads() - 1)
+            torch.set_num_threads(1)
+        engine = LocalEngine(
+            EngineSettings(folder, device, dtype, slots, compile, threads),
+            pipe.transformer.config.num_codes,
+            restarts=on_engine_death == "restart",
+        )
+        if model_name is None:
+            origin = pipe.facts["checkpoint"]
+            model_name = re.sub(r"[^\w.-]", "-", Path(origin).resolve().name) if Path(origin).is_dir() else origin
+        settings = ServingSettings(
+            model_name=model_name,
+            max_pending=max_pending,
+            max_images=max_images,
+            timeout=timeout,
+            cache_bytes=cache_mb * 2**20,
+            url_bytes=url_mb * 2**20,
+            url_seconds=url_seconds,
+            public_url=public_url,
+            api_key=api_key,
+            rate_limit=rate_limit,
+            max_body_bytes=max_body_mb * 2**20,
+            drain_seconds=drain_seconds,
+            log_prompts=log_prompts,
+        )
+        run(ImageService(pipe, engine, settings), host, port)

@@ -1,0 +1,83 @@
+"""What every request passes: its number, the key, the rate, the log, the metrics."""
+
+import hmac
+import logging
+import secrets
+import time
+
+from limits import parse
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import APIError, is_draining
+from .service import ImageService
+
+
+logger = logging.getLogger(__name__)
+
+
+class Gate:
+    """ASGI middleware. Health, metrics, the OpenAPI page and pictures with an unguessable name need no key.
+
+    Args:
+        app (`ASGIApp`): What is behind it.
+        service ([`ImageService`]): Its settings and its state.
+    """
+
+    def __init__(self, app: ASGIApp, service: ImageService):
+        self.app, self.service, self.settings = app, service, service.settings
+        self.rate = parse(self.settings.rate_limit) if self.settings.rate_limit else None
+        self.limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 499  # of a client that left before there was an answer
+        facts = scope.setdefault("state", {})["facts"] = {"request_id": f"req_{secrets.token_hex(12)}"}
+        metrics = self.service.metrics
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = facts["request_id"]
+            await send(message)
+
+        self.service.active += 1
+        try:
+            if scope["path"].startswith("/v1/"):
+                try:
+                    await self._check(scope)
+                except APIError as error:
+                    await error.response()(scope, receive, send_with_id)
+                    return
+            await self.app(scope, receive, send_with_id)
+        finally:
+            self.service.active -= 1
+            seconds = time.perf_counter() - start
+            route = getattr(scope.get("route"), "path", "none")
+            metrics.requests.labels(route, status).inc()
+            metrics.seconds.labels(route).observe(seconds)
+            if route not in ("/health", "/ready", "/metrics"):
+                facts |= {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 4)}
+                logger.info("request", extra=facts)
+
+    async def _check(self, scope: Scope) -> None:
+        """Raise an `APIError` for those who may not pass."""
+        key = self.settings.api_key
+        if key is not None:
+            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
+                raise APIError(401, "The API key is missing or wrong.", code="invalid_api_key")
+        if self.rate is not None:
+            client = scope["client"][0] if scope.get("client") else ""
+            if not await self.limiter.hit(self.rate, client):
+                reset = (await self.limiter.get_window_stats(self.rate, client)).reset_time
+                raise APIError(
+                    429, f"More than {self.rate}.", code="rate_limit_exceeded", retry_after=reset - time.time()
+                )
+        if self.service.is_draining and scope["method"] == "POST":
+            raise is_draining()

@@ -1,0 +1,36 @@
+"""What Prometheus reads at `/metrics`."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+
+
+class Metrics:
+    """Counters and gauges of one server."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+
+        def add(kind, name, text, labels=(), **kwargs):
+            return kind(f"llamagen_{name}", text, labels, registry=self.registry, **kwargs)
+
+        self.requests = add(Counter, "requests", "Answered requests.", ("route", "status"))
+        self.seconds = add(Histogram, "request_seconds", "From request to answer.", ("route",), buckets=SECONDS)
+        self.first_preview = add(
+            Histogram, "first_preview_seconds", "From request to the first partial image.", buckets=SECONDS
+        )
+        self.pictures = add(Counter, "images", "Finished pictures, drawn or from the cache.", ("source",))
+        self.cancelled = add(Counter, "cancelled_images", "Pictures whose client or time was gone.")
+        self.active = add(Gauge, "active_requests", "Requests that are being answered.")
+        self.pending = add(Gauge, "pending_images", "Pictures that wait or are being drawn.")
+        self.cache_bytes = add(Gauge, "cache_bytes", "Size of the result cache.")
+        self.url_bytes = add(Gauge, "url_store_bytes", "Size of the pictures that can be fetched.")
+        self.ready = add(Gauge, "engine_ready", "1 if the engine draws.")
+        self.engine = add(Gauge, "engine", "Numbers of the engine's own.", ("name",))
+
+    def text(self) -> bytes:
+        """In Prometheus' format."""
+        return generate_latest(self.registry)

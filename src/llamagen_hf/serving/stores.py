@@ -1,0 +1,63 @@
+"""Finished pictures, for those who ask again, and for those who asked for an address."""
+
+import secrets
+from collections.abc import Hashable
+
+from cachetools import LRUCache, TTLCache
+
+from .front import MEDIA_TYPES
+
+
+OVERHEAD = 512  # bytes of a key and its place, roughly
+
+
+class ResultCache:
+    """Pictures by everything that determines them, the least recently used of them leaving first.
+
+    Args:
+        max_bytes (`int`): Of all pictures; 0 keeps none.
+    """
+
+    def __init__(self, max_bytes: int):
+        self._pictures = LRUCache(max_bytes, getsizeof=lambda item: len(item[0]) + OVERHEAD)
+
+    @property
+    def bytes(self) -> int:
+        return self._pictures.currsize
+
+    def get(self, key: Hashable) -> tuple[bytes, dict] | None:
+        """A picture's file and the facts that came with it."""
+        return self._pictures.get(key)
+
+    def put(self, key: Hashable, file: bytes, facts: dict) -> None:
+        """Keep a picture, unless it is larger than the whole cache."""
+        if len(file) + OVERHEAD <= self._pictures.maxsize:
+            self._pictures[key] = (file, facts)
+
+
+class UrlStore:
+    """Pictures by names that nobody can guess, for a while.
+
+    Args:
+        max_bytes (`int`): Of all pictures; the least recently used leave first.
+        seconds (`float`): How long one stays at the most.
+    """
+
+    def __init__(self, max_bytes: int, seconds: float):
+        self._pictures = TTLCache(max_bytes, seconds, getsizeof=lambda file: len(file) + OVERHEAD)
+
+    @property
+    def bytes(self) -> int:
+        self._pictures.expire()
+        return self._pictures.currsize
+
+    def put(self, file: bytes, format: str) -> str:
+        """Keep a picture; its name, or a `ValueError` if it is larger than the whole store."""
+        name = f"{secrets.token_urlsafe(24)}.{format}"
+        self._pictures[name] = file
+        return name
+
+    def get(self, name: str) -> tuple[bytes, str] | None:
+        """A picture's file and media type."""
+        file = self._pictures.get(name)
+        return None if file is None else (file, MEDIA_TYPES[name.rpartition(".")[2]])

@@ -1,0 +1,88 @@
+"""A real server on loopback in a thread, around a tiny checkpoint."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import torch
+from openai import OpenAI
+from tiny import build_text_pipeline, build_transformer
+
+from llamagen_hf import AutoregressiveImagePipeline
+from llamagen_hf.serving.engine_process import EngineSettings
+from llamagen_hf.serving.front import load_front
+from llamagen_hf.serving.local_engine import LocalEngine
+from llamagen_hf.serving.server import Server
+from llamagen_hf.serving.service import ImageService
+from llamagen_hf.serving.settings import ServingSettings
+
+
+class RunningServer:
+    """A server, where it is, and ways to talk to it."""
+
+    def __init__(self, folder: Path, slots: int = 16, restarts: bool = True, **settings):
+        pipe, transformer = load_front(str(folder), "cpu", torch.float32)
+        self.engine = LocalEngine(
+            EngineSettings(transformer, slots=slots, threads=1), pipe.transformer.config.num_codes, restarts
+        )
+        self.service = ImageService(pipe, self.engine, ServingSettings(model_name="tiny", **settings))
+        self.server = Server(self.service, "127.0.0.1", 0)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.folder = folder
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+
+    def client(self, **kwargs) -> OpenAI:
+        return OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0} | kwargs)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path)
+
+    def metric(self, name: str) -> float:
+        for line in self.get("/metrics").text.splitlines():
+            if line.startswith(name + " "):
+                return float(line.split()[-1])
+        raise KeyError(name)
+
+    def until(self, condition, seconds: float = 200) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "it does not happen"
+            time.sleep(0.02)
+
+    def until_ready(self) -> None:
+        self.until(lambda: self.get("/ready").status_code == 200)
+
+    @property
+    def pipe(self) -> AutoregressiveImagePipeline:
+        """What draws the same without a server."""
+        pipe = AutoregressiveImagePipeline.from_pretrained(self.folder)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+@contextmanager
+def running_server(folder: Path, **kwargs) -> Iterator[RunningServer]:
+    running = RunningServer(folder, **kwargs)
+    running.thread.start()
+    try:
+        running.until(lambda: running.server.started)
+        running.until_ready()
+        yield running
+    finally:
+        running.server.should_exit = True
+        running.thread.join(20)
+        assert not running.thread.is_alive()
+
+
+def save_text_checkpoint(folder: Path, grid_size: int = 4) -> Path:
+    """A larger grid is slower: a code takes a few milliseconds."""
+    pipe = build_text_pipeline()
+    pipe.register_modules(transformer=build_transformer(conditioning="text", grid_size=grid_size))
+    pipe.save_pretrained(folder)
+    return folder
