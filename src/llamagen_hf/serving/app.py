@@ -16,7 +16,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from .. import __version__
-from .errors import APIError, ErrorBody
+from .errors import ERRORS, APIError, ErrorBody
 from .events import EventStream, usage
 from .gate import Gate
 from .metrics import CONTENT_TYPE
@@ -25,17 +25,6 @@ from .service import FinishedPicture, ImageService, Job
 
 
 logger = logging.getLogger(__name__)
-
-ERRORS = {
-    400: "Something in the request is wrong.",
-    401: "The API key is missing or wrong.",
-    404: "There is no such thing.",
-    413: "The request is too large.",
-    429: "Too many requests, or the queue is full; see `Retry-After`.",
-    500: "Something went wrong in the server.",
-    503: "The engine is not ready, or the server is shutting down; see `Retry-After`.",
-    504: "It took too long.",
-}
 
 
 def error_answers(*statuses: int) -> dict[int, dict]:
@@ -59,7 +48,6 @@ def build_app(service: ImageService) -> FastAPI:
         version=__version__,
         description="Images from LlamaGen, through OpenAI's images API.",
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
     )
     app.add_middleware(Gate, service=service)
     add_error_handlers(app)

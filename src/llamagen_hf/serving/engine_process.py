@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -9,7 +10,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from ..modeling import LlamaGenForConditionalGeneration
-from .batch import ContinuousBatch
+from .batch import ContinuousBatch, Progress
 from .engine import DrawingRequest
 
 
@@ -74,22 +75,28 @@ def run_engine(connection: Connection, settings: EngineSettings) -> None:
         connection.send(("failed", str(error)))
         return
     connection.send(("ready", None))
+
+    def report(progress: Progress) -> None:
+        statistics = {"drawing": len(batch.pictures), "waiting": len(batch.waiting), "rows": batch.rows_in_use}
+        connection.send(("progress", (dict(progress.codes), progress.failures, statistics)))
+
+    try:
+        draw_until_closed(batch, connection, report)
+    except (EOFError, OSError):
+        pass  # the server is gone
+
+
+def draw_until_closed(batch: ContinuousBatch, connection: Connection, report: Callable[[Progress], None]) -> None:
     while True:
         while batch.is_idle or connection.poll():
-            try:
-                kind, name, *request = connection.recv()
-            except (EOFError, OSError):
-                return  # the server is gone
+            kind, name, *request = connection.recv()
             if kind == "draw":
                 batch.add(name, unpack(request[0]))
             else:
                 batch.cancel(name)
-        progress = batch.step()
-        statistics = {"drawing": len(batch.pictures), "waiting": len(batch.waiting), "rows": batch.rows_in_use}
-        try:
-            connection.send(("progress", (dict(progress.codes), progress.failures, statistics)))
-        except OSError:
-            return
+                if batch.is_idle:
+                    report(Progress())
+        report(batch.step())
 
 
 def spawn(settings: EngineSettings) -> tuple[BaseProcess, Connection]:

@@ -6,6 +6,18 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 
+ERRORS = {
+    400: "Something in the request is wrong.",
+    401: "The API key is missing or wrong.",
+    404: "There is no such thing.",
+    413: "The request is too large.",
+    429: "Too many requests, or the queue is full; see `Retry-After`.",
+    500: "Something went wrong in the server.",
+    503: "The engine is not ready, or the server is shutting down; see `Retry-After`.",
+    504: "It took too long.",
+}
+
+
 class ErrorDetails(BaseModel):
     message: str = Field(description="What is wrong, in a sentence.")
     type: str

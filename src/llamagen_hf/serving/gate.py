@@ -9,9 +9,10 @@ from limits import parse
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import APIError, is_draining
+from .errors import ERRORS, APIError, is_draining
 from .service import ImageService
 
 
@@ -54,7 +55,7 @@ class Gate:
                 except APIError as error:
                     await error.response()(scope, receive, send_with_id)
                     return
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, self._limited(receive), send_with_id)
         finally:
             self.service.active -= 1
             seconds = time.perf_counter() - start
@@ -64,6 +65,20 @@ class Gate:
             if route not in ("/health", "/ready", "/metrics"):
                 facts |= {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 4)}
                 logger.info("request", extra=facts)
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Bodies may come without their length, or with a wrong one."""
+        size = 0
+
+        async def receive_some() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.settings.max_body_bytes:
+                raise HTTPException(413)
+            return message
+
+        return receive_some
 
     async def _check(self, scope: Scope) -> None:
         """Raise an `APIError` for those who may not pass."""
@@ -79,5 +94,8 @@ class Gate:
                 raise APIError(
                     429, f"More than {self.rate}.", code="rate_limit_exceeded", retry_after=reset - time.time()
                 )
+        length = Headers(scope=scope).get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > self.settings.max_body_bytes:
+            raise APIError(413, ERRORS[413])
         if self.service.is_draining and scope["method"] == "POST":
             raise is_draining()
