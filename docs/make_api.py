@@ -146,6 +146,22 @@ PAGES = {
             "vllm.settings.text_prompt",
         ],
     ),
+    "serving": (
+        "Serving",
+        "The server behind `llamagen serve`, and the interface that its engines share.",
+        [
+            "serving.settings.ServingSettings",
+            "serving.service.ImageService",
+            "serving.service.Order",
+            "serving.engine.Engine",
+            "serving.engine.DrawingRequest",
+            "serving.engine.EngineDied",
+            "serving.local_engine.LocalEngine",
+            "serving.engine_process.EngineSettings",
+            "serving.batch.ContinuousBatch",
+            "serving.server.serve",
+        ],
+    ),
     "hub": ("Hub", "Publishing, behind `llamagen publish`.", ["hub.publish"]),
 }
 

@@ -15,7 +15,9 @@ class EngineDied(Exception):
 
 @dataclass
 class DrawingRequest:
-    """One picture to draw: all that determines its codes. Nothing is checked here, see [`DrawingInputs`].
+    """One picture to draw: all that determines its codes.
+
+    Nothing is checked here; [`~llamagen_hf.inputs.DrawingInputs`] does that.
 
     Args:
         seed (`int`): Of the picture's own generator.

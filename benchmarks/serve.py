@@ -1,0 +1,217 @@
+"""The server under load beside the plain loop, in one run: images/s, and how long a client waits.
+
+python benchmarks/serve.py [--checkpoint FOLDER_OR_ID] [--clients 1 8 32 128] [--images 4] [--seconds 60]
+python benchmarks/serve.py --soak 600 [--clients 8]
+
+- loop:   `pipe.stream(...)`, one request at a time, in the order in which they come
+- server: `llamagen serve`, started here on loopback, streamed over HTTP
+
+Each client asks again as soon as it has its image, with a new seed, until it has `--images` of them or `--seconds` are
+over; what is unfinished then counts as having taken longer than that. Both show three previews of each image. The soak
+only looks at the server's memory: it draws for so many seconds and reports the resident memory of all its processes.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import psutil
+import torch
+
+from llamagen_hf import AutoregressiveImagePipeline
+
+
+PREVIEWS = 3
+
+
+class Load:
+    """What the clients of one level saw.
+
+    Args:
+        clients (`int`): How many.
+        images (`int`): Of each.
+        seconds (`float`): Limit.
+    """
+
+    def __init__(self, clients: int, images: int, seconds: float):
+        self.clients, self.images, self.seconds = clients, images, seconds
+        self.first: list[float] = []
+        self.full: list[float] = []
+        self.begin = time.perf_counter()
+
+    @property
+    def is_over(self) -> bool:
+        return time.perf_counter() - self.begin > self.seconds
+
+    def row(self, mode: str) -> str:
+        """A line of the table; call it when all clients are done."""
+        seconds = time.perf_counter() - self.begin
+        finished = [value for value in self.full if math.isfinite(value)]
+        cells = [self.clients, mode, len(finished), f"{len(finished) / seconds:.2f}"]
+        for value in (*percentiles(self.first), *percentiles(self.full)):
+            cells.append(f"{value:.2f}" if math.isfinite(value) else f"> {self.seconds:g}")
+        return f"| {' | '.join(map(str, cells))} |"
+
+
+def percentiles(values: list[float]) -> list[float]:
+    """p50, p95 and p99."""
+    ordered = sorted(values)
+    return [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.95, 0.99)]
+
+
+def load_loop(pipe: AutoregressiveImagePipeline, condition: dict, load: Load) -> None:
+    """Clients that wait for each other."""
+    turn, every = threading.Lock(), pipe.transformer.config.num_codes // (PREVIEWS + 1)
+
+    def client(number: int) -> None:
+        for image in range(load.images):
+            start, first, full = time.perf_counter(), math.inf, math.inf
+            with turn:
+                generator = torch.Generator().manual_seed(number * load.images + image)
+                steps = pipe.stream(**condition, generator=generator, preview_every=every)
+                for step in steps if not load.is_over else ():
+                    first = min(first, time.perf_counter() - start)
+                    if step.output is not None:
+                        full = time.perf_counter() - start
+            load.first.append(first)
+            load.full.append(full)
+            if load.is_over:
+                return
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(load.clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def load_server(url: str, condition: dict, load: Load) -> None:
+    """Clients on connections of their own."""
+
+    async def ask(session: httpx.AsyncClient, seed: int, start: float) -> tuple[float, float]:
+        first = math.inf
+        body = condition | {"seed": seed, "stream": True, "partial_images": PREVIEWS}
+        async with session.stream("POST", "/v1/images/generations", json=body) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            async for line in answer.aiter_lines():
+                assert line != "event: error", "the server failed"
+                if line.startswith("event: "):
+                    first = min(first, time.perf_counter() - start)
+                    if line.endswith("completed"):
+                        return first, time.perf_counter() - start
+        raise AssertionError("a stream without its end")
+
+    async def client(session: httpx.AsyncClient, number: int) -> None:
+        for _ in range(load.images):
+            start = time.perf_counter()
+            seed = time.time_ns() % 2**61 + number  # never one of before, which the cache would know
+            left = max(0.0, load.seconds - (start - load.begin))
+            try:
+                first, full = await asyncio.wait_for(ask(session, seed, start), left)
+            except asyncio.TimeoutError:
+                first = full = math.inf
+            load.first.append(first)
+            load.full.append(full)
+            if load.is_over:
+                return
+
+    async def clients() -> None:
+        limits = httpx.Limits(max_connections=load.clients)
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=None) as session:
+            await asyncio.gather(*(client(session, number) for number in range(load.clients)))
+
+    asyncio.run(clients())
+
+
+@contextmanager
+def running_server(args: argparse.Namespace):
+    """`llamagen serve`: its address and its process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "llamagen_cli", "serve", args.checkpoint, "--port", str(port)]
+    command += ["--device", args.device, "--dtype", args.dtype, "--slots", str(args.slots), "--max-pending", "1024"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            try:
+                if httpx.get(url + "/ready").status_code == 200:
+                    break
+            except httpx.ConnectError:
+                pass
+            if process.poll() is not None:
+                raise SystemExit("The server does not start.")
+            time.sleep(0.2)
+        yield url, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def resident(process: psutil.Process) -> float:
+    """MiB of a server and all processes below it."""
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 2**20
+
+
+def soak(url: str, process: psutil.Process, condition: dict, clients: int, seconds: float) -> None:
+    """Draw for a while and report memory ten times."""
+    print("| seconds | images | MiB |\n|---:|---:|---:|")
+    start, drawn = time.perf_counter(), 0
+    for part in range(1, 11):
+        load = Load(clients, 10**9, start + part * seconds / 10 - time.perf_counter())
+        load_server(url, condition, load)
+        drawn += sum(map(math.isfinite, load.full))
+        print(f"| {time.perf_counter() - start:.0f} | {drawn} | {resident(process):.0f} |", flush=True)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--checkpoint", default="emoji")
+    arguments.add_argument("--prompt", default="a red apple", help="A class id for a class-conditional checkpoint.")
+    arguments.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128])
+    arguments.add_argument("--images", type=int, default=4, help="Of each client.")
+    arguments.add_argument("--seconds", type=float, default=60, help="Of each level and mode, at the most.")
+    arguments.add_argument("--slots", type=int, default=64)
+    arguments.add_argument("--soak", type=float, help="Seconds; with the first of --clients.")
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--dtype", default="float32")
+    args = arguments.parse_args()
+
+    pipe = AutoregressiveImagePipeline.from_pretrained(args.checkpoint, dtype=getattr(torch, args.dtype))
+    pipe.to(args.device).set_progress_bar_config(disable=True)
+    condition = {"prompt": args.prompt} if pipe.is_text_conditional else {"class_labels": int(args.prompt)}
+    asked = {re.sub("labels", "label", name): value for name, value in condition.items()}
+    with running_server(args) as (url, process):
+        facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "pixels": pipe.image_size}
+        print(
+            f"{args.device} {args.dtype}, {json.dumps(facts)}; {args.slots} slots; server {resident(process):.0f} MiB"
+        )
+        load_loop(pipe, condition, Load(1, 1, 600))  # to warm up
+        load_server(url, asked, Load(2, 1, 600))
+        if args.soak is not None:
+            soak(url, process, asked, args.clients[0], args.soak)
+            return
+        print("| clients | mode | images | images/s | first preview p50 | p95 | p99 | image p50 | p95 | p99 |")
+        print("|---:|---|" + "---:|" * 8)
+        for clients in args.clients:
+            load = Load(clients, args.images, args.seconds)
+            load_loop(pipe, condition, load)
+            print(load.row("loop"), flush=True)
+            load = Load(clients, args.images, args.seconds)
+            load_server(url, asked, load)
+            print(load.row("server"), flush=True)
+        print(f"server {resident(process):.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
