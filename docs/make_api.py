@@ -155,7 +155,6 @@ PAGES = {
             "serving.service.Order",
             "serving.engine.Engine",
             "serving.engine.DrawingRequest",
-            "serving.engine.EngineDied",
             "serving.local_engine.LocalEngine",
             "serving.engine_process.EngineSettings",
             "serving.batch.ContinuousBatch",
