@@ -56,6 +56,9 @@ class Gate:
                     await error.response()(scope, receive, send_with_id)
                     return
             await self.app(scope, self._limited(receive), send_with_id)
+        except Exception:
+            status = 500  # of the answer that Starlette gives outside of here, before it lets uvicorn log the error
+            raise
         finally:
             self.service.active -= 1
             seconds = time.perf_counter() - start
