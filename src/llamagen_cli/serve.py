@@ -23,6 +23,10 @@ def serve(
     slots: Annotated[
         int, typer.Option(min=2, help="Streams drawn at once: an image takes one, or two with guidance.")
     ] = 64,
+    engine: Annotated[
+        str, typer.Option(help="What draws: own, on one device; or vllm, on as many GPUs as --tensor-parallel-size.")
+    ] = "own",
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that vLLM shares the generator out to.")] = 1,
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile the drawing; the first images then wait.")
     ] = False,
@@ -66,6 +70,10 @@ def serve(
 
         from .app import find_device, quiet_loading
 
+        if engine not in ("own", "vllm"):
+            raise ValueError(f"`--engine` is {engine!r}; expected own or vllm.")
+        if engine == "own" and tensor_parallel_size > 1:
+            raise ValueError("`--tensor-parallel-size` belongs to `--engine vllm`.")
         if on_engine_death not in ("restart", "exit"):
             raise ValueError(f"`--on-engine-death` is {on_engine_death!r}; expected restart or exit.")
         if rate_limit is not None:
@@ -81,15 +89,26 @@ def serve(
         if dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
         pipe, folder = load_front(checkpoint, device, getattr(torch, dtype))
-        threads = None
-        if device == "cpu":  # both processes with all cores would slow each other down
-            threads = max(1, torch.get_num_threads() - 1)
-            torch.set_num_threads(1)
-        engine = LocalEngine(
-            EngineSettings(folder, device, dtype, slots, compile, threads),
-            pipe.transformer.config.num_codes,
-            restarts=on_engine_death == "restart",
-        )
+        restarts = on_engine_death == "restart"
+        if engine == "vllm":
+            drawer = vllm_backend(
+                checkpoint,
+                max_num_seqs=max(1, slots // 2),
+                restarts=restarts,
+                dtype=dtype,
+                tensor_parallel_size=tensor_parallel_size,
+                enforce_eager=not compile,
+            )
+        else:
+            threads = None
+            if device == "cpu":  # both processes with all cores would slow each other down
+                threads = max(1, torch.get_num_threads() - 1)
+                torch.set_num_threads(1)
+            drawer = LocalEngine(
+                EngineSettings(folder, device, dtype, slots, compile, threads),
+                pipe.transformer.config.num_codes,
+                restarts=restarts,
+            )
         if model_name is None:
             origin = pipe.facts["checkpoint"]
             model_name = re.sub(r"[^\w.-]", "-", Path(origin).resolve().name) if Path(origin).is_dir() else origin
@@ -108,4 +127,15 @@ def serve(
             drain_seconds=drain_seconds,
             log_prompts=log_prompts,
         )
-        run(ImageService(pipe, engine, settings), host, port)
+        run(ImageService(pipe, drawer, settings), host, port)
+
+
+def vllm_backend(*args, **kwargs):
+    """The engine on vLLM; a `ValueError` says that it is not there."""
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"{error}; `--engine vllm` needs `pip install llamagen-hf[serve,vllm]`.") from error
+    from llamagen_hf.serving.vllm_engine import VLLMBackend
+
+    return VLLMBackend(*args, **kwargs)
