@@ -24,8 +24,8 @@ def serve(
         int, typer.Option(min=2, help="Streams drawn at once: an image takes one, or two with guidance.")
     ] = 64,
     engine: Annotated[
-        str, typer.Option(help="What draws: own, on one device; or vllm, on as many GPUs as --tensor-parallel-size.")
-    ] = "own",
+        str, typer.Option(help="What draws: local, on one device; or vllm, on as many GPUs as --tensor-parallel-size.")
+    ] = "local",
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that vLLM shares the generator out to.")] = 1,
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile the drawing; the first images then wait.")
@@ -70,9 +70,9 @@ def serve(
 
         from .app import find_device, quiet_loading
 
-        if engine not in ("own", "vllm"):
-            raise ValueError(f"`--engine` is {engine!r}; expected own or vllm.")
-        if engine == "own" and tensor_parallel_size > 1:
+        if engine not in ("local", "vllm"):
+            raise ValueError(f"`--engine` is {engine!r}; expected local or vllm.")
+        if engine == "local" and tensor_parallel_size > 1:
             raise ValueError("`--tensor-parallel-size` belongs to `--engine vllm`.")
         if on_engine_death not in ("restart", "exit"):
             raise ValueError(f"`--on-engine-death` is {on_engine_death!r}; expected restart or exit.")
