@@ -1,7 +1,10 @@
 .PHONY: demo test test-slow test-vllm docs style quality clean
+.PHONY: demo scoreboard test test-slow docs style quality clean
 
 PYTHON ?= python3
 export PROMPT ?= a red apple
+export CHECKPOINT ?= emoji
+export DATASET ?= ../shared/data/emoji
 BIN := .venv/bin
 SOURCES := src pipelines spaces tests benchmarks docs
 
@@ -32,6 +35,8 @@ test-slow: .venv/installed
 test-vllm: .venv-vllm/installed  ## the generator on vLLM, on a CPU: 3.5 GB of packages, some minutes
 	.venv-vllm/bin/python -m pytest -m "" tests/vllm_plugin
 	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 .venv-vllm/bin/python -m pytest tests/vllm_plugin -k "released or settings"
+scoreboard: .venv/installed  ## measure how well CHECKPOINT draws the emoji of DATASET
+	$(BIN)/python benchmarks/scoreboard.py --checkpoint "$$CHECKPOINT" --dataset "$$DATASET"
 
 docs: .venv/installed  ## write docs/api from the docstrings
 	$(BIN)/python docs/make_api.py

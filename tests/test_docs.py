@@ -21,7 +21,7 @@ from llamagen_hf.training.recipe import parse_recipe
 
 
 ROOT = Path(__file__).parents[1]
-PATTERNS = ("*.md", "docs/**/*.md", "benchmarks/*.md", "spaces/**/*.md", "src/**/README.md")
+PATTERNS = ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "spaces/**/*.md", "src/**/README.md")
 PAGES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
 PROSE = [path for path in PAGES if path.parent.name != "api"]
 RUNNABLE = [ROOT / "docs" / name for name in ("quick_start.md", "how_it_works.md", "evaluation.md")]

@@ -1,0 +1,205 @@
+"""How well a checkpoint draws emoji, by a small network that was trained to tell emoji apart.
+
+make scoreboard [CHECKPOINT=FOLDER_OR_ID] [DATASET=../shared/data/emoji]
+python benchmarks/scoreboard.py [--checkpoint emoji] [--dataset ../shared/data/emoji] [--count 419]
+
+Takes captions of both splits at even distances and draws each once, caption i with the seed i. What is drawn, the
+captions' own pictures, and what the tokenizer makes of these, are measured side by side: the tokenizer's is the best
+that its generator could reach. A line of the first table is a set of pictures:
+
+- Frechet distance, precision and recall (k = 3) compare it with all pictures of a split, in the features of the
+  network in benchmarks/scoreboard, not of Inception: they are no FID, and compare with nothing that another network
+  measured. A set that is a part of the split it is compared with is nearly perfect by that.
+- Accuracies: how often the network names the subgroup, style or group of the caption's row.
+- R-precision: how often it finds a picture more like its own caption than 99 others of the set.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from emoji_classifier import CLASSIFIER, EmojiClassifier, accuracies, caption_precision
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from llamagen_hf import AutoregressiveImagePipeline
+from llamagen_hf.data.source import DataConfig
+from llamagen_hf.evaluation import frechet_distance, precision_recall
+from llamagen_hf.evaluation.images import Images, open_images
+from llamagen_hf.evaluation.sampling import SamplingConfig, sample_pictures
+from llamagen_hf.prompts import tokenize_prompts
+from llamagen_hf.training.condition_to_codes import ConditionToCodes, mean_loss
+from llamagen_hf.training.facts import public_name
+from llamagen_hf.training.tokenizer import evaluate_tokenizer
+
+
+SPLITS = ("test", "train")
+BATCH_SIZE = 64  # pictures drawn and encoded together
+
+
+class Judge:
+    """The network that looks at pictures, and what it saw in those of each split.
+
+    Args:
+        model (`EmojiClassifier`): The network.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): What it reads captions by.
+        splits (`dict[str, datasets.Dataset]`): Rows with pictures, captions and labels.
+    """
+
+    def __init__(self, model: EmojiClassifier, tokenizer: PreTrainedTokenizerBase, splits: dict[str, Dataset]):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.references = {split: self.look_at(rows) for split, rows in splits.items()}
+
+    def look_at(self, source: Dataset | np.ndarray | Path | Images) -> torch.Tensor:
+        """Features `(n, d)` of whatever `open_images` opens."""
+        return self.model.look_at(open_images(source, self.model.config.image_size))
+
+    def score(self, source: Dataset | np.ndarray | Path | Images, rows: Dataset) -> dict[str, float]:
+        """All scores of pictures that show what `rows` say."""
+        features, scores = self.look_at(source), {"pictures": len(rows)}
+        for split, reference in self.references.items():
+            scores[f"distance_to_{split}"] = frechet_distance(reference, features)
+            scores[f"precision_{split}"], scores[f"recall_{split}"] = precision_recall(reference, features)
+        named = accuracies(self.model, features, rows)
+        scores |= {f"{label}_accuracy": accuracy for label, accuracy in named.items()}
+        scores["r_precision"] = caption_precision(self.model, self.tokenizer, features, list(rows["caption"]))
+        return scores
+
+
+def evenly(rows: Dataset, count: int) -> Dataset:
+    """`count` rows at even distances."""
+    return rows.select([i * len(rows) // count for i in range(count)])
+
+
+def as_batches(rows: Dataset, size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Pictures as `images` `(batch, 3, size, size)` in [-1, 1]."""
+    for batch in open_images(rows, size).batches(BATCH_SIZE):
+        yield {"images": torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1}
+
+
+@torch.no_grad()
+def reconstruct(pipe: AutoregressiveImagePipeline, rows: Dataset) -> np.ndarray:
+    """What the tokenizer makes of pictures: `(n, size, size, 3)`, uint8."""
+    images = torch.cat([pipe.vq_model(batch["images"]).sample for batch in as_batches(rows, pipe.image_size)])
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+@torch.no_grad()
+def losses(pipe: AutoregressiveImagePipeline, rows: Dataset) -> dict[str, float]:
+    """The generator's loss on pictures' codes, with their captions and without."""
+    length, batches = pipe.transformer.config.condition_length, []
+    for i, batch in enumerate(as_batches(rows, pipe.image_size)):
+        captions = list(rows["caption"])[i * BATCH_SIZE :][: len(batch["images"])]
+        input_ids, mask = tokenize_prompts(pipe.tokenizer, captions, length)
+        codes = pipe.vq_model.encode(batch["images"]).codes.flatten(1)
+        batches.append({"codes": codes, "input_ids": input_ids, "attention_mask": mask})
+    model = ConditionToCodes(pipe.transformer, pipe.text_encoder).eval()
+    return {
+        "loss": mean_loss(model, batches)[0],
+        "loss_without_prompt": mean_loss(model, batches, without_condition=True)[0],
+    }
+
+
+def measure(pipe: AutoregressiveImagePipeline, judge: Judge, splits: dict[str, Dataset], count: int) -> dict:
+    """Everything the scoreboard shows.
+
+    Args:
+        pipe ([`AutoregressiveImagePipeline`]): Draws from captions.
+        judge ([`Judge`]): Looks at the pictures.
+        splits (`dict[str, datasets.Dataset]`): All rows of both splits.
+        count (`int`): Captions of each split, and pictures of each set.
+
+    Returns:
+        `dict`: `sets`, the scores of each set of pictures by its name; and by split, the tokenizer's measurements and
+        the generator's losses.
+    """
+    results = {"sets": {}}
+    for split, rows in splits.items():
+        chosen = evenly(rows, count)
+        results["sets"][f"{split} pictures"] = judge.score(chosen, chosen)
+        results["sets"][f"{split} pictures, reconstructed"] = judge.score(reconstruct(pipe, chosen), chosen)
+        with tempfile.TemporaryDirectory() as folder:
+            config = SamplingConfig(count, prompts=list(chosen["caption"]), batch_size=BATCH_SIZE)
+            drawn = sample_pictures(pipe, config, folder)
+            results["sets"][f"drawn for {split} captions"] = judge.score(drawn, chosen)
+        results[split] = evaluate_tokenizer(pipe.vq_model, as_batches(chosen, pipe.image_size)) | losses(pipe, chosen)
+    return results
+
+
+def show(results: dict) -> str:
+    """The results as two Markdown tables."""
+    distances = [f"{name} {split}" for split in SPLITS for name in ("distance to", "precision,", "recall,")]
+    lines = [
+        f"| | {' | '.join([*distances, 'subgroup', 'style', 'group', 'R-precision'])} |",
+        "|---" + 10 * "|---:" + "|",
+    ]
+    for name, scores in results["sets"].items():
+        cells = []
+        for split in SPLITS:
+            cells += [f"{scores[f'distance_to_{split}']:.2f}"]
+            cells += [f"{scores[f'{share}_{split}']:.3f}" for share in ("precision", "recall")]
+        labels = ("subgroup_accuracy", "style_accuracy", "group_accuracy", "r_precision")
+        lines.append(f"| {name} | {' | '.join(cells + [f'{scores[label]:.1%}' for label in labels])} |")
+    lines += ["", "| | test | train |", "|---|---:|---:|"]
+    for name, key, form in (
+        ("PSNR of the tokenizer, dB", "psnr", ".2f"),
+        ("SSIM of the tokenizer", "ssim", ".3f"),
+        ("codes that are used", "codebook_usage", ".1%"),
+        ("perplexity of the codes", "codebook_perplexity", ".0f"),
+        ("loss of the generator, nats a code", "loss", ".3f"),
+        ("... without its prompts", "loss_without_prompt", ".3f"),
+    ):
+        lines.append(f"| {name} | {' | '.join(format(results[split][key], form) for split in SPLITS)} |")
+    return "\n".join(lines)
+
+
+def commit() -> str:
+    """The commit that is checked out, with a mark if files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="emoji", help="Folder or Hub id of a text-conditional pipeline.")
+    parser.add_argument("--dataset", default="../shared/data/emoji", help="The emoji, as a folder.")
+    parser.add_argument("--count", type=int, default=419, help="Captions of each split to draw.")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    pipe = AutoregressiveImagePipeline.from_pretrained(args.checkpoint)
+    if not pipe.is_text_conditional:
+        parser.error(f"{args.checkpoint} draws classes; the scoreboard needs a checkpoint that draws captions")
+    try:
+        splits = {split: DataConfig(args.dataset).load(split) for split in SPLITS}
+    except ValueError as error:
+        parser.error(str(error))
+    if not 4 <= args.count <= len(splits["test"]):
+        parser.error(f"--count is {args.count}; expected 4 to {len(splits['test'])}, the size of the test split")
+    model = EmojiClassifier.from_pretrained(CLASSIFIER, dtype=torch.float32)
+    judge = Judge(model, AutoTokenizer.from_pretrained(CLASSIFIER / "tokenizer"), splits)
+    weights = hashlib.sha256((CLASSIFIER / "model.safetensors").read_bytes()).hexdigest()
+    results = measure(pipe, judge, splits, args.count)
+    minutes, busy = (time.perf_counter() - start) / 60, time.process_time() / 60
+    print(
+        f"## {date.today()}, {public_name(args.checkpoint)} at {commit()}\n\n"
+        f"torch {torch.__version__}, transformers {transformers.__version__}, diffusers {diffusers.__version__}; "
+        f"{args.count} captions of each split, {pipe.sampling_settings()}; network {weights[:8]}; "
+        f"{minutes:.1f} minutes with {torch.get_num_threads()} threads, {busy:.1f} of a core's ({platform.machine()})."
+        f"\n\n{show(results)}\n\n{json.dumps(results)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
