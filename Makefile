@@ -1,5 +1,4 @@
-.PHONY: demo test test-slow test-vllm docs style quality clean
-.PHONY: demo scoreboard test test-slow docs style quality clean
+.PHONY: demo scoreboard test test-slow test-vllm docs style quality clean
 
 PYTHON ?= python3
 export PROMPT ?= a red apple
@@ -35,6 +34,7 @@ test-slow: .venv/installed
 test-vllm: .venv-vllm/installed  ## the generator on vLLM, on a CPU: 3.5 GB of packages, some minutes
 	.venv-vllm/bin/python -m pytest -m "" tests/vllm_plugin
 	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 .venv-vllm/bin/python -m pytest tests/vllm_plugin -k "released or settings"
+
 scoreboard: .venv/installed  ## measure how well CHECKPOINT draws the emoji of DATASET
 	$(BIN)/python benchmarks/scoreboard.py --checkpoint "$$CHECKPOINT" --dataset "$$DATASET"
 
