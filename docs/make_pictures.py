@@ -41,7 +41,7 @@ def photograph() -> None:
     _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for name, width, height, scale in (("space", 1100, 640, 1), ("space_phone", 390, 760, 2)):
+        for name, width, height, scale in (("space", 1100, 690, 1), ("space_phone", 390, 760, 2)):
             page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=scale)
             page.goto(f"{url}?__theme=light")
             page.get_by_label("Prompt").first.wait_for()

@@ -14,7 +14,8 @@ import torch
 from fake_hub import fake_hub
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
+from safetensors.torch import save as safetensors_bytes
 from tiny import build_class_pipeline, build_text_pipeline, generators
 from tiny_training import generator_config, write_codes
 
@@ -45,7 +46,11 @@ import json, sys, torch
 from llamagen_hf import AutoregressiveImagePipeline
 
 pipe = AutoregressiveImagePipeline.from_pretrained(sys.argv[1])
-pipe.load_lora_weights(sys.argv[2])
+pipe.load_lora_weights(sys.argv[2], **json.loads((sys.argv[4:] or ["{}"])[0]))
+if sys.argv[2] == "user/style":
+    again = AutoregressiveImagePipeline.from_pretrained(sys.argv[1])
+    again.load_loras(pipe.loras)
+    assert len(pipe.loras[0]["revision"]) == 40 and again.loras == pipe.loras
 codes = pipe(**json.loads(sys.argv[3]), generator=torch.Generator().manual_seed(3), output_type="codes").images
 print(json.dumps(codes.tolist()))
 """
@@ -424,6 +429,12 @@ def test_an_adapter_loads_by_id(user, trained):
     by_id = user.codes(ADAPT, "user/shapes", "user/style", PROMPT)
     assert by_id == user.codes(ADAPT, trained / "pipeline", trained / "adapter", PROMPT)
     assert by_id == user.codes(ADAPT, "user/shapes", "user/style", PROMPT, HF_HUB_OFFLINE="1")
+    # One that is changed later does not take the place of what a picture was drawn with.
+    repo = user.hub.repos["user/style"]
+    old = json.dumps({"revision": user.hub.sha(repo)})
+    weights = {name: -value for name, value in load(repo[-1]["adapter_model.safetensors"]).items()}
+    repo.append(repo[-1] | {"adapter_model.safetensors": safetensors_bytes(weights)})
+    assert user.codes(ADAPT, "user/shapes", "user/style", PROMPT, old) == by_id
     assert "a pipeline" in user.refusal(trained / "adapter", "user/style", "--space")
 
 

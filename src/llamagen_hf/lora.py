@@ -4,12 +4,14 @@ from itertools import groupby
 from pathlib import Path
 
 from diffusers.utils import recurse_remove_peft_layers
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 
 # Every linear layer of the Llama. The conditions' embeddings and the output head stay as they are.
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# Arguments that say how to fetch an adapter.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
 def lora_config(rank: int, alpha: int | None = None):
@@ -32,7 +34,8 @@ class LoraLoaderMixin:
         Args:
             path (`str`): Folder or Hub id with `adapter_config.json`.
             adapter_name (`str`, *optional*, defaults to `"default"`): Its name in this pipeline.
-            kwargs: As for [`~transformers.PreTrainedModel.load_adapter`], such as `revision` and `token`.
+            kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download` for the Hub; others are
+                those of [`~transformers.PreTrainedModel.load_adapter`].
 
         Raises:
             ValueError: If there is no adapter, or if it is made for other sizes.
@@ -40,13 +43,15 @@ class LoraLoaderMixin:
         path, lora = str(path), {"path": str(path)}
         if adapter_name != "default":
             lora["name"] = adapter_name
-        if not Path(path).is_dir():
-            # The commit, so that weights that are changed later are not taken for these.
-            lora["revision"] = kwargs["revision"] = find_commit(path, **kwargs)
-        elif not (Path(path) / "adapter_config.json").is_file():
+        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        folder = Path(path)
+        if not folder.is_dir():
+            folder = download_adapter(path, **options)
+            lora["revision"] = folder.name  # so that weights that are changed later are not taken for these
+        if not (folder / "adapter_config.json").is_file():
             raise ValueError(f"{path!r} is no adapter: it has no adapter_config.json.")
         try:
-            self.transformer.load_adapter(path, adapter_name=adapter_name, **kwargs)
+            self.transformer.load_adapter(str(folder), adapter_name=adapter_name, **kwargs)
         except RuntimeError as error:
             raise ValueError(f"The adapter {path!r} does not fit this generator: {error}") from error
         self.loras = [*self.loras, lora]
@@ -105,12 +110,10 @@ class LoraLoaderMixin:
         return super().save_pretrained(save_directory, **kwargs)
 
 
-def find_commit(repo_id: str, **kwargs) -> str:
-    """The commit of the Hub at which an adapter is loaded; a `ValueError` if there is none."""
-    names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-    options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+def download_adapter(repo_id: str, **options) -> Path:
+    """Fetch an adapter from the Hub into the cache: a folder named by the commit; a `ValueError` if there is none."""
     try:
-        return Path(hf_hub_download(repo_id, "adapter_config.json", **options)).parent.name
+        return Path(snapshot_download(repo_id, allow_patterns="adapter_*", **options))
     except (OSError, HFValidationError) as error:
         raise ValueError(f"There is no adapter {repo_id!r}, as a folder or on the Hub.") from error
 
