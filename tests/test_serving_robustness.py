@@ -291,13 +291,14 @@ def test_the_command_ends_well_on_sigterm(tmp_path):
         target=lambda: answers.append(httpx.post(url + GENERATIONS, json={"prompt": "a fish"}, timeout=120))
     )
     thread.start()
-    while "llamagen_pending_images 1.0" not in httpx.get(url + "/metrics").text:
-        pass
+    while "llamagen_pending_images 1.0" not in httpx.get(url + "/metrics", timeout=60).text:
+        threading.Event().wait(0.05)
     process.send_signal(signal.SIGTERM)
     thread.join(120)
     assert answers[0].status_code == 200
     assert process.wait(30) == 0
-    lines = [json.loads(line) for line in process.stderr.read().splitlines()]
+    # Libraries write there, too.
+    lines = [json.loads(line) for line in process.stderr if line.startswith("{")]
     (request,) = [line for line in lines if line["message"] == "request"]
     assert request["status"] == 200 and request["route"] == GENERATIONS and "fish" not in str(lines)
 
@@ -319,13 +320,24 @@ def is_engine(process: psutil.Process) -> bool:
 @pytest.mark.slow
 def test_schemathesis_finds_nothing(server):
     import schemathesis
-    from hypothesis import HealthCheck, Phase, settings
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    # A schema can't say which bytes are a picture.
+    no_picture = [positive_data_acceptance]
+    schema, tried = schemathesis.openapi.from_url(f"{server.url}/openapi.json"), set()
+    for result in schema.get_all_operations():
+        operation = result.ok()
 
-    @schema.parametrize()
-    @settings(max_examples=60, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-    def fuzz(case):
-        case.call_and_validate(timeout=60)
+        @given(case=operation.as_strategy())
+        @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        def fuzz(case):
+            answer = case.call(timeout=60)
+            if answer.status_code == 504:  # which is right, but no server's error, if that was asked for
+                assert float(case.body["timeout"]) < 5
+            else:
+                case.validate_response(answer, excluded_checks=no_picture if "edits" in case.path else None)
 
-    fuzz()
+        fuzz()
+        tried.add(operation.path)
+    assert {GENERATIONS, "/v1/images/edits", "/v1/models", "/images/{name}", "/ready", "/metrics"} <= tried

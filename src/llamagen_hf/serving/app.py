@@ -91,8 +91,10 @@ def build_app(service: ImageService) -> FastAPI:
         """Draw images of a prompt or a class."""
         return await answer(request, body, "image_generation")
 
+    form = Annotated[completion_body, Form(media_type="multipart/form-data")]
+
     @app.post("/v1/images/edits", response_model=ImagesResponse, responses=answers, **guarded)
-    async def edit(request: Request, body: Annotated[completion_body, Form()]) -> Response:
+    async def edit(request: Request, body: form) -> Response:
         """Complete a picture: its upper rows are kept, what is below them is drawn."""
         return await answer(request, body, "image_edit", await body.image.read())
 

@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import torch
+import transformers
 
 from ..modeling import LlamaGenForConditionalGeneration
 from .batch import ContinuousBatch, Progress
@@ -36,6 +37,7 @@ class EngineSettings:
 
     def load(self) -> ContinuousBatch:
         """Read the weights."""
+        transformers.utils.logging.disable_progress_bar()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         model = LlamaGenForConditionalGeneration.from_pretrained(self.folder, dtype=getattr(torch, self.dtype))

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from fastapi import File, UploadFile
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from .front import FrontPipeline, PictureFile
 from .service import MAX_SEED, Order
@@ -78,6 +78,16 @@ class DrawingFields(BaseModel):
         )
 
 
+def whole_numbers(fields: object) -> object:
+    """JSON does not tell 2.0 from 2."""
+    if not isinstance(fields, dict):
+        return fields
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in fields.items()
+    }
+
+
 def build_bodies(pipe: FrontPipeline, settings: ServingSettings) -> tuple[type[DrawingFields], type[DrawingFields]]:
     """The bodies of drawings (JSON) and of completions (a form), as far as a checkpoint takes them.
 
@@ -100,7 +110,7 @@ def build_bodies(pipe: FrontPipeline, settings: ServingSettings) -> tuple[type[D
     drawing = create_model(
         "ImageGeneration",
         __base__=DrawingFields,
-        __config__=None,
+        __validators__={"whole_numbers": model_validator(mode="before")(whole_numbers)},
         style=(Annotated[Literal["vivid", "natural"] | None, Field(description=Unused)], None),
         moderation=(Annotated[Literal["low", "auto"] | None, Field(description=Unused)], None),
         **fields,

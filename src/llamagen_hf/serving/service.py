@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
@@ -24,7 +25,9 @@ from .settings import ServingSettings
 from .stores import ResultCache, UrlStore
 
 
-MAX_SEED = 2**62
+logger = logging.getLogger(__name__)
+
+MAX_SEED = 2**53 - 1  # what numbers in JSON hold exactly everywhere
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ class ImageService:
     async def _start(self) -> None:
         try:
             await self.engine.start()
-        except (OSError, ValueError, EngineDied) as error:
+        except Exception as error:  # whatever it is, there will be no engine
+            logger.error("engine does not start", exc_info=not isinstance(error, (OSError, ValueError, EngineDied)))
             self.failure = str(error)
 
     async def stop(self) -> None:
