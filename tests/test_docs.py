@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PATTERNS = ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "spaces/**/*.md", "src/**/README.md")
 PAGES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
 PROSE = [path for path in PAGES if path.parent.name != "api"]
-RUNNABLE = [ROOT / "docs" / name for name in ("quick_start.md", "how_it_works.md", "evaluation.md")]
+RUNNABLE = [ROOT / "docs" / name for name in ("quick_start.md", "how_it_works.md")]
 GROUP = typer.main.get_command(llamagen_cli.app)
 STAGES = {"prepare", "train-tokenizer", "extract-codes", "train-generator"}  # which read their flags from a recipe
 
