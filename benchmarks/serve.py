@@ -7,20 +7,22 @@ python benchmarks/serve.py --soak 600 [--clients 8]
 - server: `llamagen serve`, started here on loopback, streamed over HTTP
 
 Each client asks again as soon as it has its image, with a new seed, until it has `--images` of them or `--seconds` are
-over; what is unfinished then counts as having taken longer than that. Both show three previews of each image. The soak
-only looks at the server's memory: it draws for so many seconds and reports the resident memory of all its processes.
+over; what is unfinished then counts as having taken longer than that. Three previews of each image are asked for; the
+server leaves out the second and third where its decoder is busy, so the table counts them. The soak only looks at the
+server's memory: it draws for so many seconds and reports the resident memory of all its processes.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import math
 import re
 import socket
 import subprocess
 import sys
-import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 
 import httpx
@@ -46,6 +48,7 @@ class Load:
         self.clients, self.images, self.seconds = clients, images, seconds
         self.first: list[float] = []
         self.full: list[float] = []
+        self.previews = 0
         self.begin = time.perf_counter()
 
     @property
@@ -56,7 +59,8 @@ class Load:
         """A line of the table; call it when all clients are done."""
         seconds = time.perf_counter() - self.begin
         finished = [value for value in self.full if math.isfinite(value)]
-        cells = [self.clients, mode, len(finished), f"{len(finished) / seconds:.2f}"]
+        each = self.previews / max(1, len(finished))
+        cells = [self.clients, mode, len(finished), f"{len(finished) / seconds:.2f}", f"{each:.1f}"]
         for value in (*percentiles(self.first), *percentiles(self.full)):
             cells.append(f"{value:.2f}" if math.isfinite(value) else f"> {self.seconds:g}")
         return f"| {' | '.join(map(str, cells))} |"
@@ -69,33 +73,31 @@ def percentiles(values: list[float]) -> list[float]:
 
 
 def load_loop(pipe: AutoregressiveImagePipeline, condition: dict, load: Load) -> None:
-    """Clients that wait for each other."""
-    turn, every = threading.Lock(), pipe.transformer.config.num_codes // (PREVIEWS + 1)
-
-    def client(number: int) -> None:
-        for image in range(load.images):
-            start, first, full = time.perf_counter(), math.inf, math.inf
-            with turn:
-                generator = torch.Generator().manual_seed(number * load.images + image)
-                steps = pipe.stream(**condition, generator=generator, preview_every=every)
-                for step in steps if not load.is_over else ():
-                    first = min(first, time.perf_counter() - start)
-                    if step.output is not None:
-                        full = time.perf_counter() - start
-            load.first.append(first)
-            load.full.append(full)
-            if load.is_over:
-                return
-
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(load.clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    """Clients that stand in line."""
+    every = pipe.transformer.config.num_codes // (PREVIEWS + 1)
+    line = deque([(load.begin, 1)] * load.clients)  # when each of them asked, and for its how manieth image
+    for seed in itertools.count():
+        if not line:
+            return
+        start, number = line.popleft()
+        first = full = math.inf
+        if not load.is_over:
+            generator = torch.Generator().manual_seed(seed)
+            for step in pipe.stream(**condition, generator=generator, preview_every=every):
+                first = min(first, time.perf_counter() - start)
+                load.previews += step.output is None
+            full = time.perf_counter() - start
+        load.first.append(first)
+        load.full.append(full)
+        if number < load.images and not load.is_over:
+            line.append((time.perf_counter(), number + 1))
 
 
 def load_server(url: str, condition: dict, load: Load) -> None:
     """Clients on connections of their own."""
+
+    # Never one of before, which the cache would know.
+    seeds = itertools.count(time.time_ns() % 2**50)
 
     async def ask(session: httpx.AsyncClient, seed: int, start: float) -> tuple[float, float]:
         first = math.inf
@@ -106,17 +108,17 @@ def load_server(url: str, condition: dict, load: Load) -> None:
                 assert line != "event: error", "the server failed"
                 if line.startswith("event: "):
                     first = min(first, time.perf_counter() - start)
+                    load.previews += line.endswith("partial_image")
                     if line.endswith("completed"):
                         return first, time.perf_counter() - start
         raise AssertionError("a stream without its end")
 
-    async def client(session: httpx.AsyncClient, number: int) -> None:
+    async def client(session: httpx.AsyncClient) -> None:
         for _ in range(load.images):
             start = time.perf_counter()
-            seed = time.time_ns() % 2**61 + number  # never one of before, which the cache would know
             left = max(0.0, load.seconds - (start - load.begin))
             try:
-                first, full = await asyncio.wait_for(ask(session, seed, start), left)
+                first, full = await asyncio.wait_for(ask(session, next(seeds), start), left)
             except asyncio.TimeoutError:
                 first = full = math.inf
             load.first.append(first)
@@ -127,7 +129,7 @@ def load_server(url: str, condition: dict, load: Load) -> None:
     async def clients() -> None:
         limits = httpx.Limits(max_connections=load.clients)
         async with httpx.AsyncClient(base_url=url, limits=limits, timeout=None) as session:
-            await asyncio.gather(*(client(session, number) for number in range(load.clients)))
+            await asyncio.gather(*(client(session) for _ in range(load.clients)))
 
     asyncio.run(clients())
 
@@ -201,8 +203,10 @@ def main() -> None:
         if args.soak is not None:
             soak(url, process, asked, args.clients[0], args.soak)
             return
-        print("| clients | mode | images | images/s | first preview p50 | p95 | p99 | image p50 | p95 | p99 |")
-        print("|---:|---|" + "---:|" * 8)
+        print(
+            "| clients | mode | images | images/s | previews | first preview p50 | p95 | p99 | image p50 | p95 | p99 |"
+        )
+        print("|---:|---|" + "---:|" * 9)
         for clients in args.clients:
             load = Load(clients, args.images, args.seconds)
             load_loop(pipe, condition, load)

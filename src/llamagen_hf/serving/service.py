@@ -220,6 +220,11 @@ class ImageService:
         """A file of codes."""
         return await self._develop(Development(codes, file, parameters))
 
+    @property
+    def decoder_is_late(self) -> bool:
+        """Whether pictures wait for the decoder."""
+        return len(self._develop) > 0
+
     def observe(self) -> None:
         """Bring the gauges up to date."""
         self.metrics.pending.set(self.pending)
@@ -345,7 +350,7 @@ class Job:
 
 
 class Previews:
-    """The partial pictures of one picture, evenly spread over its codes; one that is late makes the next one wait.
+    """The partial pictures of one picture, evenly spread over its codes; the first at least, others as there is time.
 
     Args:
         job ([`Job`]): What the picture belongs to.
@@ -366,9 +371,11 @@ class Previews:
         """Make a preview if one is due."""
         if not self.due or len(codes) < self.due[0] or len(codes) == self.job.service.num_codes:
             return
-        if self._task is None or self._task.done():
-            while self.due and self.due[0] <= len(codes):
-                self.due.pop(0)
+        while self.due and self.due[0] <= len(codes):
+            self.due.pop(0)
+        # Pictures and first previews, of whichever request, are worth more than the next preview of this one.
+        is_late = self.number > 0 and self.job.service.decoder_is_late
+        if (self._task is None or self._task.done()) and not is_late:
             self._task = asyncio.ensure_future(self._make(list(codes)))
 
     async def _make(self, codes: list[int]) -> None:
