@@ -89,6 +89,27 @@ def test_a_crowd_gets_its_own_pictures(server):
     check_crowd(server, 60)
 
 
+def test_a_crowd_of_streams_has_a_preview_each(server):
+    """Whatever is left out where the decoder is busy, the first preview and the picture are not."""
+
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=300) as client:
+
+            async def stream(seed: int) -> list:
+                events = await client.images.generate(
+                    prompt="a fish", stream=True, partial_images=3, extra_body={"seed": seed, "top_k": 30}
+                )
+                return [event async for event in events]
+
+            return await asyncio.gather(*(stream(seed) for seed in range(40)))
+
+    expected = server.pipe(["a fish"] * 40, top_k=30, generator=generators(*range(40))).images
+    for image, (first, *others, last) in zip(expected, asyncio.run(ask()), strict=True):
+        assert first.type == "image_generation.partial_image" and first.partial_image_index == 0
+        assert len(others) <= 2 and last.type == "image_generation.completed"
+        assert Image.open(io.BytesIO(base64.b64decode(last.b64_json))).tobytes() == image.tobytes()
+
+
 @pytest.mark.slow
 def test_500_at_once_and_the_memory_returns(server):
     def resident() -> float:
