@@ -152,7 +152,7 @@ PAGES = {
         [
             "serving.settings.ServingSettings",
             "serving.service.ImageService",
-            "serving.service.Order",
+            "serving.order.Order",
             "serving.engine.Engine",
             "serving.engine.DrawingRequest",
             "serving.local_engine.LocalEngine",

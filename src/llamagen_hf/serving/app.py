@@ -19,9 +19,11 @@ from .. import __version__
 from .errors import ERRORS, APIError, ErrorBody
 from .events import EventStream, usage
 from .gate import Gate
+from .job import Job
 from .metrics import CONTENT_TYPE
+from .order import FinishedPicture
 from .schemas import DrawingFields, ImagesResponse, Model, ModelList, Status, build_bodies
-from .service import FinishedPicture, ImageService, Job
+from .service import ImageService
 
 
 logger = logging.getLogger(__name__)

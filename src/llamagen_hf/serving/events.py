@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from fastapi.responses import StreamingResponse
 
 from .errors import APIError
+from .job import Job
+from .order import FinishedPicture, Preview
 from .schemas import DrawingFields
-from .service import FinishedPicture, Job, Preview
 
 
 def usage(pictures: list[FinishedPicture]) -> dict:

@@ -10,12 +10,10 @@ from multiprocessing.connection import Connection
 
 from .engine import DrawingRequest, Engine, EngineDied
 from .engine_process import EngineSettings, pack, spawn
+from .revival import start_again
 
 
 logger = logging.getLogger(__name__)
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a process that died is started again; doubled each time
-ATTEMPTS = 5  # starts in a row that come to nothing, after which it gives up
 
 
 class LocalEngine(Engine):
@@ -116,18 +114,7 @@ class LocalEngine(Engine):
             self._has_given_up = True
 
     async def _start_again(self) -> None:
-        pause = FIRST_PAUSE
-        for _ in range(ATTEMPTS):
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-            try:
-                await self.start()
-            except (OSError, ValueError, EngineDied) as error:
-                logger.error("engine does not start", extra={"reason": str(error)})
-            else:
-                logger.info("engine started again")
-                return
-        self._has_given_up = True
+        self._has_given_up = not await start_again(self.start)
 
     def _send(self, *message) -> None:
         try:

@@ -6,7 +6,7 @@ from fastapi import File, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from .front import FrontPipeline, PictureFile
-from .service import MAX_SEED, Order
+from .order import MAX_SEED, Order
 from .settings import ServingSettings
 
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from ..vllm import EngineDiedError, VLLMEngine
 from .engine import DrawingRequest, Engine, EngineDied
-from .local_engine import ATTEMPTS, FIRST_PAUSE, LONGEST_PAUSE
+from .revival import start_again
 
 
 logger = logging.getLogger(__name__)
@@ -73,24 +73,13 @@ class VLLMBackend(Engine):
                 continue
             self.deaths += 1
             logger.error("engine died", extra={"deaths": self.deaths})
-            if not (self.restarts and await self._start_again()):
+            if not (self.restarts and await start_again(self._reload)):
                 self._has_given_up = True
                 return
 
-    async def _start_again(self) -> bool:
-        pause = FIRST_PAUSE
-        for _ in range(ATTEMPTS):
-            await asyncio.to_thread(self._engine.shutdown)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-            try:
-                await self._load()
-            except (OSError, ValueError, EngineDied) as error:
-                logger.error("engine does not start", extra={"reason": str(error)})
-            else:
-                logger.info("engine started again")
-                return True
-        return False
+    async def _reload(self) -> None:
+        await asyncio.to_thread(self._engine.shutdown)
+        await self._load()
 
     async def draw(self, request: DrawingRequest) -> AsyncIterator[list[int]]:
         if not self.is_ready:

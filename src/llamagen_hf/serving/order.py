@@ -1,0 +1,69 @@
+"""What a client asks for, and what it gets."""
+
+from dataclasses import dataclass
+
+from ..inputs import DrawingInputs
+from .front import PictureFile
+
+
+MAX_SEED = 2**53 - 1  # what numbers in JSON hold exactly everywhere
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a client asks for. `None` is the checkpoint's default, and without a seed each picture gets any."""
+
+    prompt: str | None = None
+    class_label: int | str | None = None
+    n: int = 1
+    seed: int | None = None
+    guidance_scale: float | None = None
+    guidance_interval: int = -1
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    upload: bytes | None = None
+    keep_rows: int | None = None
+    file: PictureFile = PictureFile()
+    partial_images: int = 0
+    timeout: float | None = None
+
+    @property
+    def inputs(self) -> DrawingInputs:
+        """As the pipeline would be asked for one picture, an upload not among it."""
+        return DrawingInputs(
+            prompt=self.prompt,
+            class_labels=self.class_label,
+            guidance_scale=self.guidance_scale,
+            guidance_interval=self.guidance_interval,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
+
+
+@dataclass(frozen=True)
+class FinishedPicture:
+    """A picture for the client: its place in the order, its file, its seed, and how many codes of which kind."""
+
+    index: int
+    file: bytes
+    seed: int
+    condition_tokens: int
+    kept_codes: int
+    drawn_codes: int
+    is_cached: bool
+
+    @property
+    def facts(self) -> dict:
+        names = ("condition_tokens", "kept_codes", "drawn_codes")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A partial picture: the place of the picture, its own number, and the file."""
+
+    index: int
+    number: int
+    file: bytes
