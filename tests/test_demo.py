@@ -198,6 +198,7 @@ def test_uploads_that_are_no_pictures_are_refused_in_words(client, tmp_path):
         complete(client, None)
 
 
+@pytest.mark.slow
 def test_twenty_clients_get_their_own_pictures_and_memory_returns(app):
     pipe, url = app
     expected = {seed: alone(pipe, seed, f"picture {seed}").tobytes() for seed in range(20)}

@@ -72,7 +72,7 @@ def test_class_training_ends_in_a_pipeline_with_class_names(stages):
     assert pipe.text_encoder is None
 
 
-@pytest.mark.parametrize("conditioning", ["class", "text"])
+@pytest.mark.parametrize("conditioning", ["class", pytest.param("text", marks=pytest.mark.slow)])
 def test_training_learns_its_condition(stages, tmp_path, conditioning):
     folder, _ = stages
     config = config_of(

@@ -263,6 +263,7 @@ def test_wrong_settings_are_one_sentence(table, tmp_path):
         filter_rows(filter_config(table, Path(table[1]).parent))
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_report(table, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"filter": {"dataset": table[1], "output_dir": str(tmp_path / "out"), **THRESHOLDS}}))

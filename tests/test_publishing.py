@@ -171,6 +171,7 @@ def test_half_precision_variants(user, tmp_path):
     assert user.codes(LOAD, "user/only", "AutoregressiveImagePipeline", variant, PROMPT) == rounded
 
 
+@pytest.mark.slow
 def test_the_card_says_what_it_is(user, tmp_path):
     user.publish(save(build_class_pipeline(), tmp_path / "pipe"), "user/fish", "--license", "cc-by-4.0")
     card = ModelCard(user.hub.repos["user/fish"][-1]["README.md"].decode())
@@ -185,6 +186,7 @@ def test_the_card_says_what_it_is(user, tmp_path):
 REPORT = {"count": 50, "reference": {"name": "pictures"}, "metrics": {"fid": 3.39, "kid": 0.0005, "kid_std": 0.0002}}
 
 
+@pytest.mark.slow
 def test_publishing_brings_the_report(user, tmp_path):
     folder = save(build_class_pipeline(), tmp_path / "pipe")
     write_report(folder / "evaluation", REPORT)
@@ -451,6 +453,7 @@ def test_an_adapters_base_is_named_unless_it_is_a_folder(tmp_path, base, named):
     assert not any("/data" in str(content) for content in (publication.files["adapter_config.json"], card))
 
 
+@pytest.mark.slow
 def test_the_card_says_whose_pictures_they_are(user, trained, tmp_path):
     folder = shutil.copytree(trained / "pipeline", tmp_path / "pipe", ignore=shutil.ignore_patterns("checkpoints"))
     facts = json.loads((folder / "training.json").read_text())

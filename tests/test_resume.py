@@ -111,7 +111,7 @@ def check_resume(folder: Path, function, config, *before) -> None:
 RUN = {"max_train_steps": 10, "checkpointing_steps": 2, "batch_size": 4, "micro_batch_size": 2}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_generator_run_ends_like_an_unbroken_one(stages, tmp_path, workers):
     folder, _ = stages
     config = generator_config(tmp_path, folder / "tokenizer", folder / "codes", num_workers=workers, **RUN)
@@ -120,8 +120,7 @@ def test_a_killed_generator_run_ends_like_an_unbroken_one(stages, tmp_path, work
 
 @pytest.mark.parametrize(
     "workers, streaming",
-    # Workers of a stream start from nothing and import everything.
-    [(0, False), (2, False), (0, True), pytest.param(2, True, marks=pytest.mark.slow)],
+    [(0, False), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, False), (0, True), (2, True)))],
 )
 def test_a_killed_tokenizer_run_ends_like_an_unbroken_one(stages, tmp_path, workers, streaming):
     _, data = stages

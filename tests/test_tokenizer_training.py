@@ -169,6 +169,7 @@ def test_micro_batches_add_up_to_the_batch(data, tmp_path):
         torch.testing.assert_close(value, other[key], rtol=1e-3, atol=1e-4, msg=key)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_micro_batch(data, tmp_path, monkeypatch, caplog):
     """A step of 4 goes on as two of 2, and ends with the same weights as one that was set so."""
     forward = LlamaGenVQModel.forward
