@@ -1,18 +1,23 @@
 """One evaluation from its beginning to its report, with tiny pipelines and features that need no weights."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 from test_evaluation_sampling import build_dit_pipeline
-from tiny import build_class_pipeline, build_text_pipeline
+from tiny import build_class_pipeline, build_clip, build_text_pipeline
 from tiny_evaluation import Thumbnails
+from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import llamagen_cli
 from llamagen_cli.evaluate import read_arguments, read_prompts
+from llamagen_hf.evaluation import inception
 from llamagen_hf.evaluation import statistics as statistics_module
 from llamagen_hf.evaluation.npz import write_pictures
 from llamagen_hf.evaluation.run import EvaluationConfig, evaluate, is_checkpoint
+from llamagen_hf.evaluation.text import embed_pairs
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +70,34 @@ def test_autoregressive_against_diffusion(tmp_path, reference):
     assert own["metrics"].keys() == dit["metrics"].keys() >= {"fid", "sfid", "precision", "recall", "kid"}
     assert own["image_size"] == dit["image_size"] == [8, 8]
     assert own["metrics"]["fid"] != dit["metrics"]["fid"]
+
+
+def test_the_command_shows_which_prompts_fit_worst_and_best(tmp_path, reference, monkeypatch):
+    monkeypatch.setattr(inception, "InceptionFeatures", lambda *_: Thumbnails())
+    build_text_pipeline().save_pretrained(tmp_path / "text")
+    model, processor = build_clip()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "clip")
+    prompts = ["a cat", "a red apple", "a tree", "a cat"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    command = ["evaluate", str(tmp_path / "text"), "--reference", reference, "--output", str(tmp_path / "out")]
+    command += ["--prompts", str(tmp_path / "prompts.txt"), "--clip", str(tmp_path / "clip"), "--count", "8"]
+    result = CliRunner().invoke(llamagen_cli.app, command)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "text" / "report.json").read_text())
+    assert report["score_metric"] == "clip_score"
+    files = sorted((tmp_path / "out" / "samples" / "text").glob("*.png"))
+    embeddings = [
+        F.normalize(part, dim=-1) for part in embed_pairs(map(Image.open, files), 2 * prompts, *build_clip())[:2]
+    ]
+    cosines = 100 * embeddings[0] @ embeddings[1].T
+    for row, entry in enumerate(report["scores"]):
+        own = [index for index in range(8) if prompts[index % 4] == entry["name"]]
+        assert entry["score"] == pytest.approx(cosines[own, row].mean().item(), abs=1e-3)
+    assert [entry["name"] for entry in report["scores"]] == ["a cat", "a red apple", "a tree"]
+    page = (tmp_path / "out" / "text" / "report.html").read_text()
+    # The sheet's eight, then the worst and the best prompt's.
+    assert page.count("data:image/webp") == 10
 
 
 def test_prompts_are_drawn_in_turn(tmp_path, reference):

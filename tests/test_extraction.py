@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from PIL import Image, ImageOps
 from tiny import build_text_encoder, build_vq_model
 from transformers import ByT5Tokenizer
@@ -22,10 +23,16 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes, tokenizer_fingerprint  # noqa: E402
+from llamagen_hf.data.extraction import (  # noqa: E402
+    CodeExtractionConfig,
+    extract_codes,
+    load_tokenizer,
+    tokenizer_fingerprint,
+)
 from llamagen_hf.data.source import DataConfig  # noqa: E402
 from llamagen_hf.data.text_features import decode_states, pad_left  # noqa: E402
 from llamagen_hf.data.transforms import center_crop, ten_crop, to_tensor  # noqa: E402
+from llamagen_hf.loading import EMOJI_CHECKPOINT  # noqa: E402
 from llamagen_hf.prompts import encode_tokens, tokenize_prompts  # noqa: E402
 from llamagen_hf.training.recipe import parse_recipe  # noqa: E402
 
@@ -410,3 +417,12 @@ def test_a_mistake_records_nothing(tmp_path):
     with pytest.raises(ValueError, match="can't be read"):
         extract_codes(DataConfig(dataset=str(tmp_path / "absent"), image_size=16), config)
     assert not (tmp_path / "codes").exists()
+
+
+def test_tokenizers_come_alone_or_in_a_pipeline(tmp_path):
+    fingerprint = tokenizer_fingerprint(load_tokenizer("emoji"))
+    assert fingerprint == tokenizer_fingerprint(load_tokenizer(str(EMOJI_CHECKPOINT / "vq_model")))
+    assert load_tokenizer("emoji", sample_size=32).config.sample_size == 32
+    AutoencoderTiny().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds AutoencoderTiny; expected an image tokenizer"):
+        load_tokenizer(str(tmp_path))

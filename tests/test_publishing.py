@@ -440,8 +440,16 @@ def test_an_adapter_loads_by_id(user, trained):
     assert "a pipeline" in user.refusal(trained / "adapter", "user/style", "--space")
 
 
-@pytest.mark.parametrize("base, named", [("user/base", "user/base"), ("/data/models/base", None), (None, None)])
-def test_an_adapters_base_is_named_unless_it_is_a_folder(tmp_path, base, named):
+@pytest.mark.parametrize(
+    "base, named, loaded",
+    [
+        ("user/base", "user/base", "user/base"),
+        ("emoji", None, "emoji"),
+        ("/data/models/base", None, "the checkpoint that it was trained on"),
+        (None, None, "the checkpoint that it was trained on"),
+    ],
+)
+def test_an_adapters_base_is_named_unless_it_is_a_folder(tmp_path, base, named, loaded):
     pipe = build_text_pipeline()
     pipe.transformer.add_adapter(lora_config(2))
     pipe.transformer.peft_config["default"].base_model_name_or_path = base
@@ -449,7 +457,7 @@ def test_an_adapters_base_is_named_unless_it_is_a_folder(tmp_path, base, named):
     publication = open_publication(tmp_path)
     card = write_card(publication, "user/style", None, [], False, None, None)
     assert card.data.base_model == named
-    assert ('from_pretrained("user/base")' in card.text) == (named is not None)
+    assert f'from_pretrained("{loaded}")' in card.text
     assert not any("/data" in str(content) for content in (publication.files["adapter_config.json"], card))
 
 

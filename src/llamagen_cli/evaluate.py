@@ -1,6 +1,7 @@
 """`llamagen evaluate`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -100,7 +101,9 @@ def evaluate(
             source = results.pop("samples")
             folder = output / results["title"].replace("/", "--")
             typer.echo(f"{results['title']}: {json.dumps(results['metrics'])}")
-            typer.echo(f"Wrote {write_report(folder, results, sheet(source, config))}")
+            sheet = list(with_prompts(source, config, SHEET))
+            page = write_report(folder, results, sheet, score_images(source, config, results))
+            typer.echo(f"Wrote {page}")
             if pack and Path(source).is_dir() and "checkpoint" in results:
                 pack_pictures(source, folder / "samples.npz")
                 typer.echo(f"Wrote {folder / 'samples.npz'}")
@@ -132,8 +135,21 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def sheet(source, config) -> list[tuple]:
-    """The first pictures, with what they were drawn for."""
+def score_images(source, config, results: dict) -> dict[str, list]:
+    """The first picture of each prompt that is among the worst or the best."""
+    from llamagen_hf.evaluation.results import worst_and_best
+
+    wanted = {entry["name"] for entries in worst_and_best(results) for entry in entries}
+    found = {}
+    if wanted:
+        for picture, prompt in with_prompts(source, config, len(config.prompts)):
+            if prompt in wanted:
+                found.setdefault(prompt, [picture])
+    return found
+
+
+def with_prompts(source, config, count: int) -> Iterator[tuple]:
+    """The first `count` pictures, each with its prompt, if there are prompts."""
     from itertools import islice
 
     from PIL import Image
@@ -142,7 +158,5 @@ def sheet(source, config) -> list[tuple]:
 
     images = open_images(source, config.image_size, config.split, skip_bad=config.skip_bad)
     prompts = config.prompts or [""]
-    return [
-        (Image.fromarray(picture), prompts[index % len(prompts)])
-        for index, picture in enumerate(islice(images, SHEET))
-    ]
+    for index, picture in enumerate(islice(images, count)):
+        yield Image.fromarray(picture), prompts[index % len(prompts)]

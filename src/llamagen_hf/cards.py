@@ -102,16 +102,17 @@ def pipeline_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, 
 def adapter_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, dict]:
     adapter = publication.json("adapter_config.json")
     base = adapter.get("base_model_name_or_path")
-    base = base if base and "/" in base else None  # else a folder's name
+    repository = base if base and "/" in base else None  # else a folder's name, or the checkpoint that ships with us
+    checkpoint = repository or ("emoji" if base == "emoji" else "the checkpoint that it was trained on")
     data = {
         "library_name": "peft",
         "pipeline_tag": "text-to-image",
         "tags": ["llamagen", "autoregressive", "lora"],
         **sources_and_metrics(repo_id, facts, "text-to-image"),
     }
-    if base:
-        data["base_model"] = base
-    load = f'AutoregressiveImagePipeline.from_pretrained("{base or "the checkpoint that it was trained on"}")'
+    if repository:
+        data["base_model"] = repository
+    load = f'AutoregressiveImagePipeline.from_pretrained("{checkpoint}")'
     prompt = f'"{conditions[0]}"' if conditions and isinstance(conditions[0], str) else "..."
     texts = {
         "summary": f"A LoRA adapter of rank {adapter.get('r')} for a LlamaGen generator (arXiv 2406.06525).",

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ..evaluation.autoencoders import load_autoencoder
 from ..vq_model import LlamaGenVQModel
 from .bad_rows import BadRow, BadRows
 from .picture_files import decode_picture
@@ -48,7 +49,7 @@ class CodeExtractionConfig:
       each entry of it. The released ImageNet recipe has `[1.1, 1.05]`.
     """
 
-    tokenizer: str = field(metadata={"help": "Folder or Hub id of the image tokenizer."})
+    tokenizer: str = field(metadata={"help": "Folder or Hub id of the image tokenizer, or of a pipeline with one."})
     output_dir: str = field(metadata={"help": "Folder for codes.json, train-00000.parquet, ..., test-00000.parquet."})
     crops: str = field(default="shifted", metadata={"help": "shifted, flip or ten_crop."})
     num_crops: int = field(default=1, metadata={"help": "Grids a picture with shifted: 1 is the centre crop alone."})
@@ -100,14 +101,25 @@ class CodeExtractionConfig:
         return [center, *others]
 
 
-def load_tokenizer(path: str) -> LlamaGenVQModel:
-    """The image tokenizer of a folder or a Hub id; a `ValueError` if there is none."""
+def load_tokenizer(path: str, **kwargs) -> LlamaGenVQModel:
+    """The image tokenizer of a folder or a Hub id, or of the pipeline that is there.
+
+    Args:
+        path (`str`): As for [`~llamagen_hf.evaluation.autoencoders.load_autoencoder`].
+        kwargs: The same.
+
+    Raises:
+        ValueError: In one sentence, if there is none.
+    """
     try:
-        return LlamaGenVQModel.from_pretrained(path).eval()
-    except (OSError, ValueError) as error:
+        tokenizer = load_autoencoder(path, **kwargs)
+    except OSError as error:
         raise ValueError(
             f"There is no image tokenizer {str(path)!r}, neither as a folder nor as a Hub repository; train one first."
         ) from error
+    if not isinstance(tokenizer, LlamaGenVQModel):
+        raise ValueError(f"{str(path)!r} holds {type(tokenizer).__name__}; expected an image tokenizer of LlamaGen's.")
+    return tokenizer
 
 
 def tokenizer_fingerprint(model: LlamaGenVQModel) -> str:

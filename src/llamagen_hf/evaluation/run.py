@@ -19,7 +19,7 @@ from .inception import FeatureExtractor
 from .presets import Preset, check_reference, get_preset
 from .sampling import SamplingConfig, sample_pictures
 from .statistics import compute_statistics, reference_statistics
-from .text import evaluate_text
+from .text import clip_score, embed_pairs, prompt_clip_scores, r_precision
 
 
 R_PRECISION_PROMPTS = 100  # to choose from, where there are as many
@@ -80,7 +80,8 @@ def evaluate(
         config ([`EvaluationConfig`]): What, and against what.
         extractor ([`~llamagen_hf.evaluation.inception.FeatureExtractor`]): Features; those of
             [`~llamagen_hf.evaluation.inception.InceptionFeatures`] make the numbers FID, sFID and so on.
-        clip (`tuple`, *optional*): A CLIP model and its processor, for CLIP score and R-precision of prompts.
+        clip (`tuple`, *optional*): A CLIP model and its processor, for CLIP score and R-precision of prompts, and the
+            `scores` of each.
         progress (`bool`, *optional*, defaults to `True`): Show bars with the time left.
 
     Returns:
@@ -117,12 +118,18 @@ def evaluate(
         samples = compute_statistics(images, extractor, config.batch_size, progress)
         if preset is not None:
             check_reference(preset, reference, samples.count)
-        metrics = evaluate_generation(reference, samples)
+        metrics, scores = evaluate_generation(reference, samples), {}
         if clip is not None and prompts is not None:
             said = [prompts[index % len(prompts)] for index in range(samples.count)]
-            others = min(R_PRECISION_PROMPTS, len(set(said)))
-            metrics |= evaluate_text(images, said, *clip, num_candidates=others if others > 1 else None)
-        facts = {"count": samples.count, "image_size": list(samples.image_size[::-1]), "metrics": metrics}
+            pairs = embed_pairs(images, said, *clip)
+            metrics["clip_score"] = clip_score(*pairs)
+            different = list(dict.fromkeys(said))
+            if len(different) > 1:
+                others = min(R_PRECISION_PROMPTS, len(different))
+                metrics["r_precision"] = r_precision(*pairs, num_candidates=others)
+                named = zip(different, prompt_clip_scores(*pairs), strict=True)
+                scores = {"score_metric": "clip_score", "scores": [{"name": n, "score": s} for n, s in named]}
+        facts = {"count": samples.count, "image_size": list(samples.image_size[::-1]), "metrics": metrics} | scores
         return facts | ({"skipped_pictures": len(images.skipped)} if images.skipped else {})
 
     results = []

@@ -51,6 +51,28 @@ def clip_score(
     return 100 * (pictures * texts[prompt_of]).sum(-1).mean().item()
 
 
+def prompt_clip_scores(
+    picture_embeddings: np.ndarray | torch.Tensor,
+    text_embeddings: np.ndarray | torch.Tensor,
+    prompt_of: Sequence[int] | None = None,
+) -> list[float]:
+    """The CLIP score of each prompt: that of its own pictures, of which there is one at least.
+
+    Args:
+        picture_embeddings, text_embeddings, prompt_of: As for [`clip_score`].
+
+    Returns:
+        `list[float]`: `m` scores in [-100, 100].
+
+    Raises:
+        ValueError: As for [`clip_score`].
+    """
+    pictures, texts, prompt_of = _fitting(picture_embeddings, text_embeddings, prompt_of)
+    fits = 100 * (pictures * texts[prompt_of]).sum(-1)
+    counts = prompt_of.bincount(minlength=len(texts))
+    return (prompt_of.bincount(fits, minlength=len(texts)) / counts).tolist()
+
+
 def r_precision(
     picture_embeddings: np.ndarray | torch.Tensor,
     text_embeddings: np.ndarray | torch.Tensor,
@@ -106,6 +128,36 @@ def r_precision(
 
 
 @torch.no_grad()
+def embed_pairs(
+    pictures: Iterable[Image.Image | np.ndarray],
+    prompts: Sequence[str],
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    template: str = "{}",
+    batch_size: int = 64,
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """CLIP's embeddings of pictures and of their different prompts, as the functions here take them.
+
+    Args:
+        pictures, prompts, model, processor, template, batch_size: As for [`evaluate_text`].
+
+    Returns:
+        Picture embeddings `(n, d)`; text embeddings `(m, d)`, of each prompt in the order in which it first comes; and
+        the row of each picture's prompt.
+
+    Raises:
+        ValueError: In one sentence, if there are not as many pictures as prompts.
+    """
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    picture_embeddings = embed_pictures(model, processor, pictures, batch_size)
+    if len(picture_embeddings) != len(prompts):
+        raise ValueError(
+            f"There are {len(picture_embeddings)} pictures and {len(prompts)} prompts; expected a pair each."
+        )
+    text_embeddings = embed_texts(model, processor, [template.format(prompt) for prompt in rows], batch_size)
+    return picture_embeddings, text_embeddings, [rows[prompt] for prompt in prompts]
+
+
 def evaluate_text(
     pictures: Iterable[Image.Image | np.ndarray],
     prompts: Sequence[str],
@@ -149,19 +201,12 @@ def evaluate_text(
     >>> evaluate_text(pipe(prompts).images, prompts, model, processor, num_candidates=2)
     ```
     """
-    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
     if num_candidates is not None:  # before the work
-        _check_candidates(num_candidates, len(rows))
-    picture_embeddings = embed_pictures(model, processor, pictures, batch_size)
-    if len(picture_embeddings) != len(prompts):
-        raise ValueError(
-            f"There are {len(picture_embeddings)} pictures and {len(prompts)} prompts; expected a pair each."
-        )
-    text_embeddings = embed_texts(model, processor, [template.format(prompt) for prompt in rows], batch_size)
-    fitting = picture_embeddings, text_embeddings, [rows[prompt] for prompt in prompts]
-    metrics = {"clip_score": clip_score(*fitting)}
+        _check_candidates(num_candidates, len(set(prompts)))
+    pairs = embed_pairs(pictures, prompts, model, processor, template, batch_size)
+    metrics = {"clip_score": clip_score(*pairs)}
     if num_candidates is not None:
-        metrics["r_precision"] = r_precision(*fitting, num_candidates, seed)
+        metrics["r_precision"] = r_precision(*pairs, num_candidates, seed)
     return metrics
 
 

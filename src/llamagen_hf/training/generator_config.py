@@ -20,7 +20,8 @@ class GeneratorTrainingConfig(RunConfig):
         kw_only=True, metadata={"help": "Folder that extract_codes wrote, or the Hub id of published codes."}
     )
     tokenizer: str = field(
-        kw_only=True, metadata={"help": "Folder or Hub id of the image tokenizer that wrote the codes."}
+        kw_only=True,
+        metadata={"help": "Folder or Hub id of the image tokenizer that wrote the codes, or of a pipeline with it."},
     )
     init_from: str | None = field(
         default=None, metadata={"help": "Pipeline folder or Hub id to start from; its sizes count, not those below."}

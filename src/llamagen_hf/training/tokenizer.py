@@ -10,6 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.optimization import get_scheduler
 from PIL import Image
 
+from ..data.extraction import load_tokenizer
 from ..data.pictures import PictureSamples, stack_pictures
 from ..data.samples import batches_once
 from ..data.source import DataConfig
@@ -203,7 +204,7 @@ def build_vq_model(data: DataConfig, config: TokenizerTrainingConfig) -> LlamaGe
     """A tokenizer with new weights, or `config.init_from` with the recipe's loss weights."""
     weights = {"commit_weight": config.commit_weight, "entropy_weight": config.entropy_weight}
     if config.init_from is not None:
-        return LlamaGenVQModel.from_pretrained(config.init_from, sample_size=data.image_size, **weights).train()
+        return load_tokenizer(config.init_from, sample_size=data.image_size, **weights).train()
     return LlamaGenVQModel(
         block_out_channels=tuple(config.block_out_channels),
         layers_per_block=config.layers_per_block,

@@ -15,7 +15,9 @@ class TokenizerTrainingConfig(RunConfig):
     batch_size: int = field(default=128, metadata={"help": "Pictures of an optimizer step, over all processes."})
 
     # The model; with init_from, that of the tokenizer to start from.
-    init_from: str | None = field(default=None, metadata={"help": "Tokenizer folder or Hub id to start from."})
+    init_from: str | None = field(
+        default=None, metadata={"help": "Tokenizer to start from: a folder or Hub id of one, or of a pipeline."}
+    )
     decoder_only: bool = field(
         default=False, metadata={"help": "Keep encoder and codebook, so that codes stay valid."}
     )
