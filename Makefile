@@ -5,6 +5,7 @@ export PROMPT ?= a red apple
 export CHECKPOINT ?= emoji
 export DATASET ?= ../shared/data/emoji
 BIN := .venv/bin
+PARALLEL := --numprocesses auto --dist loadfile
 SOURCES := src pipelines spaces tests benchmarks docs
 
 # One environment for everything; made again when what it holds changes.
@@ -17,10 +18,12 @@ demo: .venv/installed  ## draw PROMPT with the checkpoint that ships with the pa
 	$(BIN)/llamagen generate "$$PROMPT" --output demo.png
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
+# What people see in a browser has deadlines in seconds, and so runs alone.
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL) --ignore tests/test_demo_browser.py
+	$(BIN)/python -m pytest -m slow tests/test_demo_browser.py
 
 # vLLM wants versions of its own. The torchvision that comes with it is for another torch and breaks transformers.
 .venv-vllm/installed: pyproject.toml constraints-vllm.txt
