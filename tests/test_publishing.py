@@ -56,6 +56,18 @@ print(json.dumps(codes.tolist()))
 """
 
 
+REFUSE = """
+import json, sys
+from typer.testing import CliRunner
+from llamagen_cli import app
+
+for arguments in json.loads(sys.argv[1]):
+    result = CliRunner().invoke(app, ["publish", *arguments])
+    assert type(result.exception) is SystemExit and result.exit_code == 1, (arguments, result.exception)
+    print(json.dumps(result.stderr))
+"""
+
+
 class User:
     """Someone with a Hub, a home folder and a command line."""
 
@@ -81,14 +93,23 @@ class User:
     def refusal(self, *arguments, **environment) -> str:
         result = self.run("-m", "llamagen_cli", "publish", *arguments, **environment)
         assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr[-2000:]
-        lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-        assert len(lines) == 1
-        return lines[0]
+        return only_error(result.stderr)
+
+    def refusals(self, *commands: tuple) -> list[str]:
+        """As `refusal`, of several commands that share one process."""
+        result = self.run("-c", REFUSE, json.dumps([[str(argument) for argument in command] for command in commands]))
+        assert result.returncode == 0, result.stderr[-2000:]
+        return [only_error(json.loads(line)) for line in result.stdout.splitlines()]
 
     def codes(self, script, *arguments, **environment) -> list:
         result = self.run("-c", script, *arguments, **environment)
         assert result.returncode == 0, result.stderr[-2000:]
         return json.loads(result.stdout.splitlines()[-1])
+
+
+def only_error(stderr: str) -> str:
+    (error,) = [line for line in stderr.splitlines() if line.startswith("Error: ")]
+    return error
 
 
 @pytest.fixture
@@ -304,22 +325,26 @@ def test_refusals_are_one_sentence_and_publish_nothing(user, tmp_path):
     leaking = save(build_text_pipeline(), tmp_path / "leaking")
     (leaking / "vq_model" / "notes.json").write_text(json.dumps({"seen": str(tmp_path / "pictures")}))
 
-    for arguments, environment, message in [
-        ((folder, "user/other"), {}, "exists and holds something else"),
-        ((folder, "user/files"), {}, "user/files exists and holds something else (data.csv, ...)"),
-        ((folder, "user/a b"), {}, "'user/a b' is no name of a repository"),
-        ((folder, "user/tiny"), {"HF_TOKEN": ""}, "Publishing needs a token"),
-        ((folder, "user/tiny"), {"HF_TOKEN": "hf_wrong"}, "The Hub does not know this token"),
-        ((folder, "user/tiny"), {"HF_TOKEN": "hf_read"}, "This token may not write to user/tiny"),
-        ((folder, "user/tiny"), {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
-        ((folder, "user/tiny"), {"HF_ENDPOINT": "http://127.0.0.1:9"}, "can't be reached"),
-        ((tmp_path / "absent", "user/tiny"), {}, "There is no folder"),
-        ((tmp_path / "empty", "user/tiny"), {}, "can't be published"),
-        ((broken, "user/tiny"), {}, "damaged"),
-        ((lacking, "user/tiny"), {}, "incomplete: there is no vq_model"),
-        ((leaking, "user/tiny"), {}, "vq_model/notes.json holds the path"),
+    refused = {
+        (folder, "user/other"): "exists and holds something else",
+        (folder, "user/files"): "user/files exists and holds something else (data.csv, ...)",
+        (folder, "user/a b"): "'user/a b' is no name of a repository",
+        (tmp_path / "absent", "user/tiny"): "There is no folder",
+        (tmp_path / "empty", "user/tiny"): "can't be published",
+        (broken, "user/tiny"): "damaged",
+        (lacking, "user/tiny"): "incomplete: there is no vq_model",
+        (leaking, "user/tiny"): "vq_model/notes.json holds the path",
+    }
+    for error, message in zip(user.refusals(*refused), refused.values(), strict=True):
+        assert message in error
+    for environment, message in [  # which is read when Python starts
+        ({"HF_TOKEN": ""}, "Publishing needs a token"),
+        ({"HF_TOKEN": "hf_wrong"}, "The Hub does not know this token"),
+        ({"HF_TOKEN": "hf_read"}, "This token may not write to user/tiny"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "can't be reached"),
     ]:
-        assert message in user.refusal(*arguments, **environment)
+        assert message in user.refusal(folder, "user/tiny", **environment)
     assert user.hub.repos.get("user/tiny", []) == []
     assert len(user.hub.repos["user/other"]) == len(user.hub.repos["user/files"]) == 1
 
