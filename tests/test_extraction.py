@@ -426,3 +426,8 @@ def test_tokenizers_come_alone_or_in_a_pipeline(tmp_path):
     AutoencoderTiny().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds AutoencoderTiny; expected an image tokenizer"):
         load_tokenizer(str(tmp_path))
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="The weights of .* can't be loaded"):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(ValueError, match="There is no image tokenizer '.*absent'.*train one first"):
+        load_tokenizer(str(tmp_path / "absent"))

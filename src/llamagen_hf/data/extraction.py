@@ -109,11 +109,13 @@ def load_tokenizer(path: str, **kwargs) -> LlamaGenVQModel:
         kwargs: The same.
 
     Raises:
-        ValueError: In one sentence, if there is none.
+        ValueError: In one sentence, if there is none, or it can't be loaded.
     """
     try:
         tokenizer = load_autoencoder(path, **kwargs)
     except OSError as error:
+        if Path(path).is_dir():  # where the reason is of interest
+            raise ValueError(str(error)) from error
         raise ValueError(
             f"There is no image tokenizer {str(path)!r}, neither as a folder nor as a Hub repository; train one first."
         ) from error
