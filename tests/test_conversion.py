@@ -168,31 +168,36 @@ def test_a_truncated_file_is_one_sentence(tmp_path, suffix):
         load_released(path)
 
 
-@pytest.fixture
-def released_files(tmp_path, monkeypatch):
-    """A released tokenizer and a tiny generator that fits it, as files."""
-    monkeypatch.setitem(VARIANTS, "tiny", {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4})
-    vq = released_state_dict("vq16_64")
-    torch.save({"model": vq}, tmp_path / "vq.pt")
+@pytest.fixture(scope="module")
+def released_folder(tmp_path_factory):
+    """A released tokenizer and a tiny generator that fits it, as files: 290 MB, so they are written once."""
+    folder = tmp_path_factory.mktemp("released")
+    torch.save({"model": released_state_dict("vq16_64")}, folder / "vq.pt")
     shapes = {key: tuple(value.shape) for key, value in released_state_dict("c2i_tiny").items()}
     shapes |= {"tok_embeddings.weight": (256, 64), "output.weight": (256, 64)}
     shapes |= {f"layers.{i}.feed_forward.{w}.weight": (256, 64) for i in (0, 1) for w in ("w1", "w3")}
     shapes |= {f"layers.{i}.feed_forward.w2.weight": (64, 256) for i in (0, 1)}
     generator = {key: torch.randn(shape) * 0.1 for key, shape in shapes.items()}
-    torch.save({"model": generator, "freqs_cis": 0}, tmp_path / "c2i.pt")
-    return tmp_path
+    torch.save({"model": generator, "freqs_cis": 0}, folder / "c2i.pt")
+    return folder
 
 
-def test_a_converted_folder_draws(released_files):
-    output = released_files / "out"
+@pytest.fixture
+def released_files(released_folder, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "tiny", {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4})
+    return released_folder
+
+
+def test_a_converted_folder_draws(released_files, tmp_path):
+    output = tmp_path / "out"
     labels = {i: f"class {i}" for i in range(10)}
     convert_checkpoint(
         released_files / "vq.pt", released_files / "c2i.pt", "tiny", image_size=64, output=output, id2label=labels
     )
     pipe = AutoregressiveImagePipeline.from_pretrained(output)
     assert pipe(class_labels="Class 3").images[0].size == (64, 64)
-    assert not [path for path in released_files.iterdir() if path.name.startswith(".out")]
-    assert str(released_files) not in (output / "model_index.json").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert str(tmp_path) not in (output / "model_index.json").read_text()
     assert json.loads((output / "transformer" / "config.json").read_text())["grid_size"] == 4
 
 
@@ -208,16 +213,17 @@ def test_a_converted_folder_draws(released_files):
         ({"id2label": {0: "one"}}, "The 1 class names must have the ids 0..9, one for each class."),
     ],
 )
-def test_a_failed_conversion_leaves_nothing(released_files, change, message):
+def test_a_failed_conversion_leaves_nothing(released_files, tmp_path, change, message):
     arguments = {
         "vq_checkpoint": released_files / "vq.pt",
         "transformer_checkpoint": released_files / "c2i.pt",
         "variant": "tiny",
         "image_size": 64,
-        "output": released_files / "out",
+        "output": tmp_path / "out",
     }
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(**arguments | change)
+    assert not list(tmp_path.iterdir())
     assert sorted(path.name for path in released_files.iterdir()) == ["c2i.pt", "vq.pt"]
 
 
