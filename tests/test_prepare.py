@@ -561,6 +561,8 @@ def test_pictures_are_read_from_tar_files_and_folders(pictures, models_folder, t
     for source, column in (("*.tar", "png"), ("files", "image")):
         config = recaption_config(pictures, models_folder, tmp_path / f"from-{column}", image_column=column)
         report = recaption(replace(config, dataset=str(tmp_path / source)))
+        files = {"images": 6, "used": 6, "left_out": {}}
+        assert report.pop("files", None) == (None if column == "png" else files)
         assert report == {"shards": 2, "rows": 6, "captioned": 5, "undecodable": 1}
         rows = datasets.load_dataset(config.output_dir, split="train")
         cells = rows.cast_column(column, datasets.Image(decode=False))[column]
