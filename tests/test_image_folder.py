@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
@@ -19,6 +19,9 @@ from llamagen_hf.data.source import DataConfig, open_dataset  # noqa: E402
 from llamagen_hf.data.tables import open_rows  # noqa: E402
 from llamagen_hf.evaluation.images import open_images  # noqa: E402
 from llamagen_hf.images.files import find_files  # noqa: E402
+
+
+AVIF = "e.avif" if features.check("avif") else "e.bmp"
 
 
 def write(folder, *names):
@@ -143,16 +146,30 @@ def test_ordinary_folders_are_the_rows_that_the_library_reads(tmp_path, streamin
 @pytest.mark.parametrize("streaming", [False, True])
 def test_files_of_all_names_and_kinds_are_found(tmp_path, streaming):
     folder = tmp_path / "photos [of *?] größe {1..2} #%20"
-    names = ["a [1].png", "b?.jpg", "c.PNG", "d.Jpg", "e.avif", "f.TIFF", "grün/ h.png", "i/[x]/*.bmp"]
+    names = [
+        "a [1].png",
+        "b?.jpg",
+        "c.PNG",
+        "d.Jpg",
+        AVIF,
+        "f.TIFF",
+        "grün/ h.png",
+        "i/[x]/*.bmp",
+    ]
     write(folder, *names)
     write(tmp_path / "elsewhere", "linked.png")
     (folder / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (folder / "link" / "around").symlink_to(folder, target_is_directory=True)
     (folder / "broken.png").symlink_to(tmp_path / "absent.png")
+    shutil.copy(folder / "c.PNG", os.fsencode(folder) + b"/\xff.png")
     rows = load(folder, streaming=streaming)
     assert paths(rows, folder) == sorted([*names, "link/linked.png"])
     assert all(decode_picture(row["image"]).size == (8, 8) for row in rows)
-    assert find_files(folder).left_out == {"broken link": 1, "link to a folder around it": 1}
+    assert find_files(folder).left_out == {
+        "broken link": 1,
+        "link to a folder around it": 1,
+        "name that is not UTF-8": 1,
+    }
     images = open_images(folder)
     assert images._names == sorted([*names, "link/linked.png"]) and len(list(images)) == 9
 
@@ -258,10 +275,10 @@ def test_images_of_a_pattern_are_read_like_a_folder(tmp_path):
 
 
 def test_a_large_folder_is_listed_quickly_and_shared_out(tmp_path):
-    for i in range(2000):
+    for i in range(1000):
         (tmp_path / f"{i % 10}").mkdir(exist_ok=True)
         (tmp_path / f"{i % 10}" / f"{i}.png").touch()
     stream = load(tmp_path, streaming=True)
-    assert stream.num_shards == 1024
-    assert [row["label"] for row in stream] == sorted(i % 10 for i in range(2000))
-    np.testing.assert_array_equal(load(tmp_path)["label"][:], sorted(i % 10 for i in range(2000)))
+    assert stream.num_shards == 64
+    assert [row["label"] for row in stream] == sorted(i % 10 for i in range(1000))
+    np.testing.assert_array_equal(load(tmp_path)["label"][:], sorted(i % 10 for i in range(1000)))

@@ -122,7 +122,7 @@ ODD = {
         for i, exif in enumerate(BROKEN_EXIF)
     },
     **{
-        f"exif-{i}.jpg": (encoded(plain((128, 128, 128)), "JPEG", exif=exif), (128, 128, 128))
+        f"exif-{i}.jpg": (encoded(plain((128, 128, 128)), "JPEG", exif=exif, dpi=(72, 72)), (128, 128, 128))
         for i, exif in enumerate(BROKEN_EXIF)
     },
 }  # fmt: skip

@@ -570,6 +570,18 @@ def test_pictures_are_read_from_tar_files_and_folders(pictures, models_folder, t
         assert column == "image" or set(rows["txt"]) == {"w1"}
 
 
+def test_images_that_metadata_name_but_are_absent_are_counted(models_folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(picture(0))
+    lines = [{"file_name": name, "caption": name} for name in ("a.png", "absent.png")]
+    (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = recaption_config((None, None, str(tmp_path / "in")), models_folder, tmp_path / "out")
+    report = recaption(config)
+    assert report.pop("files")["used"] == 1
+    assert report == {"shards": 1, "rows": 2, "captioned": 1, "undecodable": 1}
+    assert [row["image"] and row["image"]["bytes"] for row in read_undecoded(tmp_path / "out")] == [picture(0), None]
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_the_second_predictor_of_laion_is_a_chain_of_linear_layers(tmp_path, suffix):
     widths, weights, values = [12, 10, 8, 6, 4, 1], {}, torch.randn(3, 12)

@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
+from datasets.utils.file_utils import is_local_path
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
@@ -159,6 +160,8 @@ def add_columns(
         path = shard_path(config, index)
         if index % process.num_processes != process.process_index or path.exists():
             continue
+        # A file that is not there can't be stored; as a missing picture it counts as undecodable.
+        shard[config.image_column] = [None if _is_absent(cell) else cell for cell in shard[config.image_column]]
         columns, counts = compute(shard)
         table = Dataset.from_dict(shard | columns, features=features).data.table
         write_shard(table, path, counts, ROW_GROUP_SIZE)
@@ -170,3 +173,9 @@ def add_columns(
         metadata = pq.read_metadata(path)
         report.update(json.loads(metadata.metadata[COUNTS]) | {"shards": 1, "rows": metadata.num_rows})
     return dict(report) | files_report(config.dataset)
+
+
+def _is_absent(cell: dict | None) -> bool:
+    """Whether a picture is nothing but the path of a file that is not on this machine."""
+    path = cell and cell["bytes"] is None and cell["path"]
+    return bool(path) and is_local_path(path) and not Path(path).is_file()

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 # Which of the library's readers takes files of a kind.
 READERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 READERS |= {".tar": "webdataset"}
-STREAM_SHARDS = 1024  # parts of a streamed folder that workers and processes share out
+STREAM_SHARDS = 64  # parts of a streamed folder that workers and processes share out
 
 PICTURE_TYPES = [Value(dtype) for dtype in ("string", "large_string", "binary", "large_binary")]
 

@@ -160,7 +160,9 @@ def open_images(
         found = find_files(path)
         if names := found.images:
             left_out = found.left_out + count_others(found.others)
-            logger.info("%s: %d images; left out: %s.", path.resolve().name, len(names), in_words(left_out))
+            # JSON is what drawings for an evaluation, and tools that download images, note beside them.
+            level = logging.WARNING if set(left_out) - {"no image (.json)"} else logging.INFO
+            logger.log(level, "%s: %d images; left out: %s.", path.resolve().name, len(names), in_words(left_out))
             images = Images(
                 path.resolve().name,
                 names,

@@ -49,7 +49,9 @@ def find_files(folder: str | Path) -> FoundFiles:
             continue
         for entry in entries:
             is_folder = entry.is_dir()
-            if entry.name.startswith(".") or (is_folder and entry.name.startswith(("__", *FOREIGN_FOLDERS))):
+            if not _is_text(entry.name):
+                found.left_out["name that is not UTF-8"] += 1
+            elif entry.name.startswith(".") or (is_folder and entry.name.startswith(("__", *FOREIGN_FOLDERS))):
                 found.left_out["hidden"] += 1
             elif is_folder:
                 real = os.path.realpath(entry.path)
@@ -66,6 +68,14 @@ def find_files(folder: str | Path) -> FoundFiles:
     found.images.sort()
     found.others.sort()
     return found
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written to a table."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def suffix(path: str) -> str:
