@@ -34,7 +34,7 @@ PAGES = {
             "clip.load_clip",
             "png.save_png",
             "png.read_parameters",
-            "picture_input.open_picture",
+            "images.reading.read_image",
         ],
     ),
     "models": (

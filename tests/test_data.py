@@ -325,7 +325,8 @@ def test_splits_that_exist_are_used(inputs, tmp_path):
     [
         ("./absent", {}, "The dataset './absent' can't be read: there is no such folder.$"),
         ("parquet/x*.parquet", {}, "x..parquet' can't be read: At least one valid data file must be"),
-        ("flat/*.gif", {}, r"can't be read: a file pattern must end in one of \.parquet, "),
+        ("flat/*.gif", {}, "can't be read: there are no such files.$"),
+        ("flat/*.doc", {}, r"can't be read: a file pattern must end in one of \.parquet, "),
         ("parquet", {"train_split": "training"}, "parquet' has no split 'training'; it has train.$"),
         ("parquet", {"image_column": "picture"}, "has no column 'picture'; it has image, caption, label.$"),
         ("parquet", {"label_column": "class"}, "has no column 'class'; it has image, caption, label.$"),

@@ -174,6 +174,7 @@ def test_uploads_of_all_kinds_are_completed(app, client, tmp_path):
         "palette.png": save(base.convert("P"), "PNG"),
         "wrong-name.txt": save(base, "PNG"),
         "deep.tiff": save(Image.new("I;16", (9, 9), 40000), "TIFF"),
+        "broken-exif.png": save(base, "PNG", exif=b"b'II*'"),
     }.items():
         parameters = json.loads(complete(client, upload(tmp_path, name, content))[2])
         own = app[0].encode_image(Image.open(io.BytesIO(content)))[0, :2].flatten().tolist()
@@ -184,7 +185,7 @@ def test_uploads_that_are_no_pictures_are_refused_in_words(client, tmp_path):
     whole = save(Image.effect_noise((64, 64), 90).convert("RGB"), "PNG")
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
     for name, content, message in [
-        ("cut.png", whole[: len(whole) // 2], "no picture that can be read"),
+        ("cut.png", whole[: len(whole) // 2], "it is damaged .image file is truncated"),
         ("text.png", b"no picture at all", "no picture that can be read"),
         ("empty.png", b"", "no picture that can be read"),
         ("drawing.svg", svg, "no picture that can be read"),

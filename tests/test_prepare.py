@@ -561,11 +561,25 @@ def test_pictures_are_read_from_tar_files_and_folders(pictures, models_folder, t
     for source, column in (("*.tar", "png"), ("files", "image")):
         config = recaption_config(pictures, models_folder, tmp_path / f"from-{column}", image_column=column)
         report = recaption(replace(config, dataset=str(tmp_path / source)))
+        files = {"images": 6, "used": 6, "left_out": {}}
+        assert report.pop("files", None) == (None if column == "png" else files)
         assert report == {"shards": 2, "rows": 6, "captioned": 5, "undecodable": 1}
         rows = datasets.load_dataset(config.output_dir, split="train")
         cells = rows.cast_column(column, datasets.Image(decode=False))[column]
         assert [cell["bytes"] for cell in cells] == list(content.values())
         assert column == "image" or set(rows["txt"]) == {"w1"}
+
+
+def test_images_that_metadata_name_but_are_absent_are_counted(models_folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(picture(0))
+    lines = [{"file_name": name, "caption": name} for name in ("a.png", "absent.png")]
+    (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = recaption_config((None, None, str(tmp_path / "in")), models_folder, tmp_path / "out")
+    report = recaption(config)
+    assert report.pop("files")["used"] == 1
+    assert report == {"shards": 1, "rows": 2, "captioned": 1, "undecodable": 1}
+    assert [row["image"] and row["image"]["bytes"] for row in read_undecoded(tmp_path / "out")] == [picture(0), None]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -130,6 +130,10 @@ def test_completes_a_picture(server, client):
             generator=generators(2),
         )
         assert same(picture(answer.data[0].b64_json), expected.images[0])
+    odd = io.BytesIO()
+    upload.save(odd, "PNG", exif=b"b'II*'")  # which Pillow can't read
+    again = client.images.edit(image=odd.getvalue(), prompt="a fish", extra_body=fields)
+    assert again.data[0].b64_json == answer.data[0].b64_json
     assert answer.usage.input_tokens_details.image_tokens == 8 and answer.usage.output_tokens == 8
     *_, last = client.images.edit(
         image=file.getvalue(), prompt="a fish", stream=True, partial_images=1, extra_body=fields

@@ -69,9 +69,9 @@ def generate(
         else:
             import torch
 
-            from llamagen_hf.picture_input import open_picture
+            from llamagen_hf.images.reading import read_image
 
-            picture = None if image is None else open_picture(image)
+            picture = None if image is None else read_image(image)
             if picture is None and keep_rows is not None:
                 raise ValueError("`--keep-rows` says how much of `--image` to keep, which is missing.")
             pipe = load_pipeline(checkpoint, device, dtype)

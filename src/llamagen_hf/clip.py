@@ -9,6 +9,8 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from .images.reading import read_image
+
 
 def load_clip(path: str, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a CLIP model of transformers and its processor from a folder or the Hub.
@@ -38,10 +40,11 @@ def embed_pictures(
     pictures: Iterable[Image.Image | np.ndarray],
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """CLIP's embeddings of pictures, PIL or `(height, width, 3)` uint8: (pictures, width) of length 1, in float32."""
+    """CLIP's embeddings of pictures, whatever `read_image` reads: (pictures, width) of length 1, in float32."""
     embeddings = []
     for batch in _batches(pictures, batch_size):
-        inputs = processor.image_processor(batch, return_tensors="pt").to(model.device, model.dtype)
+        images = [read_image(picture) for picture in batch]
+        inputs = processor.image_processor(images, return_tensors="pt").to(model.device, model.dtype)
         embeddings.append(F.normalize(model.get_image_features(**inputs).pooler_output.float(), dim=-1))
     return torch.cat(embeddings)
 

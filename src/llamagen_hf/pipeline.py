@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .candidates import Scorer
 from .class_labels import resolve_class_label
-from .data.transforms import center_crop, to_rgb, to_tensor
+from .data.transforms import center_crop, to_tensor
 from .decoding import CodeDecoder
 from .drawing import Drawing
+from .images.reading import read_image
 from .inputs import DrawingInputs, is_count
 from .loading import EMOJI_CHECKPOINT as EMOJI_CHECKPOINT
 from .loading import CheckpointLoaderMixin
@@ -320,8 +321,8 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
 
         Args:
             image (`PIL.Image.Image`, `list[PIL.Image.Image]` or `torch.Tensor`):
-                Pictures are turned upright, put on white where they are transparent, and cropped to their middle
-                square. A tensor is `(batch, 3, image_size, image_size)` in [0, 1].
+                Pictures are read by [`~llamagen_hf.images.reading.read_image`], so upright and on white, and cropped
+                to their middle square. A tensor is `(batch, 3, image_size, image_size)` in [0, 1].
 
         Returns:
             `torch.LongTensor` of shape `(batch, grid_size, grid_size)`: The codes.
@@ -330,8 +331,8 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
             pixels = 2 * image - 1
         else:
             pictures = image if isinstance(image, list) else [image]
-            pictures = [to_rgb(ImageOps.exif_transpose(picture)) for picture in pictures]
-            pixels = torch.stack([to_tensor(center_crop(picture, self.image_size)) for picture in pictures])
+            crops = [center_crop(read_image(picture), self.image_size) for picture in pictures]
+            pixels = torch.stack([to_tensor(crop) for crop in crops])
         return self.vq_model.encode(pixels.to(self._execution_device, self.vq_model.dtype)).codes
 
     @torch.no_grad()

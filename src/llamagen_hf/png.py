@@ -66,7 +66,7 @@ def read_parameters(path: str | Path) -> dict:
     try:
         with Image.open(path) as image:
             text = image.info.get(KEY)
-    except OSError as error:
+    except Exception as error:  # Pillow's readers have no error in common
         raise ValueError(f"The picture {str(path)!r} can't be read: {error}.") from error
     try:
         parameters = json.loads(text or "")

@@ -153,7 +153,8 @@ def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, d
     reads a stream from end to end, though it decodes only its own part.
 
     Returns:
-        `dict`: `rows` of each split, and `bad_rows` of each kind of fault; in the end, `codes.json` has them too.
+        `dict`: `rows` of each split, and `bad_rows` of each kind of fault, and `files` of a folder of
+            images; in the end, `codes.json` has them too.
 
     Raises:
         ValueError: If recipe and data do not fit each other, if `output_dir` has codes of other settings, or if too
@@ -222,7 +223,7 @@ class CodeExtraction:
         """Raise a `ValueError` if the folder has codes that were made otherwise."""
         path = self.output_dir / "codes.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else self.settings
-        names = set(self.settings) | set(found) - {"tokenizer", "rows", "bad_rows"}
+        names = set(self.settings) | set(found) - {"tokenizer", "rows", "bad_rows", "files"}
         for name in sorted(names):
             if found.get(name) != self.settings.get(name):
                 raise ValueError(
@@ -243,7 +244,7 @@ class CodeExtraction:
             for path in sorted(self.output_dir.glob(f"{split}-*.parquet")):
                 counts[split] += pq.read_metadata(path).num_rows
                 self.count_bad_rows(split, path)  # those of other processes too
-        return {"rows": counts, "bad_rows": self.bad_rows.report()}
+        return {"rows": counts, "bad_rows": self.bad_rows.report()} | self.data.files_report()
 
     def count_bad_rows(self, split: str, path: Path) -> None:
         """Count the rows that a complete file leaves out."""

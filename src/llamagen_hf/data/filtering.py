@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import IterableDataset
 
+from .source import files_report
 from .tables import open_folder, open_rows, shard_path, write_record, write_shard
 
 
@@ -124,7 +125,9 @@ def filter_rows(config: FilterConfig) -> dict:
         if not shard_path(config, index).exists():
             write_shard(table, shard_path(config, index))
     threshold = cutoff["score"] if cutoff else None
-    return {**totals, "dropped": dict(dropped), "missing": dict(missing), "threshold": threshold}
+    return {**totals, "dropped": dict(dropped), "missing": dict(missing), "threshold": threshold} | files_report(
+        config.dataset
+    )
 
 
 def find_cutoff(batches: Iterable[np.ndarray], count: int) -> dict[str, float] | None:

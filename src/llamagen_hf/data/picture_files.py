@@ -1,16 +1,17 @@
 """Pictures of a dataset, opened."""
 
+from io import BytesIO
 from pathlib import Path
 
-import datasets
-from PIL import Image, ImageOps, UnidentifiedImageError
+from datasets.utils.file_utils import xopen
+from PIL import Image
 
+from ..images.reading import UnreadableImage, read_image
 from .bad_rows import BadRow
-from .transforms import to_rgb
 
 
 def decode_picture(value: dict | Image.Image | None, min_size: int = 0) -> Image.Image:
-    """Open a picture of a dataset: upright, and RGB as by [`to_rgb`].
+    """Open a picture of a dataset, as by [`~llamagen_hf.images.reading.read_image`].
 
     Args:
         value (`dict`, `PIL.Image.Image` or `None`): What a column of type `datasets.Image(decode=False)` holds, the
@@ -23,16 +24,18 @@ def decode_picture(value: dict | Image.Image | None, min_size: int = 0) -> Image
     if value is None or (isinstance(value, dict) and value["bytes"] is None and value["path"] is None):
         raise BadRow("no picture")
     try:
-        if isinstance(value, dict):
-            image = datasets.Image().decode_example(value)  # also turns it upright
+        if not isinstance(value, dict):
+            image = read_image(value)
+        elif value["bytes"] is not None:
+            image = read_image(BytesIO(value["bytes"]))
         else:
-            image = ImageOps.exif_transpose(value)
-        image = to_rgb(image)
+            with xopen(value["path"], "rb") as file:  # which may be in an archive, or elsewhere
+                image = read_image(file)
+    except UnreadableImage as error:
+        raise BadRow(f"picture can't be decoded: {error.reason}") from error
     except FileNotFoundError as error:
         raise BadRow(f"no picture: there is no file {Path(value['path']).name}") from error
-    except UnidentifiedImageError as error:
-        raise BadRow("picture can't be decoded: no known format") from error
-    except Exception as error:  # Pillow's readers have no error in common
+    except Exception as error:  # of whatever file system it is on
         raise BadRow(f"picture can't be decoded: {error}") from error
     if min(image.size) < min_size:
         size = f"{image.width}x{image.height} pixels"

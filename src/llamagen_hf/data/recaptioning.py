@@ -17,9 +17,13 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
+from datasets.utils.file_utils import is_local_path
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from .bad_rows import BadRow
+from .picture_files import decode_picture
+from .source import files_report
 from .tables import COUNTS, open_folder, open_rows, shard_path, write_shard
 
 
@@ -53,7 +57,7 @@ class RecaptionConfig:
     rows_per_shard: int = field(default=1000, metadata={"help": "Rows of an output file, held in memory."})
 
 
-def recaption(config: RecaptionConfig) -> dict[str, int]:
+def recaption(config: RecaptionConfig) -> dict:
     """Add long captions to a dataset of pictures; all its columns stay, so the short captions do.
 
     Captions are decoded greedily. A picture that can't be decoded stays in its row and gets no caption. Started by
@@ -61,7 +65,8 @@ def recaption(config: RecaptionConfig) -> dict[str, int]:
     the first shard that is missing.
 
     Returns:
-        `dict[str, int]`: `shards`, `rows`, `captioned` and `undecodable` pictures in the output folder.
+        `dict`: `shards`, `rows`, `captioned` and `undecodable` pictures in the output folder; `files` of a folder of
+        images.
 
     Raises:
         ValueError: If the dataset, a column or the output folder does not fit.
@@ -125,10 +130,9 @@ def picture_batches(
     def decode():
         for index in indices:
             try:
-                picture = ImageFeature().decode_example(cells[index]).convert("RGB")
-            except Exception:  # a damaged file can make Pillow raise nearly anything
+                yield index, decode_picture(cells[index])
+            except BadRow:
                 continue
-            yield index, picture
 
     decoded = decode()
     while batch := list(islice(decoded, batch_size)):
@@ -137,7 +141,7 @@ def picture_batches(
 
 def add_columns(
     config, rows: IterableDataset, features: dict[str, Value], compute: Callable[[dict], tuple[dict, dict]]
-) -> dict[str, int]:
+) -> dict:
     """Write `rows` with new or changed columns, shard by shard; each process takes every n-th shard that is missing.
 
     Args:
@@ -147,7 +151,7 @@ def add_columns(
         compute (`Callable`): From a shard's columns to those columns, and numbers to add up for the report.
 
     Returns:
-        `dict[str, int]`: `shards` and `rows` in the output folder, and the sums of what `compute` counted.
+        `dict`: `shards` and `rows` in the output folder, the sums of what `compute` counted, and `files`.
     """
     features = Features({**rows.features, config.image_column: ImageFeature(), **features})
     rows = rows.cast_column(config.image_column, ImageFeature(decode=False))
@@ -156,6 +160,8 @@ def add_columns(
         path = shard_path(config, index)
         if index % process.num_processes != process.process_index or path.exists():
             continue
+        # A file that is not there can't be stored; as a missing picture it counts as undecodable.
+        shard[config.image_column] = [None if _is_absent(cell) else cell for cell in shard[config.image_column]]
         columns, counts = compute(shard)
         table = Dataset.from_dict(shard | columns, features=features).data.table
         write_shard(table, path, counts, ROW_GROUP_SIZE)
@@ -166,4 +172,10 @@ def add_columns(
     for path in Path(config.output_dir).glob("train-*.parquet"):
         metadata = pq.read_metadata(path)
         report.update(json.loads(metadata.metadata[COUNTS]) | {"shards": 1, "rows": metadata.num_rows})
-    return dict(report)
+    return dict(report) | files_report(config.dataset)
+
+
+def _is_absent(cell: dict | None) -> bool:
+    """Whether a picture is nothing but the path of a file that is not on this machine."""
+    path = cell and cell["bytes"] is None and cell["path"]
+    return bool(path) and is_local_path(path) and not Path(path).is_file()

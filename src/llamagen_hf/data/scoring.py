@@ -48,7 +48,7 @@ class ScoreConfig:
     rows_per_shard: int = field(default=1000, metadata={"help": "Rows of an output file, held in memory."})
 
 
-def score(config: ScoreConfig) -> dict[str, int]:
+def score(config: ScoreConfig) -> dict:
     """Fill in CLIP similarities and aesthetic scores where they are null or NaN; the columns are added if need be.
 
     Similarity is the cosine between CLIP's embeddings of picture and text; a text longer than CLIP reads is cut off.
@@ -57,8 +57,8 @@ def score(config: ScoreConfig) -> dict[str, int]:
     Resumes, and shares out shards to processes, as [`~llamagen_hf.data.recaptioning.recaption`] does.
 
     Returns:
-        `dict[str, int]`: `shards`, `rows` and `undecodable` pictures among those needed, and for each score how many
-        were computed and how many are still missing.
+        `dict`: `shards`, `rows` and `undecodable` pictures among those needed, for each score how many were computed
+        and how many are still missing, and `files` of a folder of images.
 
     Raises:
         ValueError: If the dataset, a column, the aesthetic head or the output folder does not fit.

@@ -1,22 +1,39 @@
 """Where the pictures come from: any dataset that the `datasets` library reads, as a training and a test split."""
 
+import glob
 import logging
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    ReadInstruction,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+)
+
+from ..images.files import SUFFIXES, find_files, suffix
+from .image_folder import read_image_files, read_image_folder
 
 
 logger = logging.getLogger(__name__)
 
-# Which of the library's readers takes a file pattern.
+# Which of the library's readers takes files of a kind.
 READERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-READERS |= {".tar": "webdataset"} | dict.fromkeys([".png", ".jpg", ".jpeg", ".webp"], "imagefolder")
+READERS |= {".tar": "webdataset"}
+STREAM_SHARDS = 64  # parts of a streamed folder that workers and processes share out
 
 PICTURE_TYPES = [Value(dtype) for dtype in ("string", "large_string", "binary", "large_binary")]
 
@@ -25,8 +42,8 @@ PICTURE_TYPES = [Value(dtype) for dtype in ("string", "large_string", "binary", 
 class DataConfig:
     """Where the pictures are: the recipe's section `data`.
 
-    A folder holds pictures (in one folder a class, with a `metadata.jsonl`, or flat), Parquet files or WebDataset tar
-    shards, see "Create an image dataset" in the documentation of `datasets`.
+    A folder holds pictures (in one folder a class, with captions in a `metadata.jsonl` or in text files, or flat; see
+    [`~llamagen_hf.data.image_folder.read_image_folder`]), Parquet files or WebDataset tar shards.
 
     The rows to measure on are those of `test_split`. If it is null, or if the dataset has no such split, they are
     `test_fraction` of the training rows (at least one), drawn with `split_seed` and held out of the training. A stream
@@ -83,7 +100,7 @@ class DataConfig:
             ValueError: If the dataset can't be read, or if it has no such split or column.
         """
         with self._errors_in_one_sentence():
-            splits = self._read()
+            splits = open_dataset(self.dataset, self.dataset_config, None, self.streaming, is_logged=split == "train")
         is_held_out = self.test_split is None or not _has_split(splits, self.test_split)
         if split == "test" and not is_held_out:
             return self._rows(splits, self.test_split)
@@ -106,23 +123,11 @@ class DataConfig:
         feature = rows.features.get(self.label_column)
         return dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else None
 
-    def _read(self, split: str | None = None) -> DatasetDict | IterableDatasetDict | Dataset | IterableDataset:
-        path, files = os.path.expanduser(self.dataset), None
-        if not os.path.isdir(path):
-            suffix = Path(path).suffix.lower()
-            if suffix in READERS:
-                path, files = READERS[suffix], _expand_ranges(path)
-            elif re.search(r"[*?\[{]", path):
-                raise ValueError(f"a file pattern must end in one of {', '.join(READERS)}")
-            elif path.startswith((".", "/")):
-                raise ValueError("there is no such folder")
-        return load_dataset(path, self.dataset_config, data_files=files, split=split, streaming=self.streaming)
-
     def _rows(self, splits: dict, name: str) -> Dataset | IterableDataset:
         if not _has_split(splits, name):
             raise ValueError(f"The dataset {self.dataset!r} has no split {name!r}; it has {', '.join(splits)}.")
         with self._errors_in_one_sentence():
-            rows = splits[name] if name in splits else self._read(name)
+            rows = splits[name] if name in splits else self._part(name)
             if rows.features is None:  # a stream of files that do not say what is in them
                 rows = rows._resolve_features()
         for column in (self.image_column, self.label_column):
@@ -142,6 +147,13 @@ class DataConfig:
         with self._errors_in_one_sentence():  # class ids beyond the last class among them
             return rows.cast_column(self.image_column, Image(decode=False))
 
+    def _part(self, name: str) -> Dataset | IterableDataset:
+        return open_dataset(self.dataset, self.dataset_config, name, self.streaming, is_logged=False)
+
+    def files_report(self) -> dict:
+        """`files`, what was used of a folder of images and what was left out; empty for other datasets."""
+        return files_report(self.dataset)
+
     @contextmanager
     def _errors_in_one_sentence(self) -> Iterator[None]:
         try:
@@ -160,6 +172,84 @@ class DataConfig:
             )
         count = min(max(1, round(num_rows * self.test_fraction)), num_rows - 1)
         return set(random.Random(self.split_seed).sample(range(num_rows), count))
+
+
+def open_dataset(
+    dataset: str, name: str | None, split: str | None, streaming: bool, is_logged: bool = True
+) -> DatasetDict | IterableDatasetDict | Dataset | IterableDataset:
+    """Open any dataset: a folder of images by its structure, everything else as `load_dataset` does.
+
+    Args:
+        dataset (`str`): A Hub id, a folder or a file pattern.
+        name (`str`, *optional*): Of its configuration.
+        split (`str`, *optional*): One, or an expression such as `train[:1000]`; by default all of them by name. Files
+            of a pattern are the split that is asked for.
+        streaming (`bool`): Read while iterating.
+        is_logged (`bool`): Say what was read of a folder of images.
+    """
+    path = os.path.expanduser(dataset)
+    if os.path.isdir(path):
+        if name is None and (images := read_image_folder(path)) is not None:
+            if is_logged:
+                images.log()
+            return _choose(images.splits, split, streaming)
+        folder = {}
+        if glob.escape(path) != path:  # the library would take the folder for a pattern
+            path, folder = _folder_reader(path), {"data_dir": glob.escape(os.path.abspath(path))}
+        return load_dataset(path, name, split=split, streaming=streaming, **folder)
+    kinds = [kind.lower() for kind in reversed(Path(path).suffixes)]  # of `a.jsonl.gz` the second
+    if kinds and kinds[0] in SUFFIXES:
+        files = [file for pattern in _expand_ranges(path) for file in glob.glob(_as_pattern(pattern), recursive=True)]
+        if not files:
+            raise ValueError("there are no such files")
+        return _choose(read_image_files(files), split, streaming)
+    for kind in kinds:
+        if kind in READERS:
+            patterns = {(split or "train").partition("[")[0]: [_as_pattern(part) for part in _expand_ranges(path)]}
+            return load_dataset(READERS[kind], name, data_files=patterns, split=split, streaming=streaming)
+    if re.search(r"[*?\[{]", path):
+        raise ValueError(f"a file pattern must end in one of {', '.join(READERS)}, or be of images")
+    if path.startswith((".", "/")):
+        raise ValueError("there is no such folder")
+    return load_dataset(path, name, split=split, streaming=streaming)
+
+
+def files_report(dataset: str) -> dict:
+    """`files`, what was used of a folder of images and what was left out; empty for other datasets."""
+    path = os.path.expanduser(dataset)
+    folder = read_image_folder(path) if os.path.isdir(path) else None
+    return {} if folder is None else {"files": folder.report}
+
+
+def _choose(splits: DatasetDict, split: str | None, streaming: bool):
+    """One of some splits, an expression of them, or all."""
+    if split is not None and split not in splits:
+        if streaming:
+            raise ValueError(f"a stream has no part {split!r}")
+        parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in splits.items()})
+        return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
+    if streaming:
+        splits = IterableDatasetDict(
+            {name: rows.to_iterable_dataset(max(1, min(len(rows), STREAM_SHARDS))) for name, rows in splits.items()}
+        )
+    return splits if split is None else splits[split]
+
+
+def _folder_reader(path: str) -> str:
+    """The library's reader for most of the files in a folder."""
+    readers = Counter(READERS.get(suffix(name)) for name in find_files(path).others)
+    del readers[None]
+    if not readers:
+        raise ValueError(f"there are no files of {', '.join(READERS)} or images in it")
+    return readers.most_common(1)[0][0]
+
+
+def _as_pattern(path: str) -> str:
+    """A file pattern in which the folders that are there stand for themselves, whatever they are called."""
+    if os.path.exists(path):
+        return glob.escape(path)
+    parent = next((str(parent) for parent in Path(path).parents if parent.is_dir()), "")
+    return glob.escape(parent) + path[len(parent) :] if path.startswith(parent) else path
 
 
 def _has_split(splits: dict, name: str) -> bool:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset
 from datasets.table import embed_table_storage
 
+from .source import open_dataset
 
-BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tar": "webdataset"}
+
 RECORD = ".prepare.json"  # hidden, so that load_dataset passes over it
 COUNTS = b"llamagen_hf"
 FREE_SETTINGS = ("output_dir", "batch_size", "device_map")  # a run may go on with others
@@ -19,11 +20,8 @@ FREE_SETTINGS = ("output_dir", "batch_size", "device_map")  # a run may go on wi
 
 def open_rows(config, columns: list[str]) -> IterableDataset:
     """Stream `config.dataset`, a Hub id, a folder or a file pattern; a `ValueError` if it lacks one of `columns`."""
-    dataset = os.path.expanduser(config.dataset)
-    builder = next((BUILDERS[suffix] for suffix in Path(dataset).suffixes if suffix in BUILDERS), None)
-    files = {} if builder is None else {"data_files": {config.split: dataset}}
     try:
-        rows = load_dataset(builder or dataset, split=config.split, streaming=True, **files)
+        rows = open_dataset(config.dataset, None, config.split, streaming=True)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"The dataset {config.dataset!r} can't be read; give a Hub id, a folder or a file pattern ({error})."

@@ -7,16 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An RGB picture of 8 bits a channel; what is transparent is put on white."""
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip rather than scale
-        values = np.clip(np.asarray(image), 0, 65535) / 257
-        image = Image.fromarray(np.round(values).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+from ..images.reading import read_image
 
 
 def scale_shorter_side(image: Image.Image, size: int) -> Image.Image:
@@ -68,8 +59,8 @@ def ten_crop(image: Image.Image, size: int, crop_range: float) -> list[Image.Ima
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """A picture as a `(3, height, width)` float tensor in [-1, 1]; RGB as by [`to_rgb`]."""
-    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1).float() / 127.5 - 1
+    """A picture as a `(3, height, width)` float tensor in [-1, 1]."""
+    return torch.from_numpy(np.array(read_image(image))).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _window(image: Image.Image, size: int, left: int, top: int) -> Image.Image:

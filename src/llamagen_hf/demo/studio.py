@@ -13,11 +13,11 @@ from typing import Any
 import gradio as gr
 import torch
 from diffusers.utils import make_image_grid
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..data.transforms import center_crop, to_rgb
+from ..data.transforms import center_crop
+from ..images.reading import UPLOAD_MEGAPIXELS, read_image
 from ..parameters import in_common
-from ..picture_input import open_picture
 from ..pipeline import AutoregressiveImagePipeline
 from ..png import save_png
 from ..preview import PreviewSchedule
@@ -70,7 +70,7 @@ class Studio:
         """Show what a completion would keep of a picture, without the model, so that nobody waits for it."""
         if picture is None:
             return gr.update(value=None), ""
-        kept = center_crop(to_rgb(ImageOps.exif_transpose(self._open(picture))), self.pipe.image_size)
+        kept = center_crop(self._open(picture), self.pipe.image_size)
         top = int(keep_rows) * self.pipe.vq_model.downsample_factor
         kept.paste(UNDRAWN, (0, top, kept.width, kept.height))
         return gr.update(value=[(kept, "kept")], columns=1), "This part is kept." if top else "Nothing of it is kept."
@@ -95,7 +95,7 @@ class Studio:
             raise refusal("Choose a picture first.")
         try:
             with open(path, "rb") as file:  # so that nobody is told the name of a temporary file
-                return open_picture(file)
+                return read_image(file, max_megapixels=UPLOAD_MEGAPIXELS)
         except ValueError as error:
             raise refusal(str(error)) from error
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from .. import __version__
-from ..data.transforms import to_rgb
-from ..picture_input import open_picture
+from ..images.reading import read_image
 from .metric import METRICS, metric
 from .plots import Point, plot, templates
 from .results import caveats, headline, settings, summary, sweep_table, title, worst_and_best
@@ -92,8 +91,7 @@ def guidance_plots(sweep: list[dict]) -> list[tuple[str, str, str]]:
 
 def data_uri(picture: Picture) -> str:
     """A picture within the page: small, and without what its file notes about itself."""
-    image = to_rgb(picture if isinstance(picture, Image.Image) else open_picture(picture))
-    image.info = {}
+    image = read_image(picture)
     image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "WEBP", quality=90, method=4, lossless=max(image.size) <= 128)

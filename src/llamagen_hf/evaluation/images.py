@@ -1,18 +1,20 @@
 """Pictures to measure, from wherever they are: files, `.npz` batches, datasets, arrays."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..data.transforms import center_crop
-from ..picture_input import open_picture
+from ..images.files import count_others, find_files, in_words
+from ..images.reading import read_image
 from .npz import NpzPictures
 
 
-FILE_TYPES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+logger = logging.getLogger(__name__)
 
 
 class Images:
@@ -29,6 +31,7 @@ class Images:
 
     Attributes:
         skipped (`dict[str, str]`): Pictures left out so far, and why.
+        left_out (`dict[str, int]`): Of a folder, the files that do not count as pictures, by reason.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Images:
             raise ValueError(f"There are no pictures in {name!r}.")
         self.name = name
         self.skipped: dict[str, str] = {}
+        self.left_out: dict[str, int] = {}
         self._names, self._open_one, self._read_bytes = names, open_one, read_bytes
         self._image_size, self._skip_bad = image_size, skip_bad
 
@@ -54,7 +58,7 @@ class Images:
         """Pictures `(height, width, 3)`, uint8.
 
         Raises:
-            ValueError: In one sentence that names the picture, if one is broken, transparent or of another size.
+            ValueError: In one sentence that names the picture, if one is broken or of another size.
         """
         size = first = None
         for index, name in enumerate(self._names):
@@ -86,9 +90,13 @@ class Images:
 
     def fingerprint(self) -> str:
         """Hash of the content and of how it is prepared; the same pictures elsewhere have the same."""
-        digest = hashlib.sha256(f"{self._image_size} {self._skip_bad} {len(self)}".encode())
+        digest = hashlib.sha256(f"sRGB {self._image_size} {self._skip_bad} {len(self)}".encode())
         for index in range(len(self)):
-            digest.update(hashlib.sha256(self._read_bytes(index)).digest())
+            try:
+                content = self._read_bytes(index)
+            except (OSError, ValueError):  # to be refused or left out when it is opened
+                content = b""
+            digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
 
     def _prepare(self, picture: Image.Image | np.ndarray) -> np.ndarray:
@@ -121,7 +129,7 @@ def open_images(
         skip_bad (`bool`, *optional*, defaults to `False`): Leave out, and count, pictures that can't be used.
 
     Returns:
-        [`Images`]: Grey pictures become RGB. Transparent ones can't be used, for nothing says what is behind them.
+        [`Images`]: RGB, as [`~llamagen_hf.images.reading.read_image`] reads them.
 
     Raises:
         OSError or ValueError: In one sentence, if there are no pictures there, or not such.
@@ -139,8 +147,8 @@ def open_images(
         return Images(
             "list",
             _numbers(source),
-            lambda i: _opaque(source[i], f"picture {i}"),
-            lambda i: source[i].tobytes(),
+            lambda i: read_image(source[i], f"picture {i}"),
+            lambda i: np.array(read_image(source[i])).tobytes(),
             **options,
         )
     if not isinstance(source, (str, Path)):
@@ -149,16 +157,21 @@ def open_images(
     if path.suffix == ".npz":
         return _from_npz(path, options)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in FILE_TYPES)
-        if files:
-            names = [file.relative_to(path).as_posix() for file in files]
-            return Images(
+        found = find_files(path)
+        if names := found.images:
+            left_out = found.left_out + count_others(found.others)
+            # JSON is what drawings for an evaluation, and tools that download images, note beside them.
+            level = logging.WARNING if set(left_out) - {"no image (.json)"} else logging.INFO
+            logger.log(level, "%s: %d images; left out: %s.", path.resolve().name, len(names), in_words(left_out))
+            images = Images(
                 path.resolve().name,
                 names,
-                lambda i: _opaque(open_picture(files[i]), names[i]),
-                lambda i: files[i].read_bytes(),
+                lambda i: read_image(path / names[i], names[i]),
+                lambda i: (path / names[i]).read_bytes(),
                 **options,
             )
+            images.left_out = dict(left_out)
+            return images
     from ..data.source import DataConfig
 
     rows = DataConfig(str(source), train_split=split, test_split=None, test_fraction=0, image_column=image_column)
@@ -167,15 +180,6 @@ def open_images(
 
 def _numbers(values) -> list[str]:
     return [f"picture {index}" for index in range(len(values))]
-
-
-def _opaque(picture: Image.Image, name: str) -> Image.Image:
-    """The picture upright and as RGB."""
-    if picture.has_transparency_data:
-        lowest, _ = picture.convert("RGBA").getchannel("A").getextrema()
-        if lowest < 255:
-            raise ValueError(f"The picture {name!r} is transparent; put it on a background first.")
-    return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def _from_npz(path: Path, options: dict) -> Images:
@@ -208,7 +212,7 @@ def _from_rows(rows, name: str, image_column: str, options: dict) -> Images:
             raise ValueError(f"Row {index} of {name!r} can't be used: {error}.") from error
 
     def read_bytes(index: int) -> bytes:
-        value = rows[index][image_column]
+        value = rows[index][image_column] or {"bytes": b""}
         return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
 
     return Images(name, [f"row {index}" for index in range(len(rows))], open_one, read_bytes, **options)

@@ -130,6 +130,7 @@ def evaluate(
                 named = zip(different, prompt_clip_scores(*pairs), strict=True)
                 scores = {"score_metric": "clip_score", "scores": [{"name": n, "score": s} for n, s in named]}
         facts = {"count": samples.count, "image_size": list(samples.image_size[::-1]), "metrics": metrics} | scores
+        facts |= {"left_out_files": images.left_out} if images.left_out else {}
         return facts | ({"skipped_pictures": len(images.skipped)} if images.skipped else {})
 
     results = []

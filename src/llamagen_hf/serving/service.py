@@ -6,9 +6,9 @@ import logging
 
 import torch
 
+from ..images.reading import UPLOAD_MEGAPIXELS, read_image
 from ..inputs import DrawingInputs
 from ..parameters import describe
-from ..picture_input import open_picture
 from ..sampling import check_sampling
 from .engine import DrawingRequest, Engine, EngineDied
 from .errors import engine_is_away, is_draining, queue_is_full, wrong_value
@@ -122,7 +122,9 @@ class ImageService:
         config, inputs = self.pipe.transformer.config, order.inputs
         try:
             if order.upload is not None:
-                picture = await asyncio.to_thread(open_picture, io.BytesIO(order.upload))
+                picture = await asyncio.to_thread(
+                    read_image, io.BytesIO(order.upload), max_megapixels=UPLOAD_MEGAPIXELS
+                )
                 rows = config.grid_size // 2 if order.keep_rows is None else order.keep_rows
                 inputs.image, inputs.keep_rows = picture, rows
             elif order.keep_rows is not None:

@@ -1,0 +1,1 @@
+"""Images: read from anywhere in one way."""
