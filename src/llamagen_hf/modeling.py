@@ -255,6 +255,7 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         self.generation_config.max_new_tokens = config.num_codes
+        self.loss_type = None  # from the class name, Trainer would conclude that the first label is not predicted
 
     @can_return_tuple
     def forward(
@@ -269,6 +270,7 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         r"""Predict the next code at every position.
@@ -287,18 +289,25 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
             prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*):
                 1 for words, 0 for padding.
             labels (`torch.LongTensor` of shape `(batch, m)`, *optional*):
-                The codes to predict, from the first one on. `loss` is their mean cross-entropy in nats.
+                The codes to predict, from the first one on and without the condition; -100 leaves one out. `loss` is
+                their mean cross-entropy in nats, 0 if all are left out.
             use_cache (`bool`, *optional*): Whether to return `past_key_values`.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
                 Compute logits for the last so many positions only, or for these positions; 0 means all.
+            num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+                What the sum over the codes is divided by, instead of their number: `Trainer` passes the number of all
+                codes of a step whose gradients are accumulated.
 
         Returns:
             [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: `logits` of shape `(batch, codes + 1,
             vocab_size)`, float32, where position i predicts code i, and `loss` if `labels` were given.
 
         Raises:
-            ValueError: If the condition is missing, of the other kind, or of a wrong shape.
+            ValueError: If the condition is missing, of the other kind, or of a wrong shape, or if `labels` are no codes
+                that the inputs can predict.
         """
+        if labels is not None and not torch.compiler.is_compiling():
+            check_labels(self.config, labels, input_ids, logits_to_keep)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -318,11 +327,17 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
 
         loss = None
         if labels is not None:
+            if len(labels) != len(logits):
+                raise ValueError(f"`labels` has {len(labels)} rows, but the inputs have {len(logits)}.")
             if labels.shape[1] > logits.shape[1]:
                 raise ValueError(
                     f"`labels` holds {labels.shape[1]} codes, but the inputs predict only {logits.shape[1]}."
                 )
-            loss = F.cross_entropy(logits[:, : labels.shape[1]].flatten(0, 1), labels.flatten().long())
+            total = F.cross_entropy(
+                logits[:, : labels.shape[1]].flatten(0, 1), labels.flatten().long(), reduction="sum"
+            )
+            count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -362,6 +377,36 @@ def check_inputs(
         raise ValueError(
             f"`prompt_attention_mask` has shape {tuple(prompt_attention_mask.shape)}; "
             f"expected {tuple(prompt_embeds.shape[:2])}."
+        )
+
+
+def check_labels(
+    config: LlamaGenConfig,
+    labels: torch.Tensor,
+    input_ids: torch.LongTensor | None,
+    logits_to_keep: int | torch.Tensor,
+) -> None:
+    """Raise a `ValueError` of one sentence if labels are anything but codes, each at the place that predicts it."""
+    if labels.ndim != 2 or labels.shape[1] > config.num_codes:
+        raise ValueError(
+            f"`labels` has shape {tuple(labels.shape)}; expected (batch, n): the codes to predict, without the condition, "
+            f"in raster order, at most {config.num_codes}."
+        )
+    if labels.is_floating_point():
+        raise ValueError(f"`labels` is of {labels.dtype}; expected integers.")
+    if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep:
+        raise ValueError("`labels` needs the logits of all positions; leave out `logits_to_keep`.")
+    is_left_out = labels == -100
+    is_wrong = ~(is_left_out | (labels >= 0) & (labels < config.vocab_size)).all()
+    if config.conditioning == "class" and input_ids is not None and input_ids.shape == labels.shape:
+        # The inputs once more, their first one as -100: what other causal models take, and shift by themselves.
+        repeats = is_left_out[:, 0].all() & (is_left_out | (labels == input_ids))[:, 1:].all()
+        follows = (is_left_out[:, :-1] | (labels[:, :-1] == input_ids[:, 1:])).all()
+        is_wrong = is_wrong | (repeats & ~follows)
+    if is_wrong:
+        raise ValueError(
+            f"`labels` must be the codes to predict, 0 to {config.vocab_size - 1}, from the first one on and without the "
+            "condition, or -100 to leave one out; of `input_ids` with the class in front, pass `input_ids[:, 1:]`."
         )
 
 
