@@ -24,6 +24,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration import LlamaGenConfig
+from .loss import check_labels, code_loss
 
 
 def rotary_2d(config: LlamaGenConfig, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -303,8 +304,8 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
             vocab_size)`, float32, where position i predicts code i, and `loss` if `labels` were given.
 
         Raises:
-            ValueError: If the condition is missing, of the other kind, or of a wrong shape, or if `labels` are no codes
-                that the inputs can predict.
+            ValueError: If the condition is missing, of the other kind, or of a wrong shape, or if `labels` are not the
+                codes that the inputs predict.
         """
         if labels is not None and not torch.compiler.is_compiling():
             check_labels(self.config, labels, input_ids, logits_to_keep)
@@ -327,17 +328,7 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
 
         loss = None
         if labels is not None:
-            if len(labels) != len(logits):
-                raise ValueError(f"`labels` has {len(labels)} rows, but the inputs have {len(logits)}.")
-            if labels.shape[1] > logits.shape[1]:
-                raise ValueError(
-                    f"`labels` holds {labels.shape[1]} codes, but the inputs predict only {logits.shape[1]}."
-                )
-            total = F.cross_entropy(
-                logits[:, : labels.shape[1]].flatten(0, 1), labels.flatten().long(), reduction="sum"
-            )
-            count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-            loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
+            loss = code_loss(logits, labels, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -377,36 +368,6 @@ def check_inputs(
         raise ValueError(
             f"`prompt_attention_mask` has shape {tuple(prompt_attention_mask.shape)}; "
             f"expected {tuple(prompt_embeds.shape[:2])}."
-        )
-
-
-def check_labels(
-    config: LlamaGenConfig,
-    labels: torch.Tensor,
-    input_ids: torch.LongTensor | None,
-    logits_to_keep: int | torch.Tensor,
-) -> None:
-    """Raise a `ValueError` of one sentence if labels are anything but codes, each at the place that predicts it."""
-    if labels.ndim != 2 or labels.shape[1] > config.num_codes:
-        raise ValueError(
-            f"`labels` has shape {tuple(labels.shape)}; expected (batch, n): the codes to predict, without the condition, "
-            f"in raster order, at most {config.num_codes}."
-        )
-    if labels.is_floating_point():
-        raise ValueError(f"`labels` is of {labels.dtype}; expected integers.")
-    if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep:
-        raise ValueError("`labels` needs the logits of all positions; leave out `logits_to_keep`.")
-    is_left_out = labels == -100
-    is_wrong = ~(is_left_out | (labels >= 0) & (labels < config.vocab_size)).all()
-    if config.conditioning == "class" and input_ids is not None and input_ids.shape == labels.shape:
-        # The inputs once more, their first one as -100: what other causal models take, and shift by themselves.
-        repeats = is_left_out[:, 0].all() & (is_left_out | (labels == input_ids))[:, 1:].all()
-        follows = (is_left_out[:, :-1] | (labels[:, :-1] == input_ids[:, 1:])).all()
-        is_wrong = is_wrong | (repeats & ~follows)
-    if is_wrong:
-        raise ValueError(
-            f"`labels` must be the codes to predict, 0 to {config.vocab_size - 1}, from the first one on and without the "
-            "condition, or -100 to leave one out; of `input_ids` with the class in front, pass `input_ids[:, 1:]`."
         )
 
 
