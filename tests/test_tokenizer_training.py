@@ -14,6 +14,7 @@ from llamagen_hf.data.extraction import tokenizer_fingerprint  # noqa: E402
 from llamagen_hf.training import tokenizer as tokenizer_module  # noqa: E402
 from llamagen_hf.training.adversarial import adaptive_weight, discriminator_loss, generator_loss  # noqa: E402
 from llamagen_hf.training.codebook import CodeCounts, revive_codes  # noqa: E402
+from llamagen_hf.training.facts import read_facts  # noqa: E402
 from llamagen_hf.training.perceptual import PerceptualLoss  # noqa: E402
 from llamagen_hf.training.reconstruction import psnr, reconstruction_loss, ssim  # noqa: E402
 from llamagen_hf.training.tokenizer import TokenizerTraining, train_tokenizer  # noqa: E402
@@ -42,6 +43,18 @@ def test_training_saves_a_tokenizer_with_pictures_and_metrics(trained):
 def test_a_finished_run_trains_no_further(data, trained):
     folder, metrics = trained
     assert train_tokenizer(data, tokenizer_config(folder)) == metrics
+
+
+@pytest.mark.parametrize("part", ["measure", "draw"])
+def test_a_fault_after_the_last_step_loses_no_weights(data, tmp_path, monkeypatch, part):
+    def fail(self):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(TokenizerTraining, part, fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train_tokenizer(data, tokenizer_config(tmp_path, max_train_steps=2))
+    LlamaGenVQModel.from_pretrained(tmp_path)
+    assert read_facts(tmp_path)["tokenizer"]["metrics"] == {}
 
 
 def test_training_gets_better(data, tmp_path):
