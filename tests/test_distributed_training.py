@@ -120,6 +120,7 @@ PRETRAIN = """
 import sys, torch
 from accelerate.utils import set_seed
 from tiny import build_text_encoder, build_vq_model
+from transformers import T5EncoderModel
 from llamagen_hf.processes import leave_processes, this_process
 from llamagen_hf.training.text_encoder import pretrain_text_encoder
 
@@ -135,12 +136,10 @@ whole = [
 ]
 mine = slice(process.process_index, None, process.num_processes)
 parts = [{key: value[mine] for key, value in batch.items()} for batch in whole]
-text_encoder = build_text_encoder()
-text_encoder.config.dropout_rate = 0.0
-for module in text_encoder.modules():
-    if isinstance(module, torch.nn.Dropout):
-        module.p = 0.0
+config = build_text_encoder().config
+config.dropout_rate = 0.0
 set_seed(0)
+text_encoder = T5EncoderModel(config)
 pretrain_text_encoder(text_encoder, parts, build_vq_model(), steps=5, learning_rate=1e-2)
 torch.save(text_encoder.state_dict(), f"{sys.argv[1]}-{process.process_index}")
 leave_processes()
