@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from launching import launch
 from PIL import Image
 from test_evaluation_sampling import build_dit_pipeline
 from tiny import build_class_pipeline, build_clip, build_text_pipeline
@@ -112,6 +113,34 @@ def test_presets_bring_settings_and_refuse_other_references(tmp_path, reference)
         run(tmp_path, reference, tmp_path / "own", preset="imagenet256_paper", image_size=8)
     (result,) = run(tmp_path, reference, tmp_path / "own", preset="demo", count=4)
     assert result["sampling"]["top_k"] == 2000 and result["sampling"]["guidance_scale"] == 4.0
+
+
+WORKER = """
+import json, sys
+from tiny_evaluation import Thumbnails
+from llamagen_hf.evaluation.run import EvaluationConfig, evaluate
+from llamagen_hf.processes import leave_processes, this_process
+
+subject, reference, output, report = sys.argv[1:]
+config = EvaluationConfig([subject], reference, output, guidance_scales=[1.0, 3.0])
+results = evaluate(config, Thumbnails(), progress=False)
+if this_process().is_main_process:
+    with open(report, "w") as file:
+        json.dump(results, file, default=str)
+leave_processes()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_draw_and_one_measures(tmp_path, reference, monkeypatch):
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "cache"))
+    build_class_pipeline().save_pretrained(tmp_path / "own")
+    (tmp_path / "worker.py").write_text(WORKER)
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        launch(tmp_path / "worker.py", tmp_path / "own", reference, folder, f"{folder}.json", processes=count)
+    ((one,), (two,)) = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
+    assert one["sweep"] == two["sweep"] and one["metrics"] == two["metrics"]
 
 
 def test_what_is_a_checkpoint(tmp_path):

@@ -1,14 +1,12 @@
 """Drawing many pictures: by index, whatever draws them; with our pipelines and those of diffusers."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from launching import launch
 from PIL import Image
 from tiny import build_class_pipeline, build_text_pipeline, generators
 
@@ -179,8 +177,10 @@ WORKER = """
 import sys
 from llamagen_hf import AutoregressiveImagePipeline
 from llamagen_hf.evaluation.sampling import SamplingConfig, sample_pictures
+from llamagen_hf.processes import leave_processes
 pipe = AutoregressiveImagePipeline.from_pretrained(sys.argv[1])
 sample_pictures(pipe, SamplingConfig(11, batch_size=2), sys.argv[2], progress=False)
+leave_processes()
 """
 
 
@@ -188,15 +188,8 @@ sample_pictures(pipe, SamplingConfig(11, batch_size=2), sys.argv[2], progress=Fa
 def test_three_processes_write_what_one_writes(tmp_path):
     build_class_pipeline().save_pretrained(tmp_path / "checkpoint")
     (tmp_path / "worker.py").write_text(WORKER)
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "1",
-    }
     for count in (1, 3):
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-        command = [sys.executable, *launch, str(tmp_path / "worker.py"), str(tmp_path / "checkpoint")]
-        subprocess.run([*command, str(tmp_path / str(count))], check=True, env=environment, capture_output=True)
+        launch(tmp_path / "worker.py", tmp_path / "checkpoint", tmp_path / str(count), processes=count)
     one, three = contents(tmp_path / "1"), contents(tmp_path / "3")
     assert len(one) == 11 and one == three
     assert json.loads((tmp_path / "3" / "sampling.json").read_text())["count"] == 11

@@ -3,9 +3,6 @@
 import functools
 import io
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from launching import launch
 from PIL import Image, ImageOps
 from tiny import build_text_encoder, build_vq_model
 from transformers import ByT5Tokenizer
@@ -383,13 +381,10 @@ def test_the_recipe_reads_both_sections(tmp_path):
 def test_two_processes_share_out_the_files(extract, folder, tmp_path, streaming):
     extract(tmp_path / "one", num_crops=2, rows_per_shard=2)
     pipelines = Path(__file__).parents[1] / "pipelines"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               pipelines / "extract_codes.py", "--dataset", folder / "rows", "--image_size", str(SIZE),
+    command = [pipelines / "extract_codes.py", "--dataset", folder / "rows", "--image_size", str(SIZE),
                "--tokenizer", folder / "tokenizer", "--output_dir", tmp_path / "two", "--num_crops", "2",
                "--rows_per_shard", "2", "--streaming", streaming]  # fmt: skip
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = launch(*command)
     assert json.loads(result.stdout) == {"rows": {"train": TRAIN, "test": TEST}, "bad_rows": {}}
     for split in ("train", "test"):
         assert load(tmp_path / "one", split)[:] == load(tmp_path / "two", split)[:]

@@ -19,7 +19,9 @@ from llamagen_hf.data.codes import CodeCollator, CodeSamples, load_codes, read_c
 from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes  # noqa: E402
 from llamagen_hf.data.samples import batches_once  # noqa: E402
 from llamagen_hf.modeling import LlamaGenForConditionalGeneration  # noqa: E402
+from llamagen_hf.training.checkpoints import replace_result  # noqa: E402
 from llamagen_hf.training.condition_to_codes import ConditionToCodes, mean_loss, parameter_groups  # noqa: E402
+from llamagen_hf.training.facts import read_facts  # noqa: E402
 from llamagen_hf.training.generator import GeneratorTraining, train_generator  # noqa: E402
 from llamagen_hf.training.text_encoder import build_text_encoder, pretrain_text_encoder  # noqa: E402
 from llamagen_hf.training.throughput import flops_per_image  # noqa: E402
@@ -70,6 +72,36 @@ def test_class_training_ends_in_a_pipeline_with_class_names(stages):
     assert pipe.transformer.config.id2label == {0: "circle", 1: "square"}
     assert pipe(class_labels=["square", 0], output_type="codes").images.shape == (2, 8, 8)
     assert pipe.text_encoder is None
+
+
+def test_a_fault_after_the_last_step_loses_no_weights(stages, tmp_path, monkeypatch):
+    folder, _ = stages
+    settings = {"conditioning": "class", "max_train_steps": 2, "eval_steps": 9, "sample_steps": 9}
+    with pytest.raises(ValueError, match="no such class"):
+        train_generator(config_of(folder, tmp_path / "draw", sample_prompts=["no such class"], **settings))
+
+    def fail(self):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(GeneratorTraining, "measure", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train_generator(config_of(folder, tmp_path / "measure", **settings))
+    for name in ("draw", "measure"):
+        pipe = AutoregressiveImagePipeline.from_pretrained(tmp_path / name)
+        assert pipe(class_labels=1).images[0].size == (16, 16)
+        assert read_facts(tmp_path / name)["generator"]["metrics"] == {}
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path):
+    def save(folder):
+        folder.mkdir()
+        (folder / "weights").touch()
+        raise RuntimeError("no room")
+
+    (tmp_path / "index.json").touch()
+    with pytest.raises(RuntimeError, match="no room"):
+        replace_result(tmp_path, "index.json", save)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
 
 
 @pytest.mark.parametrize("conditioning", ["class", pytest.param("text", marks=pytest.mark.slow)])

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
+from launching import launch
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -622,13 +623,7 @@ def test_wrong_columns_of_pictures_are_one_sentence(pictures, models_folder, tmp
 def test_processes_share_out_the_shards(pictures, models_folder, tmp_path, stage, make_config):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({stage: vars(make_config(pictures, models_folder, tmp_path / "two"))}))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
-    result = subprocess.run(
-        [*launch, PREPARE, stage, "--config", recipe],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = launch(PREPARE, stage, "--config", recipe)
     run = {"recaption": recaption, "score": score}[stage]
     assert json.loads(result.stdout) == run(make_config(pictures, models_folder, tmp_path / "one"))
     assert shards(tmp_path / "two") == shards(tmp_path / "one")

@@ -1,6 +1,7 @@
 """Tokenizer training: its losses, what it saves, and what it keeps."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from llamagen_hf import LlamaGenVQModel  # noqa: E402
 from llamagen_hf.data.extraction import tokenizer_fingerprint  # noqa: E402
+from llamagen_hf.training import run as run_module  # noqa: E402
 from llamagen_hf.training import tokenizer as tokenizer_module  # noqa: E402
 from llamagen_hf.training.adversarial import adaptive_weight, discriminator_loss, generator_loss  # noqa: E402
 from llamagen_hf.training.codebook import CodeCounts, revive_codes  # noqa: E402
+from llamagen_hf.training.facts import read_facts  # noqa: E402
 from llamagen_hf.training.perceptual import PerceptualLoss  # noqa: E402
 from llamagen_hf.training.reconstruction import psnr, reconstruction_loss, ssim  # noqa: E402
 from llamagen_hf.training.tokenizer import TokenizerTraining, train_tokenizer  # noqa: E402
@@ -42,6 +45,18 @@ def test_training_saves_a_tokenizer_with_pictures_and_metrics(trained):
 def test_a_finished_run_trains_no_further(data, trained):
     folder, metrics = trained
     assert train_tokenizer(data, tokenizer_config(folder)) == metrics
+
+
+@pytest.mark.parametrize("part", ["measure", "draw"])
+def test_a_fault_after_the_last_step_loses_no_weights(data, tmp_path, monkeypatch, part):
+    def fail(self):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(TokenizerTraining, part, fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train_tokenizer(data, tokenizer_config(tmp_path, max_train_steps=2))
+    LlamaGenVQModel.from_pretrained(tmp_path)
+    assert read_facts(tmp_path)["tokenizer"]["metrics"] == {}
 
 
 def test_training_gets_better(data, tmp_path):
@@ -186,6 +201,12 @@ def test_memory_that_runs_out_halves_the_micro_batch(data, tmp_path, monkeypatch
     train_tokenizer(data, replace(config, output_dir=str(tmp_path / "set"), micro_batch_size=2))
     one, other = (LlamaGenVQModel.from_pretrained(tmp_path / name).state_dict() for name in ("auto", "set"))
     assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_memory_is_not_shared_out_among_processes(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "this_process", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="auto_micro_batch_size is for one process; set micro_batch_size instead."):
+        train_tokenizer(data, tokenizer_config(tmp_path, auto_micro_batch_size=True))
 
 
 def test_too_few_pictures_for_a_batch_is_one_sentence(data, tmp_path):

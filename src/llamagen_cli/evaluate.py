@@ -58,17 +58,16 @@ def evaluate(
     with one_sentence_errors():
         arguments = read_arguments(argument or [])
         said = None if prompts is None else read_prompts(prompts)
-        from accelerate import PartialState
-
         from llamagen_hf.evaluation.inception import InceptionFeatures
         from llamagen_hf.evaluation.report import write_report
         from llamagen_hf.evaluation.run import EvaluationConfig
         from llamagen_hf.evaluation.run import evaluate as run
         from llamagen_hf.evaluation.sampling import pack_pictures
+        from llamagen_hf.processes import leave_processes, this_process
 
         if dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
-        device = str(PartialState().device) if device is None else find_device(device)
+        device = str(this_process().device) if device is None else find_device(device)
         config = EvaluationConfig(
             subjects=subjects,
             reference=reference,
@@ -107,6 +106,7 @@ def evaluate(
             if pack and Path(source).is_dir() and "checkpoint" in results:
                 pack_pictures(source, folder / "samples.npz")
                 typer.echo(f"Wrote {folder / 'samples.npz'}")
+        leave_processes()
 
 
 def read_arguments(pairs: list[str]) -> dict:

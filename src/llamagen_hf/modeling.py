@@ -24,6 +24,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration import LlamaGenConfig
+from .loss import check_labels, code_loss
 
 
 def rotary_2d(config: LlamaGenConfig, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -255,6 +256,7 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         self.generation_config.max_new_tokens = config.num_codes
+        self.loss_type = None  # from the class name, Trainer would conclude that the first label is not predicted
 
     @can_return_tuple
     def forward(
@@ -269,6 +271,7 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         r"""Predict the next code at every position.
@@ -287,18 +290,25 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
             prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*):
                 1 for words, 0 for padding.
             labels (`torch.LongTensor` of shape `(batch, m)`, *optional*):
-                The codes to predict, from the first one on. `loss` is their mean cross-entropy in nats.
+                The codes to predict, from the first one on and without the condition; -100 leaves one out. `loss` is
+                their mean cross-entropy in nats, 0 if all are left out.
             use_cache (`bool`, *optional*): Whether to return `past_key_values`.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
                 Compute logits for the last so many positions only, or for these positions; 0 means all.
+            num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+                What the sum over the codes is divided by, instead of their number: `Trainer` passes the number of all
+                codes of a step whose gradients are accumulated.
 
         Returns:
             [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: `logits` of shape `(batch, codes + 1,
             vocab_size)`, float32, where position i predicts code i, and `loss` if `labels` were given.
 
         Raises:
-            ValueError: If the condition is missing, of the other kind, or of a wrong shape.
+            ValueError: If the condition is missing, of the other kind, or of a wrong shape, or if `labels` are not the
+                codes that the inputs predict.
         """
+        if labels is not None and not torch.compiler.is_compiling():
+            check_labels(self.config, labels, input_ids, logits_to_keep)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -318,11 +328,7 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
 
         loss = None
         if labels is not None:
-            if labels.shape[1] > logits.shape[1]:
-                raise ValueError(
-                    f"`labels` holds {labels.shape[1]} codes, but the inputs predict only {logits.shape[1]}."
-                )
-            loss = F.cross_entropy(logits[:, : labels.shape[1]].flatten(0, 1), labels.flatten().long())
+            loss = code_loss(logits, labels, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

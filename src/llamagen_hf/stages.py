@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import diffusers
 import transformers
-from accelerate import PartialState
 
+from .processes import leave_processes, this_process
 from .training.recipe import parse_recipe
 
 
@@ -39,8 +39,9 @@ def run_stage(
         report = function(*configs)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"Error: {error}")
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         print(json.dumps(report, indent=2))
+    leave_processes()
 
 
 def prepare(description: str, args: list[str] | None = None) -> None:

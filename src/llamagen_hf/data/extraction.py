@@ -12,15 +12,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import parse_flag_from_env
 from datasets import Dataset, Features, IterableDataset, List, Value
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..evaluation.autoencoders import load_autoencoder
+from ..processes import this_process
 from ..vq_model import LlamaGenVQModel
 from .bad_rows import BadRow, BadRows
 from .picture_files import decode_picture
@@ -168,7 +167,7 @@ class CodeExtraction:
 
     def __init__(self, data: DataConfig, config: CodeExtractionConfig):
         self.data, self.config = data, config
-        self.state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # set by accelerate launch --cpu
+        self.state = this_process()
         self.output_dir = Path(config.output_dir)
         self.bad_rows = BadRows(data.max_bad_rows)
         self.model = load_tokenizer(config.tokenizer)

@@ -7,12 +7,14 @@ aesthetic score, watermark score, CLIP similarity and image size. The paper name
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import IterableDataset
 
+from ..processes import on_main_process
 from .source import files_report
 from .tables import open_folder, open_rows, shard_path, write_record, write_shard
 
@@ -79,7 +81,7 @@ def filter_rows(config: FilterConfig) -> dict:
     `rank`. A value that is null or NaN (for `rank`, also infinite) fails its rule and counts as missing there too. Of
     rows that tie at the threshold of `rank`, the first ones stay. With `target_count` the table is read twice and 12
     bytes of memory are taken per row to keep (0.6 GB for 50M), whatever the size of the table. A killed run goes on
-    where it stopped: shards that are there are not written again.
+    where it stopped: shards that are there are not written again. Of several processes the first one does the work.
 
     Returns:
         `dict`: `seen` and `kept` rows, rows `dropped` and `missing` by rule, and the `threshold`: the lowest score in
@@ -88,6 +90,10 @@ def filter_rows(config: FilterConfig) -> dict:
     Raises:
         ValueError: If the dataset, a column or the output folder does not fit.
     """
+    return on_main_process(partial(_filter_rows, config))
+
+
+def _filter_rows(config: FilterConfig) -> dict:
     rules, ranking = config.rules(), config.rank_by or config.aesthetic_column
     needed = [column for columns, _, _ in rules.values() for column in columns]
     if config.target_count is not None:

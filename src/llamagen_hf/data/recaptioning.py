@@ -8,19 +8,18 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from datasets.utils.file_utils import is_local_path
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from ..processes import this_process
 from .bad_rows import BadRow
 from .picture_files import decode_picture
 from .source import files_report
@@ -115,11 +114,6 @@ def caption_pictures(
     answers = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
     texts = processor.batch_decode(answers[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
-
-
-def this_process() -> PartialState:
-    """Which process this is and its device; processes may wait days for each other's last shard."""
-    return PartialState(timeout=timedelta(days=30))
 
 
 def picture_batches(

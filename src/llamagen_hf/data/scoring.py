@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoProcessor, CLIPModel
 
 from ..clip import embed_pictures, embed_texts
-from .recaptioning import add_columns, picture_batches, this_process
+from ..processes import this_process
+from .recaptioning import add_columns, picture_batches
 from .tables import open_folder, open_rows
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from accelerate import PartialState
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..pipeline import AutoregressiveImagePipeline
+from ..processes import this_process
 from ..training.facts import public_name
 from .generation import evaluate_generation
 from .images import open_images
@@ -95,7 +95,7 @@ def evaluate(
     preset = None if config.preset is None else get_preset(config.preset)
     image_size = config.image_size or (preset.image_size if preset else None)
     options = {"image_size": image_size, "split": config.split, "skip_bad": config.skip_bad}
-    state = PartialState()
+    state = this_process()
     with state.main_process_first():
         reference = reference_statistics(config.reference, extractor, config.batch_size, progress, **options)
     count = config.count or (preset.count if preset else reference.count)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from diffusers import DiffusionPipeline, DiTPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ..pipeline import AutoregressiveImagePipeline
+from ..processes import this_process
 from .images import open_images
 from .npz import write_pictures
 
@@ -81,7 +81,7 @@ def sample_pictures(
     Raises:
         ValueError: In one sentence, if the pipeline can't draw that, or the folder holds pictures of other settings.
     """
-    state, folder = PartialState(), Path(folder)
+    state, folder = this_process(), Path(folder)
     conditions = _conditions(pipe, config)
     if state.is_main_process:
         _note_settings(folder, pipe, config)

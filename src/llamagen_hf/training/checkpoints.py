@@ -51,7 +51,11 @@ def replace_result(folder: Path, last: str, save: Callable[[Path], None]) -> Non
     """
     partial = folder / "partial-result"
     shutil.rmtree(partial, ignore_errors=True)
-    save(partial)
+    try:
+        save(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     (folder / last).unlink(missing_ok=True)
     for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
         target = folder / path.name

@@ -90,11 +90,12 @@ def parameter_groups(
 @torch.no_grad()
 def mean_loss(model: ConditionToCodes, batches: Iterable[dict], without_condition: bool = False) -> tuple[float, int]:
     """Mean cross-entropy in nats over all codes of `batches`, and the number of rows."""
+    device = next(model.parameters()).device  # the module may come wrapped
     was_training = model.training
     model.eval()
     total, rows = 0.0, 0
     for batch in batches:
-        batch = {name: value.to(model.transformer.device) for name, value in batch.items()}
+        batch = {name: value.to(device) for name, value in batch.items()}
         total += model(**batch, without_condition=without_condition).item() * len(batch["codes"])
         rows += len(batch["codes"])
     model.train(was_training)

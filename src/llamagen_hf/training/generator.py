@@ -7,17 +7,17 @@ import torch
 from datasets import Dataset
 from diffusers.optimization import get_scheduler
 from PIL import Image
+from transformers import PreTrainedModel
 
 from ..data.codes import CodeCollator, CodeSamples, load_codes, read_codes_info
 from ..data.extraction import load_tokenizer, tokenizer_fingerprint
 from ..data.samples import batches_once
 from ..lora import lora_config
-from ..modeling import LlamaGenForConditionalGeneration
 from ..pipeline import AutoregressiveImagePipeline
 from ..prompts import encode_tokens, tokenize_prompts
 from .checkpoints import latest_checkpoint, replace_result
 from .condition_to_codes import ConditionToCodes, mean_loss, parameter_groups
-from .facts import read_facts, training_facts, write_facts
+from .facts import read_facts, training_facts
 from .generator_config import GeneratorTrainingConfig
 from .generator_parts import build_parts
 from .run import Run, side_by_side, train_with_memory_at_hand
@@ -104,13 +104,7 @@ class GeneratorTraining:
 
     def run(self) -> dict[str, float]:
         self.training.train(self)
-        with self.training.averaged():
-            metrics = self.measure()
-            self.save()
-            if self.accelerator.is_main_process:
-                write_facts(self.training.output_dir, self.facts(metrics))
-        self.training.finish(metrics)
-        return metrics
+        return self.training.finish(self)
 
     def train_step(self, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
         losses = []
@@ -206,24 +200,35 @@ class GeneratorTraining:
 
     def save(self) -> None:
         """The adapter, or the whole pipeline, in `output_dir`."""
-        prefix = "transformer."
-        state = self.accelerator.get_state_dict(self.model)  # gathers the shards, if there are any
+        state = self.accelerator.get_state_dict(self.model) if self.training.is_sharded else None
         if not self.accelerator.is_main_process:
             return
         output_dir = self.training.output_dir
+        transformer, text_encoder = self.transformer, self.text_encoder
         if self.config.lora_rank:
             (adapter,) = self.transformer.peft_config.values()
             base = self.config.init_from  # a path would be of interest on this machine only
             adapter.base_model_name_or_path = None if Path(base).is_dir() else base
-            replace_result(output_dir, "adapter_config.json", self.transformer.save_pretrained)
+            whole = None if state is None else state_of_part(state, "transformer.")
+            replace_result(output_dir, "adapter_config.json", partial(transformer.save_pretrained, state_dict=whole))
             return
-        transformer = self.transformer
-        if self.training.is_sharded:
-            transformer = LlamaGenForConditionalGeneration(self.transformer.config)
-            transformer.load_state_dict(
-                {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            )
+        if state is not None:
+            transformer = unsharded(transformer, state_of_part(state, "transformer."))
+            if self.encoder_learns:
+                text_encoder = unsharded(text_encoder, state_of_part(state, "text_encoder."))
         pipe = AutoregressiveImagePipeline(
-            self.vq_model, transformer, self.text_encoder, self.tokenizer, self.config.sampling_defaults or None
+            self.vq_model, transformer, text_encoder, self.tokenizer, self.config.sampling_defaults or None
         )
         replace_result(output_dir, pipe.config_name, pipe.save_pretrained)
+
+
+def state_of_part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """What a state says of one module, whose names in it begin with `prefix`."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def unsharded(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """A copy of a sharded model with all of its weights."""
+    whole = type(model)(model.config)
+    whole.load_state_dict(state)
+    return whole

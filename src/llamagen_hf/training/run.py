@@ -18,6 +18,7 @@ from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
     find_executable_batch_size,
+    gather_object,
     send_to_device,
     set_seed,
 )
@@ -28,7 +29,9 @@ from torch import nn
 
 from ..data.bad_rows import BadRows
 from ..data.feed import Feed
+from ..processes import this_process
 from .checkpoints import resume, save_checkpoint
+from .facts import write_facts
 
 
 logger = get_logger(__name__)
@@ -102,6 +105,12 @@ class Stage(Protocol):
     def speed(self, steps_per_second: float) -> dict[str, float]:
         """What to log of the speed."""
 
+    def save(self) -> None:
+        """Write the result to the output folder; called on every process, with averaged weights."""
+
+    def facts(self, metrics: dict[str, float]) -> dict:
+        """What training.json says of the result; called on the main process."""
+
 
 class Run:
     """One training: Accelerate's state, the feed, averaged weights, checkpoints, logs and pictures.
@@ -118,6 +127,7 @@ class Run:
     def __init__(self, config: RunConfig, micro_batch_size: int | None = None, max_bad_rows: int = 0):
         self.config = config
         self.output_dir = Path(config.output_dir)
+        this_process()
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             # The feed, not a loader of Accelerate's, says which micro-batches make up a step.
@@ -130,6 +140,10 @@ class Run:
         )
         if config.report_to is not None and not self.accelerator.log_with:
             raise ValueError(f"report_to is {config.report_to!r}, which is not installed; install it or leave it out.")
+        if self.is_sharded and not self.accelerator.is_fsdp2:
+            raise ValueError("FSDP 1 is not supported; set fsdp_version to 2.")
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError("DeepSpeed is not supported; shard with FSDP 2 (distributed_type: FSDP) instead.")
         processes = self.accelerator.num_processes
         self.micro_batch_size = micro_batch_size or config.micro_batch_size or max(1, config.batch_size // processes)
         if self.is_sharded and config.ema_decay:
@@ -216,19 +230,33 @@ class Run:
                 mean = {name: value.item() for name, value in self.accelerator.reduce(mean, "mean").items()}
                 self.log(mean | stage.speed(counted / (time.perf_counter() - started)))
                 losses, counted, started = [], 0, time.perf_counter()
-            if self.step % config.eval_steps == 0 and not is_last:  # the last measurement comes when all is done
+            if is_last:  # what is measured and drawn last is the result, once it is saved
+                break
+            if self.step % config.eval_steps == 0:
                 with self.averaged():
                     self.log(stage.measure())
-            if self.step % config.sample_steps == 0 or is_last:
+            if self.step % config.sample_steps == 0:
                 with self.averaged():
                     self.show(stage.draw)
-            if is_last:
-                break
 
-    def finish(self, metrics: dict[str, float]) -> None:
-        """Log what the result is worth and close the trackers."""
+    def finish(self, stage: "Stage") -> dict[str, float]:
+        """Save the result, then draw and measure it, and close the trackers; a fault in the last two loses nothing."""
+        with self.averaged():
+            stage.save()
+            self.write_facts(stage.facts({}))
+            self.show(stage.draw)
+            metrics = stage.measure()
+            self.write_facts(stage.facts(metrics))
+        for reasons in gather_object([self.bad_rows.reasons]):  # each process has met rows of its own
+            self.bad_rows.reasons |= reasons
         self.log(metrics | {f"bad rows: {reason}": count for reason, count in self.bad_rows.report().items()})
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # the processes may have more to do after this training
+            tracker.finish()
+        return metrics
+
+    def write_facts(self, facts: dict) -> None:
+        if self.accelerator.is_main_process:
+            write_facts(self.output_dir, facts)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -285,6 +313,8 @@ def train_with_memory_at_hand(config: RunConfig, train: Callable[[int | None], d
     """
     if not config.auto_micro_batch_size:
         return train(None)
+    if this_process().num_processes > 1:  # memory runs out on one, and the others would wait for it
+        raise ValueError("auto_micro_batch_size is for one process; set micro_batch_size instead.")
     sizes = [size for size in range(config.batch_size, 0, -1) if config.batch_size % size == 0]
     start = config.micro_batch_size or config.batch_size
     current = [start]

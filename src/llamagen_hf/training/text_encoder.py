@@ -6,11 +6,13 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from accelerate.logging import get_logger
+from accelerate.utils import reduce
 from diffusers.optimization import get_scheduler
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from ..processes import this_process
 from ..vq_model import LlamaGenVQModel
 
 
@@ -78,7 +80,8 @@ def pretrain_text_encoder(
 
     Args:
         text_encoder ([`~transformers.T5EncoderModel`]): Trained in place.
-        batches (`Iterable[dict]`): At least `steps` batches of `codes`, `input_ids` and `attention_mask`.
+        batches (`Iterable[dict]`): At least `steps` batches of `codes`, `input_ids` and `attention_mask`, of one size;
+            those of this process, if there are several.
         vq_model ([`LlamaGenVQModel`]): Whose codes they are.
         steps (`int`): Optimizer steps.
         learning_rate (`float`): Peak rate; it warms up and falls to 0 along a cosine.
@@ -103,6 +106,9 @@ def pretrain_text_encoder(
         mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         loss = F.mse_loss(head(mean), target)
         loss.backward()
+        if this_process().num_processes > 1:  # each has a part of the batch
+            for parameter in (*text_encoder.parameters(), *head.parameters()):
+                parameter.grad = reduce(parameter.grad, "mean")
         nn.utils.clip_grad_norm_(text_encoder.parameters(), 1.0)
         optimizer.step()
         scheduler.step()

@@ -19,7 +19,7 @@ from .adversarial import adaptive_weight, discriminator_loss, generator_loss
 from .checkpoints import replace_result
 from .codebook import CodeCounts, revive_codes
 from .discriminators import build_discriminator
-from .facts import public_settings, training_facts, write_facts
+from .facts import public_settings, training_facts
 from .perceptual import PerceptualLoss
 from .reconstruction import ReconstructionMetrics, reconstruction_loss
 from .run import Run, side_by_side, train_with_memory_at_hand
@@ -51,6 +51,10 @@ class TokenizerTraining:
         self.data, self.config = data, config
         self.training = training = Run(config, micro_batch_size, data.max_bad_rows)
         self.accelerator, self.device = training.accelerator, training.accelerator.device
+        if training.is_sharded:
+            raise ValueError(
+                "A tokenizer can't be sharded; leave out FSDP and train it on whole copies (multi_gpu.yaml)."
+            )
         model = build_vq_model(data, config)
         if config.decoder_only:
             for part in (model.encoder, model.quant_conv, model.quantize):
@@ -99,14 +103,14 @@ class TokenizerTraining:
 
     def run(self) -> dict[str, float]:
         self.training.train(self)
-        with self.training.averaged():
-            metrics = self.measure()
-            if self.accelerator.is_main_process:
-                replace_result(self.training.output_dir, self.raw.config_name, self.raw.save_pretrained)
-                facts = {"data": public_settings(self.data), "tokenizer": training_facts(self.config, metrics)}
-                write_facts(self.training.output_dir, facts)
-        self.training.finish(metrics)
-        return metrics
+        return self.training.finish(self)
+
+    def save(self) -> None:
+        if self.accelerator.is_main_process:
+            replace_result(self.training.output_dir, self.raw.config_name, self.raw.save_pretrained)
+
+    def facts(self, metrics: dict[str, float]) -> dict:
+        return {"data": public_settings(self.data), "tokenizer": training_facts(self.config, metrics)}
 
     def train_step(self, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
         step = self.training.step + 1

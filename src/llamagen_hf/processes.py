@@ -1,0 +1,58 @@
+"""The processes that share the work of a stage."""
+
+import gc
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+
+
+logger = get_logger(__name__)
+Result = TypeVar("Result")
+
+# All wait while one finishes its last shard, measures 50,000 images, or writes a large checkpoint.
+LONGEST_WAIT = timedelta(days=30)
+
+
+def this_process() -> PartialState:
+    """Which process this is, of how many, and its device.
+
+    Every stage asks here before it makes anything of Accelerate's, since the first one to ask decides for all: left
+    to itself, Accelerate joins no processes on a machine without accelerators, and each would take itself for the
+    only one.
+
+    Raises:
+        ValueError: If the processes that were launched can't be joined.
+    """
+    is_first = not PartialState._shared_state
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)  # what it is given counts the first time only
+    launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    if state.num_processes < launched:
+        raise ValueError(
+            f"{launched} processes were launched, but Accelerate can't join them on {state.device}; set "
+            "ACCELERATE_USE_CPU=1 to run them on the CPU, or launch one."
+        )
+    if is_first:
+        logger.info(f"{state.num_processes} process(es), the first one on {state.device}")
+    return state
+
+
+def on_main_process(compute: Callable[[], Result]) -> Result:
+    """What `compute` returns on the main process, for all of them; the others wait for it."""
+    return broadcast_object_list([compute() if this_process().is_main_process else None])[0]
+
+
+def leave_processes() -> None:
+    """Part from the other processes, at the end of a command.
+
+    A wrapped model that outlives its process group frees it in C++ while it holds Python's lock, and waits forever if
+    one of the group's threads wants that lock at the moment. So what is left of models goes first.
+    """
+    gc.collect()
+    this_process().destroy_process_group()
