@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from .. import __version__
@@ -264,13 +265,13 @@ def add_error_handlers(app: FastAPI, fields: set[str]) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        path, headers = request.scope["path"], error.headers or {}
+        path, headers = request.scope["path"], Headers(error.headers)
         sentence = ERRORS.get(error.status_code) or HTTPStatus(error.status_code).phrase + "."
         known = APIError(error.status_code, sentence)
         if error.status_code == 404 or (error.status_code == 405 and path in ("/images/generations", "/images/edits")):
             known = no_such_route(path)
         elif error.status_code == 405:
-            known.message = f"This address does not take {request.scope['method']}, but {headers.get('allow', '')}."
+            known.message = f"This address does not take {request.scope['method']}, but {headers['allow']}."
         response = known.response()
         response.headers.update(headers)  # such as the methods that are allowed
         return response

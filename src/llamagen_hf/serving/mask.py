@@ -5,7 +5,6 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..data.transforms import center_crop
 from ..errors import FieldError
 
 
@@ -48,25 +47,23 @@ def find_lower_band(clear: np.ndarray) -> int | None:
     return top if 0 < top < len(rows) and not clear[:top].any() else None
 
 
-def count_kept_rows(top: int, size: tuple[int, int], image_size: int, grid_size: int) -> int:
-    """Rows of codes above a lower band of an image, of those that lie wholly above it.
+def count_kept_rows(top: int, size: tuple[int, int], grid_size: int) -> int:
+    """Rows of codes that lie wholly above a lower band of an image.
 
     Args:
         top (`int`): The first row of pixels of the band.
-        size (`tuple[int, int]`): Width and height of the image.
-        image_size (`int`): Side of the middle square that the model sees.
-        grid_size (`int`): Rows of codes in it.
+        size (`tuple[int, int]`): Width and height of the image, of which the model sees the middle square.
+        grid_size (`int`): Rows of codes in that square.
 
     Returns:
-        `int`: From 0 to `grid_size`, which says that the band lies below the middle square.
+        `int`: From 0 to `grid_size`, which says that the band lies below the square.
     """
-    seen = Image.new("RGB", size, "white")
-    seen.paste("black", (0, top, *size))
-    column = np.asarray(center_crop(seen, image_size))[:, 0, 0]
-    return int((column >= 128).sum()) * grid_size // image_size
+    side, height = min(size), size[1]
+    # Everything twice, since the square may begin at half a row.
+    return min(max((2 * top - height + side) * grid_size // (2 * side), 0), grid_size)
 
 
-def rows_to_keep(mask: bytes | None, upload: bytes, size: tuple[int, int], image_size: int, grid_size: int) -> int:
+def rows_to_keep(mask: bytes | None, upload: bytes, size: tuple[int, int], grid_size: int) -> int:
     """Rows of codes that a completion keeps if it is not told.
 
     Without a mask the image's own transparency is the mask, where it can be one; elsewhere it means nothing, and the
@@ -76,8 +73,7 @@ def rows_to_keep(mask: bytes | None, upload: bytes, size: tuple[int, int], image
         mask (`bytes`, *optional*): The file of the mask.
         upload (`bytes`): The file of the image, which can be read.
         size (`tuple[int, int]`): Its width and height, upright.
-        image_size (`int`): Side of the middle square that the model sees.
-        grid_size (`int`): Rows of codes in it.
+        grid_size (`int`): Rows of codes of the checkpoint.
 
     Raises:
         FieldError: If the mask is none, or asks for what can't be drawn.
@@ -87,7 +83,7 @@ def rows_to_keep(mask: bytes | None, upload: bytes, size: tuple[int, int], image
             top = find_lower_band(read_mask(upload, size))
         except FieldError:  # with orientations that are broken
             top = None
-        return grid_size // 2 if top is None else min(count_kept_rows(top, size, image_size, grid_size), grid_size - 1)
+        return grid_size // 2 if top is None else min(count_kept_rows(top, size, grid_size), grid_size - 1)
     clear = read_mask(mask, size)
     if not clear.any():
         raise FieldError("mask", "`mask` has no transparent pixel, so there is nothing to draw.")
@@ -98,7 +94,7 @@ def rows_to_keep(mask: bytes | None, upload: bytes, size: tuple[int, int], image
             "`mask` must be transparent over the full width, from some row down to the bottom, and nowhere else: this "
             "model draws from the top to the bottom and can't draw another region anew.",
         )
-    kept = count_kept_rows(top, size, image_size, grid_size)
+    kept = count_kept_rows(top, size, grid_size)
     if kept == grid_size:
         raise FieldError(
             "mask", "`mask` is transparent only outside of the image's middle square, which is all that is drawn."

@@ -131,7 +131,7 @@ def name_condition(fields: BaseModel, prompt: str | None, name: str) -> dict[str
     if not hasattr(fields, "class_label"):
         return {"prompt": prompt, "field_names": {"prompt": name}}
     if fields.class_label is None:
-        return {"class_label": prompt, "field_names": {"class_labels": name}}
+        return {"class_label": prompt, "field_names": {"prompt": name, "class_labels": name}}
     return {"class_label": fields.class_label, "prompt": prompt or None, "field_names": {"prompt": name}}
 
 

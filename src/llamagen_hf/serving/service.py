@@ -158,7 +158,7 @@ class ImageService:
         inputs.image, inputs.keep_rows = picture, order.keep_rows
         if order.keep_rows is None:
             size, grid_size = ImageOps.exif_transpose(picture).size, self.pipe.transformer.config.grid_size
-            inputs.keep_rows = rows_to_keep(order.mask, order.upload, size, self.pipe.image_size, grid_size)
+            inputs.keep_rows = rows_to_keep(order.mask, order.upload, size, grid_size)
 
     def _class_by_number(self, label: str) -> str | int:
         """A class as a client says it that knows prompts only: by name, or else by id."""
