@@ -17,7 +17,9 @@ from huggingface_hub.errors import HfHubHTTPError  # noqa: E402
 from PIL import Image  # noqa: E402
 from serving import RunningServer, running_server, save_text_checkpoint  # noqa: E402
 from tiny import build_class_pipeline, generators  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
+import llamagen_cli  # noqa: E402
 from llamagen_hf.png import read_parameters  # noqa: E402
 from llamagen_hf.serving.mask import count_kept_rows  # noqa: E402
 
@@ -559,3 +561,16 @@ def test_old_clients_and_odd_hosts(obliging_server):
         answer = talk(obliging_server, request + b"\r\n" + body)
         assert b" 500 " not in answer.splitlines()[0], host
         assert answer.splitlines()[0].split()[1] in (b"200", b"400"), host
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--response-format", "png"], "`--response-format` is 'png'; expected b64_json or url"),
+        (["--cors-origins", "app.example"], "`--cors-origins` holds 'app.example'"),
+        (["--cors-origins", f"{ORIGIN},http://a.example/path"], "`--cors-origins` holds 'http://a.example/path'"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_loaded(options, sentence):
+    result = CliRunner().invoke(llamagen_cli.app, ["serve", "no-such-folder", *options])
+    assert result.exit_code == 1 and sentence in result.output

@@ -331,7 +331,7 @@ def test_schemathesis_finds_nothing(server):
         def fuzz(case):
             answer = case.call(timeout=60)
             if answer.status_code == 504:  # which is right, but no server's error, if that was asked for
-                assert float(case.body["timeout"]) < 5
+                assert float((case.body.get("parameters") or case.body)["timeout"]) < 5
             else:
                 case.validate_response(answer, excluded_checks=no_picture if "edits" in case.path else None)
 
