@@ -116,6 +116,24 @@ def test_previews_can_be_off_and_without_a_seed_there_is_one_anyway(client):
     )
 
 
+def test_clients_of_the_api_need_only_say_what_to_draw(app, client, tmp_path):
+    facts = json.loads(client.predict("a fish", api_name="/draw")[2])
+    assert facts["prompt"] == "a fish"
+    assert facts | app[0].sampling_settings() == facts
+    assert json.loads(client.predict("a fish", api_name="/draw")[2])["seed"] != facts["seed"]
+    for seed in (0, 7):
+        assert json.loads(client.predict("a fish", seed=seed, api_name="/draw")[2])["seed"] == seed
+    picture = upload(tmp_path, "own.png", save(alone(app[0], 9), "PNG"))
+    facts = json.loads(client.predict(picture, condition="a fish", api_name="/complete")[2])
+    assert len(facts["prefix_codes"]) == 8
+    parameters = client.view_api(return_format="dict")["named_endpoints"]
+    required = {
+        name: [one["parameter_name"] for one in endpoint["parameters"] if not one["parameter_has_default"]]
+        for name, endpoint in parameters.items()
+    }
+    assert required == {"/draw": ["condition"], "/complete": ["picture", "condition"]}
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from tiny import (
 )
 
 from llamagen_hf import AutoregressiveImagePipeline
+from llamagen_hf.errors import FieldError
+from llamagen_hf.inputs import SAMPLING_SETTINGS
 from llamagen_hf.prompts import encode_tokens
 
 
@@ -337,3 +340,26 @@ def test_saved_index_names_the_package_only(class_pipe, tmp_path):
     assert index["vq_model"] == ["llamagen_hf", "LlamaGenVQModel"]
     for path in (tmp_path / "two").rglob("*.json"):
         assert str(tmp_path) not in path.read_text(), path
+
+
+def test_errors_say_which_argument_they_are_about():
+    text, classes = build_text_pipeline(), build_class_pipeline()
+    for pipe, arguments, field in [
+        (text, {}, "prompt"),
+        (text, {"class_labels": 1}, "class_labels"),
+        (text, {"prompt": "a", "height": 9}, "height"),
+        (text, {"prompt": "a", "keep_rows": 1}, "keep_rows"),
+        (text, {"prompt": "a", "num_images_per_prompt": 0}, "num_images_per_prompt"),
+        (text, {"prompt": "a", "num_candidates": 2}, "scorer"),
+        (text, {"prompt_embeds": torch.zeros(1, 2)}, "prompt_embeds"),
+        (text, {"prompt": "a", "prefix_codes": torch.tensor([[-1]])}, "prefix_codes"),
+        (classes, {"prompt": "a"}, "prompt"),
+        (classes, {"class_labels": "unicorn"}, "class_labels"),
+        (classes, {"class_labels": 99}, "class_labels"),
+        *[(classes, {"class_labels": 1, name: -2}, name) for name in SAMPLING_SETTINGS],
+    ]:
+        with pytest.raises(FieldError) as caught:
+            pipe(**arguments)
+        again = pickle.loads(pickle.dumps(caught.value))  # as from the worker of a pool
+        assert caught.value.field == again.field == field and str(caught.value) == str(again)
+        assert str(again).endswith((".", "?")) and isinstance(again, ValueError)

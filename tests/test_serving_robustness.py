@@ -133,7 +133,6 @@ def malformed_bodies() -> list[tuple[str, bytes]]:
         '{"prompt": "a", "size": "../../8x8"}',
         '{"prompt": "a", "model": "../../../etc/passwd"}',
         '{"prompt": "a", "output_format": "../png"}',
-        '{"prompt": "a", "response_format": null}',
         '{"prompt": "a", "stream": "yes"}',
         '{"prompt": "a", "unknown": 1}',
         '{"prompt": "a", "prompt_embeds": [[1, 2]]}',
@@ -332,7 +331,7 @@ def test_schemathesis_finds_nothing(server):
         def fuzz(case):
             answer = case.call(timeout=60)
             if answer.status_code == 504:  # which is right, but no server's error, if that was asked for
-                assert float(case.body["timeout"]) < 5
+                assert float((case.body.get("parameters") or case.body)["timeout"]) < 5
             else:
                 case.validate_response(answer, excluded_checks=no_picture if "edits" in case.path else None)
 

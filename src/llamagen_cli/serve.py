@@ -40,6 +40,17 @@ def serve(
     public_url: Annotated[
         str | None, typer.Option(help="What their addresses begin with. Default: what the client called.")
     ] = None,
+    response_format: Annotated[
+        str,
+        typer.Option(help="For requests that do not say it: b64_json, the image itself; or url, its address."),
+    ] = "b64_json",
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="Scale images to sizes that the checkpoint does not draw.")
+    ] = False,
+    cors_origins: Annotated[
+        str | None,
+        typer.Option(help="Web pages that may call the server, such as https://example.com; with commas, or *."),
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="LLAMAGEN_API_KEY", help="Key that clients must send. Default: none.")
     ] = None,
@@ -76,6 +87,14 @@ def serve(
             raise ValueError("`--tensor-parallel-size` belongs to `--engine vllm`.")
         if on_engine_death not in ("restart", "exit"):
             raise ValueError(f"`--on-engine-death` is {on_engine_death!r}; expected restart or exit.")
+        if response_format not in ("b64_json", "url"):
+            raise ValueError(f"`--response-format` is {response_format!r}; expected b64_json or url.")
+        origins = tuple(origin.strip().rstrip("/") for origin in (cors_origins or "").split(",") if origin.strip())
+        for origin in origins:
+            if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise ValueError(
+                    f"`--cors-origins` holds {origin!r}; expected something like https://example.com, or *."
+                )
         if rate_limit is not None:
             try:
                 limits.parse(rate_limit)
@@ -121,6 +140,9 @@ def serve(
             url_bytes=url_mb * 2**20,
             url_seconds=url_seconds,
             public_url=public_url,
+            response_format=response_format,
+            any_size=any_size,
+            cors_origins=origins,
             api_key=api_key,
             rate_limit=rate_limit,
             max_body_bytes=max_body_mb * 2**20,

@@ -5,6 +5,8 @@ import json
 
 from huggingface_hub import hf_hub_download
 
+from .errors import FieldError
+
 
 def fetch_imagenet_labels() -> dict[int, str]:
     """Names of ImageNet's 1000 classes, from the file on the Hub that transformers' own conversions use.
@@ -27,16 +29,19 @@ def resolve_class_label(label: int | str, num_classes: int, id2label: dict[int, 
         id2label (`dict[int, str]`, *optional*): Names.
 
     Raises:
-        ValueError: In one sentence, with the nearest names, if there is no such class or there are several.
+        FieldError: In one sentence, with the nearest names, if there is no such class or there are several.
     """
     if not isinstance(label, str):
         if not 0 <= label < num_classes:
-            raise ValueError(
-                f"Class id {label} is out of range; this checkpoint has the classes 0..{num_classes - 1}."
+            raise FieldError(
+                "class_labels",
+                f"Class id {label} is out of range; this checkpoint has the classes 0..{num_classes - 1}.",
             )
         return int(label)
     if not id2label:
-        raise ValueError(f"This checkpoint has no class names, so {label!r} can't be found; pass a class id.")
+        raise FieldError(
+            "class_labels", f"This checkpoint has no class names, so {label!r} can't be found; pass a class id."
+        )
     wanted = label.strip().lower()
     ids: dict[str, list[int]] = {}
     for index, names in id2label.items():
@@ -47,7 +52,10 @@ def resolve_class_label(label: int | str, num_classes: int, id2label: dict[int, 
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"Several classes are called {label!r}: {', '.join(map(str, found))}; pass one of these ids.")
+        raise FieldError(
+            "class_labels",
+            f"Several classes are called {label!r}: {', '.join(map(str, found))}; pass one of these ids.",
+        )
     near = difflib.get_close_matches(wanted, ids, n=3)
     hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else "."
-    raise ValueError(f"There is no class {label!r}{hint}")
+    raise FieldError("class_labels", f"There is no class {label!r}{hint}")

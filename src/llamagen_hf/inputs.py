@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .candidates import Scorer
 from .configuration import LlamaGenConfig
+from .errors import FieldError
 
 
 SAMPLING_SETTINGS = ("guidance_scale", "guidance_interval", "temperature", "top_k", "top_p")
@@ -75,7 +76,7 @@ class DrawingInputs:
         image_size: int,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
-        """Raise a `ValueError` of one sentence if the arguments do not fit each other or the checkpoint.
+        """Raise a [`FieldError`] of one sentence if the arguments do not fit each other or the checkpoint.
 
         Args:
             config ([`LlamaGenConfig`]): The generator's.
@@ -84,72 +85,96 @@ class DrawingInputs:
         """
         self._check_condition(config, tokenizer)
         if not is_count(self.num_images_per_prompt):
-            raise ValueError(
-                f"`num_images_per_prompt` is {self.num_images_per_prompt}; expected an integer of at least 1."
+            raise FieldError(
+                "num_images_per_prompt",
+                f"`num_images_per_prompt` is {self.num_images_per_prompt}; expected an integer of at least 1.",
             )
         if self.output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {self.output_type!r}; expected 'pil', 'np', 'pt' or 'codes'.")
+            raise FieldError(
+                "output_type", f"`output_type` is {self.output_type!r}; expected 'pil', 'np', 'pt' or 'codes'."
+            )
         for name, side in (("height", self.height), ("width", self.width)):
             if side is not None and side != image_size:
-                raise ValueError(f"`{name}` is {side}; this checkpoint draws {image_size}x{image_size} pixels only.")
+                raise FieldError(
+                    name, f"`{name}` is {side}; this checkpoint draws {image_size}x{image_size} pixels only."
+                )
         self._check_generator()
         self._check_start(config, image_size)
         if not is_count(self.num_candidates):
-            raise ValueError(f"`num_candidates` is {self.num_candidates}; expected an integer of at least 1.")
+            raise FieldError(
+                "num_candidates", f"`num_candidates` is {self.num_candidates}; expected an integer of at least 1."
+            )
         if self.num_candidates > 1 and not callable(self.scorer):
-            raise ValueError("`num_candidates` needs a `scorer` to choose by, such as llamagen_hf.clip.CLIPScorer.")
+            raise FieldError(
+                "scorer", "`num_candidates` needs a `scorer` to choose by, such as llamagen_hf.clip.CLIPScorer."
+            )
 
     def _check_condition(self, config: LlamaGenConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
         names = ("prompt", "class_labels", "prompt_embeds")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(f"`{name}`" for name in given) or "none of them"
-            raise ValueError(f"Pass exactly one of `prompt`, `class_labels` and `prompt_embeds`; found {found}.")
+            raise FieldError(
+                "prompt", f"Pass exactly one of `prompt`, `class_labels` and `prompt_embeds`; found {found}."
+            )
         is_text = config.conditioning == "text"
         if is_text and self.class_labels is not None:
-            raise ValueError("This checkpoint is text-conditional: pass `prompt`, not `class_labels`.")
+            raise FieldError("class_labels", "This checkpoint is text-conditional: pass `prompt`, not `class_labels`.")
         if not is_text and self.class_labels is None:
-            raise ValueError(f"This checkpoint is class-conditional: pass `class_labels`, not `{given[0]}`.")
+            raise FieldError(given[0], f"This checkpoint is class-conditional: pass `class_labels`, not `{given[0]}`.")
         if self.prompt is not None:
             if not isinstance(self.prompt, str) and not (
                 isinstance(self.prompt, list) and all(isinstance(text, str) for text in self.prompt)
             ):
-                raise ValueError(f"`prompt` must be a string or a list of strings, not {type(self.prompt).__name__}.")
+                raise FieldError(
+                    "prompt", f"`prompt` must be a string or a list of strings, not {type(self.prompt).__name__}."
+                )
             if tokenizer is None:
-                raise ValueError(
-                    "This pipeline has no text encoder and tokenizer: load them with it, or pass `prompt_embeds`."
+                raise FieldError(
+                    "prompt",
+                    "This pipeline has no text encoder and tokenizer: load them with it, or pass `prompt_embeds`.",
                 )
         if self.prompt == []:
-            raise ValueError("`prompt` is an empty list; pass at least one prompt.")
+            raise FieldError("prompt", "`prompt` is an empty list; pass at least one prompt.")
         if self.class_labels is not None:
             labels = self.class_labels if isinstance(self.class_labels, list) else [self.class_labels]
             if not all(isinstance(label, (int, str)) and not isinstance(label, bool) for label in labels):
-                raise ValueError(f"`class_labels` must be class ids or names, not {self.class_labels!r}.")
+                raise FieldError(
+                    "class_labels", f"`class_labels` must be class ids or names, not {self.class_labels!r}."
+                )
         if self.class_labels == []:
-            raise ValueError("`class_labels` is an empty list; pass at least one class.")
+            raise FieldError("class_labels", "`class_labels` is an empty list; pass at least one class.")
         embeds, mask = self.prompt_embeds, self.prompt_attention_mask
         if embeds is not None:
             expected = (config.condition_length, config.condition_dim)
             if not isinstance(embeds, torch.Tensor):
-                raise ValueError(f"`prompt_embeds` must be a tensor, not {type(embeds).__name__}.")
+                raise FieldError("prompt_embeds", f"`prompt_embeds` must be a tensor, not {type(embeds).__name__}.")
             if embeds.ndim != 3 or tuple(embeds.shape[1:]) != expected or len(embeds) == 0:
-                raise ValueError(
-                    f"`prompt_embeds` has shape {tuple(embeds.shape)}; expected (batch, {expected[0]}, {expected[1]})."
+                raise FieldError(
+                    "prompt_embeds",
+                    f"`prompt_embeds` has shape {tuple(embeds.shape)}; "
+                    f"expected (batch, {expected[0]}, {expected[1]}).",
                 )
         if mask is not None:
             if embeds is None:
-                raise ValueError("`prompt_attention_mask` goes with `prompt_embeds`, which is missing.")
+                raise FieldError(
+                    "prompt_attention_mask", "`prompt_attention_mask` goes with `prompt_embeds`, which is missing."
+                )
             if mask.shape != embeds.shape[:2]:
-                raise ValueError(
-                    f"`prompt_attention_mask` has shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}."
+                raise FieldError(
+                    "prompt_attention_mask",
+                    f"`prompt_attention_mask` has shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}.",
                 )
 
     def _check_generator(self) -> None:
         if not isinstance(self.generator, (torch.Generator, list, type(None))):
-            raise ValueError(f"`generator` must be a torch.Generator or a list of them, not {self.generator!r}.")
+            raise FieldError(
+                "generator", f"`generator` must be a torch.Generator or a list of them, not {self.generator!r}."
+            )
         if isinstance(self.generator, list) and len(self.generator) != self.num_images:
-            raise ValueError(
-                f"`generator` is a list of {len(self.generator)}, but {self.num_images} images are to be drawn."
+            raise FieldError(
+                "generator",
+                f"`generator` is a list of {len(self.generator)}, but {self.num_images} images are to be drawn.",
             )
 
     def _check_start(self, config: LlamaGenConfig, image_size: int) -> None:
@@ -158,42 +183,46 @@ class DrawingInputs:
         expected = " or ".join(map(str, counts))
         if self.image is None:
             if self.keep_rows is not None:
-                raise ValueError("`keep_rows` says how much of `image` to keep, which is missing.")
+                raise FieldError("keep_rows", "`keep_rows` says how much of `image` to keep, which is missing.")
         elif self.prefix_codes is not None:
-            raise ValueError("Pass `image` or `prefix_codes`, not both.")
+            raise FieldError("prefix_codes", "Pass `image` or `prefix_codes`, not both.")
         elif isinstance(self.image, torch.Tensor):
             if self.image.shape[1:] != (3, image_size, image_size):
-                raise ValueError(
-                    f"`image` has shape {tuple(self.image.shape)}; expected (batch, 3, {image_size}, {image_size})."
+                raise FieldError(
+                    "image",
+                    f"`image` has shape {tuple(self.image.shape)}; expected (batch, 3, {image_size}, {image_size}).",
                 )
             if not (0 <= self.image.min() and self.image.max() <= 1):
-                raise ValueError("`image` as a tensor must be in [0, 1].")
+                raise FieldError("image", "`image` as a tensor must be in [0, 1].")
         elif not isinstance(self.image, Image.Image) and not (
             isinstance(self.image, list) and all(isinstance(image, Image.Image) for image in self.image)
         ):
-            raise ValueError(
-                f"`image` must be a PIL image, a list of them or a tensor, not {type(self.image).__name__}."
+            raise FieldError(
+                "image", f"`image` must be a PIL image, a list of them or a tensor, not {type(self.image).__name__}."
             )
         if self.image is not None:
             count = 1 if isinstance(self.image, Image.Image) else len(self.image)
             if count not in counts:
-                raise ValueError(f"`image` holds {count} pictures, but {expected} are needed.")
+                raise FieldError("image", f"`image` holds {count} pictures, but {expected} are needed.")
             last = config.grid_size - 1
             if not isinstance(self.keep_rows, int) or not 0 <= self.keep_rows <= last:
-                raise ValueError(
-                    f"`keep_rows` is {self.keep_rows}; with `image`, expected an integer from 0 to {last}."
+                raise FieldError(
+                    "keep_rows",
+                    f"`keep_rows` is {self.keep_rows}; with `image`, expected an integer from 0 to {last}.",
                 )
         codes = self.prefix_codes
         if codes is not None:
             if not isinstance(codes, torch.Tensor) or codes.is_floating_point() or codes.ndim != 2:
-                raise ValueError("`prefix_codes` must be an integer tensor of shape (batch, n).")
+                raise FieldError("prefix_codes", "`prefix_codes` must be an integer tensor of shape (batch, n).")
             if len(codes) not in counts or codes.shape[1] >= config.num_codes:
-                raise ValueError(
+                raise FieldError(
+                    "prefix_codes",
                     f"`prefix_codes` has shape {tuple(codes.shape)}; expected {expected} rows of fewer than "
-                    f"{config.num_codes} codes."
+                    f"{config.num_codes} codes.",
                 )
             if codes.numel() and not (0 <= codes.min() and codes.max() < config.vocab_size):
-                raise ValueError(
+                raise FieldError(
+                    "prefix_codes",
                     f"`prefix_codes` holds {int(codes.min())}..{int(codes.max())}; "
-                    f"expected 0..{config.vocab_size - 1}."
+                    f"expected 0..{config.vocab_size - 1}.",
                 )

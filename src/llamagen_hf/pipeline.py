@@ -13,6 +13,7 @@ from .class_labels import resolve_class_label
 from .data.transforms import center_crop, to_tensor
 from .decoding import CodeDecoder
 from .drawing import Drawing
+from .errors import FieldError
 from .images.reading import read_image
 from .inputs import DrawingInputs, is_count
 from .loading import EMOJI_CHECKPOINT as EMOJI_CHECKPOINT
@@ -218,9 +219,10 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
             ValueError: In one sentence, if an argument does not fit.
         """
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(
+            raise FieldError(
+                "callback_on_step_end_tensor_inputs",
                 f"`callback_on_step_end_tensor_inputs` names {sorted(unknown)}; there is only "
-                f"{self._callback_tensor_inputs}."
+                f"{self._callback_tensor_inputs}.",
             )
         drawing = Drawing(
             self,
@@ -284,7 +286,9 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         ```
         """
         if preview_every is not None and not is_count(preview_every):
-            raise ValueError(f"`preview_every` is {preview_every}; expected an integer of at least 1.")
+            raise FieldError(
+                "preview_every", f"`preview_every` is {preview_every}; expected an integer of at least 1."
+            )
         drawing = Drawing(self, DrawingInputs(prompt, **kwargs))
         config = self.transformer.config
         schedule = PreviewSchedule(preview_every, config.grid_size)
@@ -364,11 +368,14 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         num_codes, side = self.transformer.config.num_codes, self.transformer.config.grid_size
         if not isinstance(codes, torch.Tensor) or codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side):
             found = f"of shape {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
-            raise ValueError(
-                f"`codes` is {found}; expected a tensor of shape ({side}, {side}) or (batch, {side}, {side})."
+            raise FieldError(
+                "codes",
+                f"`codes` is {found}; expected a tensor of shape ({side}, {side}) or (batch, {side}, {side}).",
             )
         if not isinstance(keep_codes, int) or not 0 <= keep_codes < num_codes:
-            raise ValueError(f"`keep_codes` is {keep_codes}; expected an integer from 0 to {num_codes - 1}.")
+            raise FieldError(
+                "keep_codes", f"`keep_codes` is {keep_codes}; expected an integer from 0 to {num_codes - 1}."
+            )
         return self(prefix_codes=codes.reshape(-1, num_codes)[:, :keep_codes], **kwargs)
 
     def redraw(self, parameters: dict, output_type: str = "pil") -> AutoregressiveImageOutput:

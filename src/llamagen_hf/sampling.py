@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from .errors import FieldError
+
 
 def check_sampling(
     guidance_scale: float = 1.0,
@@ -12,23 +14,29 @@ def check_sampling(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> None:
-    """Raise a `ValueError` of one sentence if a sampling setting is out of range."""
+    """Raise a [`FieldError`] of one sentence if a sampling setting is out of range."""
 
     def is_number(value):
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
     if not is_number(guidance_scale) or guidance_scale < 0:
-        raise ValueError(f"`guidance_scale` is {guidance_scale}; expected a number of at least 0 (1 turns it off).")
+        raise FieldError(
+            "guidance_scale",
+            f"`guidance_scale` is {guidance_scale}; expected a number of at least 0 (1 turns it off).",
+        )
     if not isinstance(guidance_interval, int) or guidance_interval < -1:
-        raise ValueError(f"`guidance_interval` is {guidance_interval}; expected -1 (always) or a code index.")
+        raise FieldError(
+            "guidance_interval", f"`guidance_interval` is {guidance_interval}; expected -1 (always) or a code index."
+        )
     if not is_number(temperature) or temperature < 0:
-        raise ValueError(
-            f"`temperature` is {temperature}; expected a number of at least 0 (0 takes the likeliest code)."
+        raise FieldError(
+            "temperature",
+            f"`temperature` is {temperature}; expected a number of at least 0 (0 takes the likeliest code).",
         )
     if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 0:
-        raise ValueError(f"`top_k` is {top_k}; expected an integer of at least 0 (0 keeps all codes).")
+        raise FieldError("top_k", f"`top_k` is {top_k}; expected an integer of at least 0 (0 keeps all codes).")
     if not is_number(top_p) or not 0 <= top_p <= 1:
-        raise ValueError(f"`top_p` is {top_p}; expected a number in [0, 1] (1 keeps all codes).")
+        raise FieldError("top_p", f"`top_p` is {top_p}; expected a number in [0, 1] (1 keeps all codes).")
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:

@@ -70,8 +70,8 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
         values = pipe.sampling_settings()
         with gr.Accordion("Settings", open=False):
             with gr.Row():
-                # No gr.Number: an empty one turns into 0.
-                seed = gr.Textbox(label="Seed", placeholder="random", max_length=16, min_width=100)
+                # No gr.Number: an empty one turns into 0. The value is a default for clients of the API.
+                seed = gr.Textbox("", label="Seed", placeholder="random", max_length=16, min_width=100)
                 count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Pictures", min_width=100)
             with gr.Row():
                 scale = gr.Slider(

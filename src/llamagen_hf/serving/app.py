@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -11,22 +11,26 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Form, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from .. import __version__
-from .errors import ERRORS, APIError, ErrorBody
+from .errors import ERRORS, APIError, ErrorBody, no_such_route
 from .events import EventStream, usage
+from .front import MEDIA_TYPES
 from .gate import Gate
 from .job import Job
 from .metrics import CONTENT_TYPE
-from .order import FinishedPicture
+from .order import FinishedPicture, Order
 from .schemas import DrawingFields, ImagesResponse, Model, ModelList, Status, build_bodies
 from .service import ImageService
 
 
-logger = logging.getLogger(__name__)
+# What Hugging Face's clients know and LlamaGen has not.
+OF_DIFFUSION = ("negative_prompt", "num_inference_steps", "scheduler", "strength")
 
 
 def error_answers(*statuses: int) -> dict[int, dict]:
@@ -44,29 +48,44 @@ def build_app(service: ImageService) -> FastAPI:
         await service.stop()
 
     settings, started = service.settings, int(time.time())
-    size = f"{service.pipe.image_size}x{service.pipe.image_size}"
     app = FastAPI(
         title="llamagen",
         version=__version__,
         description="Images from LlamaGen, through OpenAI's images API.",
         lifespan=lifespan,
+        redirect_slashes=False,  # the gate takes care of them; many clients do not follow a POST
     )
     app.add_middleware(Gate, service=service)
-    add_error_handlers(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "X-Seed", "Retry-After"],
+        )
     # The gate has checked it; this is for the OpenAPI page.
     key = [Depends(HTTPBearer(auto_error=False))] if settings.api_key is not None else []
     guarded = {"dependencies": key}
-    drawing_body, completion_body = build_bodies(service.pipe, settings)
+    drawing_body, completion_body, text_to_image_body = build_bodies(service.pipe, settings)
+    parameters = text_to_image_body.model_fields["parameters"].default_factory
+    bodies = (drawing_body, completion_body, text_to_image_body, parameters)
+    add_error_handlers(app, {name for body in bodies for name in body.model_fields})
     answers = error_answers(400, 401, 413, 429, 500, 503, 504)
     answers[200] = {"description": "Images, or with `stream` events.", "content": {"text/event-stream": {}}}
 
-    async def answer(request: Request, body: DrawingFields, kind: str, upload: bytes | None = None) -> Response:
+    def open_job(request: Request, order: Order) -> Job:
         facts = request.state.facts
-        facts |= {"n": body.n, "stream": body.stream}
         if settings.log_prompts:
-            facts |= {"prompt": body.prompt, "class_label": getattr(body, "class_label", None)}
-        job = service.open(body.order(upload))
-        facts["cached"] = body.n - len(job.missing)
+            facts |= {"prompt": order.prompt, "class_label": order.class_label}
+        job = service.open(order)
+        facts |= {"n": order.n, "cached": order.n - len(job.missing)}
+        return job
+
+    async def answer(request: Request, body: DrawingFields, kind: str, **uploads) -> Response:
+        request.state.facts["stream"] = body.stream
+        job, side = open_job(request, body.to_order(**uploads)), body.side or service.pipe.image_size
+        size = f"{side}x{side}"
         if body.stream:
             return EventStream(job, body, kind, size)
         pictures = await unless_disconnected(request, job)
@@ -76,17 +95,25 @@ def build_app(service: ImageService) -> FastAPI:
                 "background": "opaque",
                 "output_format": body.output_format,
                 "size": size,
-                "data": [show(request, body, picture) for picture in pictures],
+                "data": show(request, body, pictures),
                 "usage": usage(pictures),
             }
         )
 
-    def show(request: Request, body: DrawingFields, picture: FinishedPicture) -> dict:
+    def show(request: Request, body: DrawingFields, pictures: list[FinishedPicture]) -> list[dict]:
         if body.response_format == "b64_json":
-            return {"b64_json": base64.b64encode(picture.file).decode(), "seed": picture.seed}
-        name = service.urls.put(picture.file, body.output_format)
-        base = settings.public_url or str(request.base_url)
-        return {"url": f"{base.rstrip('/')}/images/{name}", "seed": picture.seed}
+            return [
+                {"b64_json": base64.b64encode(picture.file).decode(), "seed": picture.seed} for picture in pictures
+            ]
+        try:
+            names = service.urls.put([picture.file for picture in pictures], body.output_format)
+            base = (settings.public_url or str(request.base_url)).rstrip("/")
+        except ValueError as error:
+            raise APIError(400, str(error), param="response_format", code="invalid_value") from error
+        return [
+            {"url": f"{base}/images/{name}", "seed": picture.seed}
+            for name, picture in zip(names, pictures, strict=True)
+        ]
 
     @app.post("/v1/images/generations", response_model=ImagesResponse, responses=answers, **guarded)
     async def generate(request: Request, body: drawing_body) -> Response:
@@ -98,7 +125,33 @@ def build_app(service: ImageService) -> FastAPI:
     @app.post("/v1/images/edits", response_model=ImagesResponse, responses=answers, **guarded)
     async def edit(request: Request, body: form) -> Response:
         """Complete a picture: its upper rows are kept, what is below them is drawn."""
-        return await answer(request, body, "image_edit", await body.image.read())
+        given = Counter(name for name, _ in (await request.form()).multi_items())
+        for name, count in given.items():
+            if count > 1 and name not in ("image", "image[]"):
+                raise APIError(400, f"`{name}` is there {count} times; expected once.", param=name)
+        images = body.image + body.image_list
+        if len(images) != 1:
+            raise APIError(
+                400, f"There are {len(images)} files as `image`; expected one, the picture to complete.", param="image"
+            )
+        files = {"upload": await images[0].read(), "mask": body.mask and await body.mask.read()}
+        return await answer(request, body, "image_edit", **files, keep_rows=body.keep_rows)
+
+    @app.post("/v1", include_in_schema=False)
+    @app.post(
+        "/",
+        response_class=Response,
+        responses=error_answers(400, 401, 413, 429, 500, 503, 504)
+        | {200: {"content": {"image/*": {}}, "description": "The picture."}},
+        **guarded,
+    )
+    async def text_to_image(request: Request, body: text_to_image_body) -> Response:
+        """Draw an image, as Hugging Face's `InferenceClient.text_to_image` asks for it."""
+        job = open_job(request, body.to_order(request.headers.get("accept", "")))
+        (picture,) = await unless_disconnected(request, job)
+        return Response(
+            picture.file, media_type=MEDIA_TYPES[job.order.file.format], headers={"X-Seed": str(picture.seed)}
+        )
 
     model = {"id": settings.model_name, "object": "model", "created": started, "owned_by": "llamagen"}
 
@@ -122,6 +175,8 @@ def build_app(service: ImageService) -> FastAPI:
     async def fetch(name: str) -> Response:
         """A picture that was asked for by address, for as long as it is kept."""
         found = service.urls.get(name)
+        if found is None and name in ("generations", "edits"):
+            raise no_such_route(f"/images/{name}")
         if found is None:
             raise APIError(404, "There is no such picture, or not any more.", code="picture_not_found")
         file, media_type = found
@@ -167,8 +222,17 @@ async def until_disconnected(request: Request) -> None:
         pass
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Make every error one of OpenAI's shape."""
+def is_edit(request: Request) -> bool:
+    return request.scope["path"] == "/v1/images/edits"
+
+
+def add_error_handlers(app: FastAPI, fields: set[str]) -> None:
+    """Make every error one of OpenAI's shape.
+
+    Args:
+        app (`FastAPI`): The application.
+        fields (`set[str]`): Names that bodies may have, which alone are repeated in errors.
+    """
 
     @app.exception_handler(APIError)
     async def known(request: Request, error: APIError) -> JSONResponse:
@@ -179,24 +243,35 @@ def add_error_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return APIError(400, "The body is no valid JSON.", code="invalid_json").response()
+        if is_edit(request) and "form" not in request.headers.get("content-type", ""):
+            return APIError(
+                400, "The body must be a form, sent as multipart/form-data.", code="invalid_form"
+            ).response()
+        if first["loc"] == ("body",):
+            sentence = "The body must be a JSON object, sent with `Content-Type: application/json`."
+            return APIError(400, sentence, code="invalid_json").response()
         # What was sent is not repeated: it may be long, or secret.
-        place = [str(part) for part in first["loc"][1:] if part in app_fields or isinstance(part, int)]
-        param = ".".join(place) or None
+        place = [str(part).removesuffix("[]") for part in first["loc"][1:] if part in fields or isinstance(part, int)]
+        param = place[-1] if place and place[0] == "parameters" else ".".join(place) or None
         message = first["msg"].removeprefix("Value error, ")
+        if param in ("size", "width", "height") and first["type"] == "literal_error":
+            message += "; with the option --any-size the server scales images to others"
         if first["type"] == "extra_forbidden":
-            message = "There is a field that this server does not know"
             param = str(first["loc"][-1])[:100]
+            message = "There is a field that this server does not know; /docs shows those that it knows"
+            if param in OF_DIFFUSION:
+                message = "This is a parameter of diffusion models; this one draws code by code. Leave it out"
         return APIError(400, f"{param or 'body'}: {message}.", param=param, code=first["type"]).response()
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
+        path, headers = request.scope["path"], Headers(error.headers)
         sentence = ERRORS.get(error.status_code) or HTTPStatus(error.status_code).phrase + "."
-        response = APIError(error.status_code, sentence).response()
-        response.headers.update(error.headers or {})  # such as the methods that are allowed
+        known = APIError(error.status_code, sentence)
+        if error.status_code == 404 or (error.status_code == 405 and path in ("/images/generations", "/images/edits")):
+            known = no_such_route(path)
+        elif error.status_code == 405:
+            known.message = f"This address does not take {request.scope['method']}, but {headers['allow']}."
+        response = known.response()
+        response.headers.update(headers)  # such as the methods that are allowed
         return response
-
-    @app.exception_handler(Exception)
-    async def unknown(request: Request, error: Exception) -> JSONResponse:
-        return APIError(500, "Something went wrong in the server.").response()
-
-    app_fields = {"prompt", "class_label", "n", "size", "model", "image", "keep_rows", *DrawingFields.model_fields}

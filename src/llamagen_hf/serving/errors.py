@@ -1,15 +1,16 @@
 """Errors in OpenAI's shape, from which its clients make exceptions of their own kinds."""
 
 import math
+import re
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 
 ERRORS = {
-    400: "Something in the request is wrong.",
+    400: "The body can't be read; JSON must be UTF-8, and a form multipart/form-data.",
     401: "The API key is missing or wrong.",
-    404: "There is no such thing.",
+    404: "There is no such address, model or picture.",
     413: "The request is too large.",
     429: "Too many requests, or the queue is full; see `Retry-After`.",
     500: "Something went wrong in the server.",
@@ -88,9 +89,23 @@ def took_too_long(seconds: float) -> APIError:
     return APIError(504, f"The request was not done after {seconds:g} seconds.", code="timeout")
 
 
-def wrong_value(error: ValueError) -> APIError:
-    """What a check of the pipeline's found, in the names of this API."""
-    sentence = str(error).replace("`class_labels`", "`class_label`")
-    # A sentence names the field that it is about first.
-    param = sentence.split("`")[1] if "`" in sentence else None
-    return APIError(400, sentence, param=param, code="invalid_value")
+def no_such_route(path: str) -> APIError:
+    """What is said of an address that is none, above all where only `/v1` is missing in it."""
+    found = re.search(r"/(images/(generations|edits)|models)(/|$)", path)
+    if found:
+        sentence = f"There is no such address, but /v1/{found[1]}: the base URL of a client ends in /v1, once."
+    else:
+        sentence = "There is no such address; this server has /v1/images/generations, /v1/images/edits and /v1/models."
+    return APIError(404, sentence, code="unknown_url")
+
+
+def wrong_value(error: ValueError, names: dict[str, str]) -> APIError:
+    """What a check of the pipeline's found.
+
+    Args:
+        error (`ValueError`): Mostly a [`~llamagen_hf.errors.FieldError`].
+        names (`dict[str, str]`): What the client calls arguments of the pipeline, where it is something else.
+    """
+    param = getattr(error, "field", None)
+    param = names.get(param, {"class_labels": "class_label"}.get(param, param))
+    return APIError(400, str(error).replace("`class_labels`", "`class_label`"), param=param, code="invalid_value")

@@ -56,14 +56,18 @@ class PictureFile:
     Args:
         format (`str`, *optional*, defaults to `"png"`): Or "jpeg" or "webp".
         quality (`int`, *optional*, defaults to 100): From 0 to 100, for the latter two.
+        side (`int`, *optional*): Pixels to scale it to.
     """
 
     format: str = "png"
     quality: int = 100
+    side: int | None = None
 
     def write(self, image: Image.Image, parameters: dict) -> bytes:
         """The file; a PNG says what made it."""
         file = io.BytesIO()
+        if self.side is not None:
+            image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
         if self.format == "png":
             write_png(image, file, parameters)
         else:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 class Gate:
     """ASGI middleware. Health, metrics, the OpenAPI page and pictures with an unguessable name need no key.
 
+    An address may end in a slash, and HEAD is answered as GET, whose body the server leaves out.
+
     Args:
         app (`ASGIApp`): What is behind it.
         service ([`ImageService`]): Its settings and its state.
@@ -36,6 +38,10 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = scope | {"path": scope["path"].rstrip("/") or "/"}
+        method = scope["method"]
+        if method == "HEAD":
+            scope["method"] = "GET"
         start, status = time.perf_counter(), 499  # of a client that left before there was an answer
         facts = scope.setdefault("state", {})["facts"] = {"request_id": f"req_{secrets.token_hex(12)}"}
         metrics = self.service.metrics
@@ -49,7 +55,7 @@ class Gate:
 
         self.service.active += 1
         try:
-            if scope["path"].startswith("/v1/"):
+            if scope["path"].startswith("/v1") or scope["path"] == "/":
                 try:
                     await self._check(scope)
                 except APIError as error:
@@ -57,8 +63,10 @@ class Gate:
                     return
             await self.app(scope, self._limited(receive), send_with_id)
         except Exception:
-            status = 500  # of the answer that Starlette gives outside of here, before it lets uvicorn log the error
-            raise
+            if status != 499:  # there is an answer already, or a part of it
+                raise
+            logger.exception("request failed", extra={"request_id": facts["request_id"]})
+            await APIError(500, ERRORS[500]).response()(scope, receive, send_with_id)
         finally:
             self.service.active -= 1
             seconds = time.perf_counter() - start
@@ -66,7 +74,7 @@ class Gate:
             metrics.requests.labels(route, status).inc()
             metrics.seconds.labels(route).observe(seconds)
             if route not in ("/health", "/ready", "/metrics"):
-                facts |= {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 4)}
+                facts |= {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
                 logger.info("request", extra=facts)
 
     def _limited(self, receive: Receive) -> Receive:

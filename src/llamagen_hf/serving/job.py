@@ -44,9 +44,9 @@ class Job:
         """All that determines a picture's file, with this checkpoint."""
         order = self.order
         settings = self.service.pipe.sampling_settings(**order.inputs.sampling)
-        upload = None if order.upload is None else hashlib.sha256(order.upload).digest()
+        uploads = [file and hashlib.sha256(file).digest() for file in (order.upload, order.mask)]
         condition = (order.prompt, type(order.class_label), order.class_label)
-        return (*condition, tuple(sorted(settings.items())), seed, upload, order.keep_rows, order.file)
+        return (*condition, tuple(sorted(settings.items())), seed, *uploads, order.keep_rows, order.file)
 
     def _cached(self, index: int) -> FinishedPicture | None:
         found = self.service.cache.get(self.keys[index])
@@ -111,7 +111,7 @@ class Job:
                     previews.consider(codes)
             await previews.finish()
         except ValueError as error:
-            raise wrong_value(error) from error
+            raise wrong_value(error, order.field_names) from error
         finally:
             previews.stop()
         service.took(time.perf_counter() - begin)

@@ -1,6 +1,6 @@
 """What a client asks for, and what it gets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..inputs import DrawingInputs
 from .front import PictureFile
@@ -11,7 +11,10 @@ MAX_SEED = 2**53 - 1  # what numbers in JSON hold exactly everywhere
 
 @dataclass(frozen=True)
 class Order:
-    """What a client asks for. `None` is the checkpoint's default, and without a seed each picture gets any."""
+    """What a client asks for. `None` is the checkpoint's default, and without a seed each picture gets any.
+
+    `field_names` are the client's names of arguments of the pipeline, where they differ.
+    """
 
     prompt: str | None = None
     class_label: int | str | None = None
@@ -23,10 +26,12 @@ class Order:
     top_k: int | None = None
     top_p: float | None = None
     upload: bytes | None = None
+    mask: bytes | None = None
     keep_rows: int | None = None
     file: PictureFile = PictureFile()
     partial_images: int = 0
     timeout: float | None = None
+    field_names: dict[str, str] = field(default_factory=dict)
 
     @property
     def inputs(self) -> DrawingInputs:

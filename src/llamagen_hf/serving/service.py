@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from ..errors import FieldError
 from ..images.reading import UPLOAD_MEGAPIXELS, read_image
 from ..inputs import DrawingInputs
 from ..parameters import describe
@@ -14,6 +15,7 @@ from .engine import DrawingRequest, Engine, EngineDied
 from .errors import engine_is_away, is_draining, queue_is_full, wrong_value
 from .front import Darkroom, Development, FrontPipeline, PictureFile, PromptEncoder
 from .job import Job
+from .mask import rows_to_keep
 from .metrics import Metrics
 from .micro_batches import MicroBatches
 from .order import Order
@@ -122,13 +124,9 @@ class ImageService:
         config, inputs = self.pipe.transformer.config, order.inputs
         try:
             if order.upload is not None:
-                picture = await asyncio.to_thread(
-                    read_image, io.BytesIO(order.upload), max_megapixels=UPLOAD_MEGAPIXELS
-                )
-                rows = config.grid_size // 2 if order.keep_rows is None else order.keep_rows
-                inputs.image, inputs.keep_rows = picture, rows
-            elif order.keep_rows is not None:
-                inputs.keep_rows = order.keep_rows
+                await asyncio.to_thread(self._read_upload, order, inputs)
+            if isinstance(inputs.class_labels, str):
+                inputs.class_labels = self._class_by_number(inputs.class_labels)
             inputs.check(config, self.pipe.image_size, self.pipe.tokenizer if self.pipe.text_encoder else None)
             settings = self.pipe.sampling_settings(**inputs.sampling)
             check_sampling(**settings)
@@ -137,16 +135,34 @@ class ImageService:
                 embeds, mask = await self._encode(order.prompt)
                 condition = {"prompt_embeds": embeds, "prompt_attention_mask": mask}
             else:
-                condition = {"class_id": self.pipe.get_class_ids(order.class_label).item()}
+                condition = {"class_id": self.pipe.get_class_ids(inputs.class_labels).item()}
             prefix = None
             if inputs.image is not None:
                 prefix = await asyncio.to_thread(self._read_picture, inputs)
         except ValueError as error:
-            raise wrong_value(error) from error
+            raise wrong_value(error, order.field_names) from error
         generator = torch.Generator().manual_seed(0)
         (parameters,) = describe(inputs, settings, [generator], prefix, self.facts)
         kept = [] if prefix is None else prefix[0].tolist()
         return DrawingRequest(seed=0, prefix_codes=kept, **condition, **settings), parameters
+
+    def _read_upload(self, order: Order, inputs: DrawingInputs) -> None:
+        """Set `image` and `keep_rows`."""
+        if order.mask is not None and order.keep_rows is not None:
+            raise FieldError("mask", "Pass `mask` or `keep_rows`, not both: each says how much of `image` to keep.")
+        try:
+            image = read_image(io.BytesIO(order.upload), max_megapixels=UPLOAD_MEGAPIXELS)
+        except ValueError as error:
+            raise FieldError("image", str(error)) from error
+        inputs.image, inputs.keep_rows = image, order.keep_rows
+        if order.keep_rows is None:
+            grid_size = self.pipe.transformer.config.grid_size
+            inputs.keep_rows = rows_to_keep(order.mask, order.upload, image.size, grid_size)
+
+    def _class_by_number(self, label: str) -> str | int:
+        """A class as a client says it that knows prompts only: by name, or else by id."""
+        names = (self.pipe.transformer.config.id2label or {}).values()
+        return int(label) if label.isdecimal() and len(label) < 10 and label not in names else label
 
     @torch.no_grad()
     def _read_picture(self, inputs: DrawingInputs) -> torch.LongTensor:

@@ -16,6 +16,10 @@ class ServingSettings:
         url_bytes (`int`, *optional*, defaults to 256 MiB): Of pictures that can be fetched by their address.
         url_seconds (`float`, *optional*, defaults to 3600): How long they can.
         public_url (`str`, *optional*): What these addresses begin with; by default what the client called.
+        response_format (`str`, *optional*, defaults to `"b64_json"`): Or "url", for requests that do not say it.
+        any_size (`bool`, *optional*, defaults to `False`):
+            Whether to scale images to sizes that the checkpoint does not draw, in place of refusing them.
+        cors_origins (`tuple[str, ...]`, *optional*): Origins of web pages that may call the server; "*" for all.
         api_key (`str`, *optional*): What clients must send as a bearer token.
         rate_limit (`str`, *optional*): Requests of one client address, such as "60/minute"; more get 429.
         max_body_bytes (`int`, *optional*, defaults to 16 MiB): Of a request, an uploaded picture among them.
@@ -31,6 +35,9 @@ class ServingSettings:
     url_bytes: int = 256 * 2**20
     url_seconds: float = 3600.0
     public_url: str | None = None
+    response_format: str = "b64_json"
+    any_size: bool = False
+    cors_origins: tuple[str, ...] = ()
     api_key: str | None = None
     rate_limit: str | None = None
     max_body_bytes: int = 16 * 2**20

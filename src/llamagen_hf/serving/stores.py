@@ -51,11 +51,24 @@ class UrlStore:
         self._pictures.expire()
         return self._pictures.currsize
 
-    def put(self, file: bytes, format: str) -> str:
-        """Keep a picture; its name, or a `ValueError` if it is larger than the whole store."""
-        name = f"{secrets.token_urlsafe(24)}.{format}"
-        self._pictures[name] = file
-        return name
+    def put(self, files: list[bytes], format: str) -> list[str]:
+        """Keep the pictures of a request.
+
+        Returns:
+            `list[str]`: Their names.
+
+        Raises:
+            ValueError: In one sentence, if all of them do not fit, so that the last would push the first out.
+        """
+        size = sum(len(file) + OVERHEAD for file in files)
+        if size > self._pictures.maxsize:
+            raise ValueError(
+                f"The images take {size / 2**20:.1f} MiB, and the server keeps {self._pictures.maxsize / 2**20:g} MiB "
+                "for addresses; ask for `b64_json`, or for fewer or smaller images."
+            )
+        names = [f"{secrets.token_urlsafe(24)}.{format}" for _ in files]
+        self._pictures.update(zip(names, files, strict=True))
+        return names
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         """A picture's file and media type."""

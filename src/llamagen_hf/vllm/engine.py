@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from ..class_labels import resolve_class_label
 from ..configuration import LlamaGenConfig
+from ..errors import FieldError
 from ..inputs import DrawingInputs
 from .settings import DrawingSettings, class_prompt, sampling_params, text_prompt
 from .start import engine_arguments
@@ -132,10 +133,13 @@ class VLLMEngine:
         words = prompt_embeds
         if mask is not None:
             if (prompt_attention_mask.long().diff() < 0).any():
-                raise ValueError("`prompt_attention_mask` has padding after a word; expected it on the left.")
+                raise FieldError(
+                    "prompt_attention_mask",
+                    "`prompt_attention_mask` has padding after a word; expected it on the left.",
+                )
             words = prompt_embeds[prompt_attention_mask.bool()]
         if len(words) == 0:
-            raise ValueError("`prompt_attention_mask` leaves no word; expected at least one.")
+            raise FieldError("prompt_attention_mask", "`prompt_attention_mask` leaves no word; expected at least one.")
         words = self._projector(words.to(self._projector.fc1.weight))
         return text_prompt(self.config, words, prefix)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..configuration import LlamaGenConfig
+from ..errors import FieldError
 from ..sampling import check_sampling
 
 
@@ -42,7 +43,7 @@ class DrawingSettings:
         for name, limit in (("seed", 2**64), ("prefix_length", 2**31)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
-                raise ValueError(f"`{name}` is {value!r}; expected an integer from 0 to {limit - 1}.")
+                raise FieldError(name, f"`{name}` is {value!r}; expected an integer from 0 to {limit - 1}.")
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any] | None) -> "DrawingSettings":
