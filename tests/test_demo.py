@@ -120,6 +120,7 @@ def test_previews_can_be_off_and_without_a_seed_there_is_one_anyway(client):
     "changes, message",
     [
         ({"prompt": "  "}, "Type what to draw first"),
+        ({"prompt": "\u200b"}, "This checkpoint can read nothing of the prompt"),
         ({"prompt": "long " * 200}, "it has 999 characters, at most 500"),
         ({"seed": "-1"}, "'-1' is no whole number"),
         ({"seed": "abc"}, "'abc' is no whole number"),

@@ -81,6 +81,7 @@ def test_prompt_equals_its_embeddings(text_pipe):
 
 
 def test_prompts_are_cleaned(text_pipe):
+    text_pipe.transformer.config.prompt_cleaning = "released"
     dirty = "A RED  apple\nhttps://example.com/apple.png"
     assert torch.equal(codes_of(text_pipe, prompt=dirty), codes_of(text_pipe, prompt="a red apple"))
 

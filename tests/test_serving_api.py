@@ -177,6 +177,22 @@ def test_wrong_values_are_bad_requests(client, fields, param):
     assert len(caught.value.body["message"]) < 300
 
 
+@pytest.mark.parametrize("prompt", ["   ", "\u200b", "\ufe0f"])
+def test_a_prompt_that_can_not_be_read_is_a_bad_request(client, prompt):
+    with pytest.raises(openai.BadRequestError) as error:
+        client.images.generate(prompt=prompt)
+    assert error.value.param == "prompt" and error.value.code == "unreadable_prompt"
+    assert "can read nothing of the prompt" in error.value.body["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_cut_has_a_warning_in_the_headers(server, client, stream):
+    url = f"{server.url}/v1/images/generations"
+    answer = httpx.post(url, json={"prompt": "apples and péars", "stream": stream}, timeout=60)
+    assert answer.status_code == 200 and "leaves out its end: 'p\\u00e9ars'" in answer.headers["Warning"]
+    assert "Warning" not in httpx.post(url, json={"prompt": "apples", "stream": stream}, timeout=60).headers
+
+
 def test_wrong_uploads_are_bad_requests(client):
     for image in (b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(100)):
         with pytest.raises(openai.BadRequestError, match="picture"):

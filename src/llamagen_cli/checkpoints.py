@@ -81,7 +81,8 @@ def info(checkpoint: Checkpoint = None):
             "codes": f"{vq['num_vq_embeddings']} of width {vq['vq_embed_dim']}",
             "generator": f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
             f"{config.num_attention_heads} heads",
-            "conditioning": f"text, {config.condition_length} positions of width {config.condition_dim}"
+            "conditioning": f"text, {config.condition_length} positions of width {config.condition_dim}, prompts "
+            f"cleaned by {config.prompt_cleaning} rules"
             if config.conditioning == "text"
             else f"class, {config.num_classes} classes",
         }

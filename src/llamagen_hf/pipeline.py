@@ -1,5 +1,6 @@
 """`AutoregressiveImagePipeline`: a prompt or a class in, pictures out."""
 
+import textwrap
 from collections.abc import Callable, Iterator
 
 import torch
@@ -7,6 +8,7 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .candidates import Scorer
 from .class_labels import resolve_class_label
@@ -21,9 +23,11 @@ from .modeling import LlamaGenForConditionalGeneration
 from .outputs import AutoregressiveImageOutput, DrawingStep
 from .parameters import redrawing_inputs
 from .preview import PreviewSchedule, decode_partly
-from .prompts import encode_tokens, tokenize_prompts
+from .prompts import PromptLoss, encode_tokens, find_loss, tokenize_prompts
 from .vq_model import LlamaGenVQModel
 
+
+logger = logging.get_logger(__name__)
 
 # Where neither the call nor the checkpoint says otherwise.
 SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -126,17 +130,28 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         return config.vocab_size + torch.tensor(ids)
 
     def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.LongTensor]:
-        """Clean, tokenize and encode prompts.
+        """Clean, tokenize and encode prompts; a warning says of which nothing is left, and which are cut.
 
         Returns:
             What `__call__` takes as `prompt_embeds` `(batch, condition_length, condition_dim)` and
-            `prompt_attention_mask` `(batch, condition_length)`. Padding is on the left and zero; long prompts are cut.
+            `prompt_attention_mask` `(batch, condition_length)`. Padding is on the left and zero.
         """
-        length = self.transformer.config.condition_length
-        input_ids, mask = tokenize_prompts(self.tokenizer, [prompt] if isinstance(prompt, str) else prompt, length)
+        config, prompts = self.transformer.config, [prompt] if isinstance(prompt, str) else prompt
+        self._warn_of_losses(prompts)
+        input_ids, mask = tokenize_prompts(self.tokenizer, prompts, config.condition_length, config.prompt_cleaning)
         device = self._execution_device
         with torch.no_grad():
-            return encode_tokens(self.text_encoder, input_ids.to(device), mask.to(device), length)
+            return encode_tokens(self.text_encoder, input_ids.to(device), mask.to(device), config.condition_length)
+
+    def find_loss(self, prompt: str) -> PromptLoss | None:
+        """What this checkpoint does not read of a prompt, see [`~llamagen_hf.prompts.find_loss`]."""
+        config = self.transformer.config
+        return find_loss(self.tokenizer, prompt, config.condition_length, config.prompt_cleaning)
+
+    def _warn_of_losses(self, prompts: list[str]) -> None:
+        for prompt in prompts:
+            if loss := self.find_loss(prompt):
+                logger.warning_once(f"{loss.sentence} It is {textwrap.shorten(prompt, 200)!r}.")
 
     @torch.no_grad()
     def __call__(

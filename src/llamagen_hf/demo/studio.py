@@ -88,6 +88,10 @@ class Studio:
             raise refusal("Type what to draw first.")
         if len(prompt) > MAX_PROMPT:
             raise refusal(f"The prompt is too long: it has {len(prompt)} characters, at most {MAX_PROMPT} are read.")
+        if self.pipe.text_encoder is not None and (loss := self.pipe.find_loss(prompt)):
+            if loss.is_total:
+                raise refusal(loss.sentence)
+            gr.Warning(loss.sentence)
         return {"prompt": prompt}
 
     def _open(self, path: str | None) -> Image.Image:

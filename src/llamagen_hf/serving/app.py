@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -65,10 +66,13 @@ def build_app(service: ImageService) -> FastAPI:
         facts |= {"n": body.n, "stream": body.stream}
         if settings.log_prompts:
             facts |= {"prompt": body.prompt, "class_label": getattr(body, "class_label", None)}
-        job = service.open(body.order(upload))
+        order = body.order(upload)
+        cut = await service.check_prompt(order)
+        headers = {} if cut is None else {"Warning": f"299 llamagen {json.dumps(cut)}"}
+        job = service.open(order)
         facts["cached"] = body.n - len(job.missing)
         if body.stream:
-            return EventStream(job, body, kind, size)
+            return EventStream(job, body, kind, size, headers)
         pictures = await unless_disconnected(request, job)
         return JSONResponse(
             {
@@ -78,7 +82,8 @@ def build_app(service: ImageService) -> FastAPI:
                 "size": size,
                 "data": [show(request, body, picture) for picture in pictures],
                 "usage": usage(pictures),
-            }
+            },
+            headers=headers,
         )
 
     def show(request: Request, body: DrawingFields, picture: FinishedPicture) -> dict:

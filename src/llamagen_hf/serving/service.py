@@ -11,7 +11,7 @@ from ..parameters import describe
 from ..picture_input import open_picture
 from ..sampling import check_sampling
 from .engine import DrawingRequest, Engine, EngineDied
-from .errors import engine_is_away, is_draining, queue_is_full, wrong_value
+from .errors import APIError, engine_is_away, is_draining, queue_is_full, wrong_value
 from .front import Darkroom, Development, FrontPipeline, PictureFile, PromptEncoder
 from .job import Job
 from .metrics import Metrics
@@ -81,6 +81,19 @@ class ImageService:
         await self.engine.stop()
         self._encode.close()
         self._develop.close()
+
+    async def check_prompt(self, order: Order) -> str | None:
+        """A sentence on the end of a prompt that the checkpoint leaves out, `None` if there is none.
+
+        Raises:
+            APIError: If it can read nothing of the prompt.
+        """
+        if not order.prompt or not self.pipe.is_text_conditional or self.pipe.text_encoder is None:
+            return None
+        loss = await asyncio.to_thread(self.pipe.find_loss, order.prompt)
+        if loss is not None and loss.is_total:
+            raise APIError(400, loss.sentence, param="prompt", code="unreadable_prompt")
+        return loss and loss.sentence
 
     def open(self, order: Order) -> Job:
         """Look into the cache and take places in the queue for the rest; [`Job.start`] is next, without a pause.

@@ -70,7 +70,10 @@ class GeneratorTraining:
 
         tokenize = None
         if self.tokenizer is not None:
-            tokenize = partial(tokenize_prompts, self.tokenizer, length=self.transformer.config.condition_length)
+            text = self.transformer.config
+            tokenize = partial(
+                tokenize_prompts, self.tokenizer, length=text.condition_length, cleaning=text.prompt_cleaning
+            )
         self.collate = CodeCollator(tokenize, self.transformer.config.condition_length, info.get("text_dim"))
         samples = self.samples(self.train, training=True)
         self.feed = training.feed(self.train.select_columns(samples.columns), samples, self.collate)
@@ -100,7 +103,13 @@ class GeneratorTraining:
         if config.conditioning == "class":
             classes = self.transformer.config.num_classes
             return CodeSamples(rows, label_column=config.label_column, num_classes=classes, training=training)
-        return CodeSamples(rows, config.caption_templates, stored_states=config.stored_states, training=training)
+        return CodeSamples(
+            rows,
+            config.caption_templates,
+            stored_states=config.stored_states,
+            prompt_cleaning=self.transformer.config.prompt_cleaning,
+            training=training,
+        )
 
     def run(self) -> dict[str, float]:
         self.training.train(self)
@@ -158,7 +167,7 @@ class GeneratorTraining:
         """What the pictures in samples/ are drawn for: arguments of the pipeline."""
         prompts = self.config.sample_prompts
         if prompts is not None and self.config.conditioning == "class":
-            return {"class_labels": [int(prompt) if prompt.isdecimal() else prompt for prompt in prompts]}
+            return {"class_labels": prompts}
         if prompts is not None:
             return {"prompt": prompts}
         rows = self.train if self.test is None else self.test
