@@ -102,9 +102,7 @@ def losses(pipe: AutoregressiveImagePipeline, rows: Dataset) -> dict[str, float]
     config, batches = pipe.transformer.config, []
     for i, batch in enumerate(as_batches(rows, pipe.image_size)):
         captions = list(rows["caption"])[i * BATCH_SIZE :][: len(batch["images"])]
-        input_ids, mask = tokenize_prompts(
-            pipe.tokenizer, captions, config.condition_length, config.prompt_cleaning
-        )
+        input_ids, mask = tokenize_prompts(pipe.tokenizer, captions, config.condition_length, config.prompt_cleaning)
         codes = pipe.vq_model.encode(batch["images"]).codes.flatten(1)
         batches.append({"codes": codes, "input_ids": input_ids, "attention_mask": mask})
     model = ConditionToCodes(pipe.transformer, pipe.text_encoder).eval()

@@ -94,7 +94,7 @@ def test_stored_states_give_the_batch_that_the_encoder_gives(tmp_path):
     encoder, tokenizer = build_text_encoder(), ByT5Tokenizer()
     encoder.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    features = TextFeatures(str(tmp_path), length=12, cleaning="unicode", device=torch.device("cpu"), dtype=torch.float32)
+    features = TextFeatures(str(tmp_path), 12, "unicode", device=torch.device("cpu"), dtype=torch.float32)
     captions = ["a cat", "a longer caption than fits"]
     rows = datasets.Dataset.from_dict(
         {"codes": [[[0, 1]], [[1, 0]]], "caption": captions, "caption_states": features.encode(captions)}

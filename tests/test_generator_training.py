@@ -73,6 +73,8 @@ def test_class_training_ends_in_a_pipeline_with_class_names(stages):
     folder, _ = stages
     pipe = AutoregressiveImagePipeline.from_pretrained(folder / "class")
     assert pipe.transformer.config.id2label == {0: "circle", 1: "square"}
+    training = GeneratorTraining(config_of(folder, folder / "x", conditioning="class", sample_prompts=["1"]), None)
+    assert training.sample_condition() == {"class_labels": ["1"]}  # an id only if no class is called so
     assert pipe(class_labels=["square", 0], output_type="codes").images.shape == (2, 8, 8)
     assert pipe.text_encoder is None
 

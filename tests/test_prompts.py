@@ -34,8 +34,8 @@ def warnings(caplog, monkeypatch):
 
 @pytest.mark.parametrize(
     "prompt",
-    [CHINESE, "赤いりんご", "빨간 사과", "красное яблоко", "تفاحة حمراء", "می\u200cخواهم", "एक सेब", "🍎", "👩\u200d🏫", "❤️",
-     "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "A Red Apple!", "x_y-z", "click for more", "<b>"],
+    [CHINESE, "赤いりんご", "빨간 사과", "красное яблоко", "تفاحة حمراء", "می\u200cخواهم", "एक सेब", "🍎", "👩\u200d🏫",
+     "❤️", "🏴\U000e0067\U000e0062\U000e007f", "A Red Apple!", "x_y-z", "click for more", "<b>"],
 )  # fmt: skip
 def test_unicode_cleaning_keeps_every_word(prompt):
     assert clean_prompt(prompt, "unicode") == prompt

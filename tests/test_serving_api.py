@@ -279,7 +279,7 @@ def test_logs_hold_no_prompts(server, client, caplog):
 def test_class_checkpoints_take_class_labels(tmp_path):
     pipe = build_class_pipeline()
     pipe.save_pretrained(tmp_path)
-    with running_server(tmp_path, api_key="open sesame", rate_limit="12/minute", log_prompts=True) as server:
+    with running_server(tmp_path, api_key="open sesame", rate_limit="14/minute", log_prompts=True) as server:
         with pytest.raises(openai.AuthenticationError) as caught:
             server.client(api_key="open").images.generate(prompt="goldfish")
         assert caught.value.code == "invalid_api_key"
@@ -290,6 +290,15 @@ def test_class_checkpoints_take_class_labels(tmp_path):
         for condition in ({"prompt": "goldfish"}, {"prompt": "", "class_label": 1}, {"class_label": "goldfish"}):
             data = client.images.generate(prompt="", extra_body=fields | condition).data[0]
             assert same(picture(data.b64_json), expected)
+        upload = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(upload, "PNG")
+        for label in ("1", "goldfish"):  # all fields of a form are text
+            answer = httpx.post(
+                f"{server.url}/v1/images/edits", files={"image": upload.getvalue()},
+                data={"class_label": label, "keep_rows": "0", "seed": "1", "guidance_scale": "2.0"},
+                headers={"Authorization": "Bearer open sesame"}, timeout=60,
+            )  # fmt: skip
+            assert answer.status_code == 200 and same(picture(answer.json()["data"][0]["b64_json"]), expected)
         for condition in (
             {"class_label": 10},
             {"class_label": "unicorn"},
@@ -299,7 +308,7 @@ def test_class_checkpoints_take_class_labels(tmp_path):
             with pytest.raises(openai.BadRequestError):
                 client.images.generate(prompt="", extra_body=condition)
         with pytest.raises(openai.RateLimitError) as caught:
-            for _ in range(12):
+            for _ in range(14):
                 client.models.list()
         assert (
             caught.value.code == "rate_limit_exceeded" and 0 < int(caught.value.response.headers["retry-after"]) <= 60

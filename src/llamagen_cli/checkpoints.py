@@ -36,7 +36,9 @@ def convert(
         names = None
         if id2label is not None:
             try:
-                names = {int(key): str(value) for key, value in json.loads(id2label.read_text()).items()}
+                names = {
+                    int(key): str(value) for key, value in json.loads(id2label.read_text(encoding="utf-8-sig")).items()
+                }
             except (ValueError, AttributeError, OSError) as error:
                 raise ValueError(f"{str(id2label)!r} is no JSON object of class names by id.") from error
         convert_checkpoint(

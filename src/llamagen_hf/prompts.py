@@ -89,7 +89,7 @@ class PromptLoss(NamedTuple):
 
 
 def find_loss(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int, cleaning: str) -> PromptLoss | None:
-    """What [`tokenize_prompts`] drops of a prompt without being asked to; `None` if nothing, as of the empty prompt."""
+    """What [`tokenize_prompts`] drops of a prompt unasked; `None` if nothing, as of the empty prompt."""
     # Not verbose: a prompt that is too long is what is looked for.
     tokens = tokenizer(clean_prompt(prompt, cleaning), add_special_tokens=False, verbose=False).input_ids
     known = [token for token in tokens if token != tokenizer.unk_token_id]

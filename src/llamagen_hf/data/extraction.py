@@ -343,7 +343,7 @@ class CodeExtraction:
         cleaning = self.config.prompt_cleaning
         kept = [text if not text or clean_prompt(text, cleaning) else None for text in texts]
         if lost := kept.count(None) - texts.count(None):
-            logger.warning(f"Cleaning leaves nothing of {lost} texts; they are stored as null.", main_process_only=False)
+            logger.warning(f"Cleaning leaves nothing of {lost} texts: they become null.", main_process_only=False)
         return kept
 
 

@@ -16,6 +16,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
 
 from ..data.transforms import center_crop, to_rgb
+from ..file_names import file_stem
 from ..parameters import in_common
 from ..picture_input import open_picture
 from ..pipeline import AutoregressiveImagePipeline
@@ -192,8 +193,7 @@ def refusal(sentence: str) -> gr.Error:
 
 def file_name(arguments: dict) -> str:
     """The prompt or class as the beginning of a file name."""
-    words = str(arguments.get("prompt", arguments.get("class_labels")))
-    return "-".join("".join(c if c.isalnum() else " " for c in words.lower()).split())[:40] or "picture"
+    return file_stem(str(arguments.get("prompt", arguments.get("class_labels"))))
 
 
 def count_columns(count: int) -> int:

@@ -11,6 +11,7 @@ from PIL import Image
 from ..data.codes import CodeCollator, CodeSamples, load_codes, read_codes_info
 from ..data.extraction import load_tokenizer, tokenizer_fingerprint
 from ..data.samples import batches_once
+from ..loading import EMOJI_CHECKPOINT, is_shipped
 from ..lora import lora_config
 from ..modeling import LlamaGenForConditionalGeneration
 from ..pipeline import AutoregressiveImagePipeline
@@ -184,7 +185,8 @@ class GeneratorTraining:
         """What training.json says: data, tokenizer, codes, this training, and conditions that suit the model."""
         config, info = self.config, read_codes_info(self.config.codes_dir)
         names = ("rows", "crops", "num_crops", "crop_ranges")
-        facts = read_facts(config.tokenizer) | {"codes": {name: info[name] for name in names}}
+        facts = read_facts(EMOJI_CHECKPOINT if is_shipped(config.tokenizer) else config.tokenizer)
+        facts |= {"codes": {name: info[name] for name in names}}
         facts["generator"] = training_facts(config, metrics)
         condition = self.sample_condition()
         facts["examples"] = condition.get("prompt") or condition.get("class_labels") or []
@@ -223,7 +225,7 @@ class GeneratorTraining:
         if self.config.lora_rank:
             (adapter,) = self.transformer.peft_config.values()
             base = self.config.init_from  # a path would be of interest on this machine only
-            adapter.base_model_name_or_path = None if Path(base).is_dir() else base
+            adapter.base_model_name_or_path = None if Path(base).is_dir() and not is_shipped(base) else base
             replace_result(output_dir, "adapter_config.json", self.transformer.save_pretrained)
             return
         transformer = self.transformer
