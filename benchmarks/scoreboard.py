@@ -99,10 +99,10 @@ def reconstruct(pipe: AutoregressiveImagePipeline, rows: Dataset) -> np.ndarray:
 @torch.no_grad()
 def losses(pipe: AutoregressiveImagePipeline, rows: Dataset) -> dict[str, float]:
     """The generator's loss on pictures' codes, with their captions and without."""
-    length, batches = pipe.transformer.config.condition_length, []
+    config, batches = pipe.transformer.config, []
     for i, batch in enumerate(as_batches(rows, pipe.image_size)):
         captions = list(rows["caption"])[i * BATCH_SIZE :][: len(batch["images"])]
-        input_ids, mask = tokenize_prompts(pipe.tokenizer, captions, length)
+        input_ids, mask = tokenize_prompts(pipe.tokenizer, captions, config.condition_length, config.prompt_cleaning)
         codes = pipe.vq_model.encode(batch["images"]).codes.flatten(1)
         batches.append({"codes": codes, "input_ids": input_ids, "attention_mask": mask})
     model = ConditionToCodes(pipe.transformer, pipe.text_encoder).eval()

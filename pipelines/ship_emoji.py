@@ -66,7 +66,8 @@ def main() -> None:
     sheet.quantize(256).save(partial_output / "contact_sheet.png", optimize=True)
 
     def tokenize(captions):
-        return tokenize_prompts(pipe.tokenizer, captions, pipe.transformer.config.condition_length)
+        text = pipe.transformer.config
+        return tokenize_prompts(pipe.tokenizer, captions, text.condition_length, text.prompt_cleaning)
 
     model, losses = ConditionToCodes(pipe.transformer, pipe.text_encoder).eval(), {}
     for split, rows in splits.items():

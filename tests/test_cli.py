@@ -89,6 +89,62 @@ def test_output_is_named_after_the_prompt(text_checkpoint, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["a-red-apple.png"]
 
 
+def test_files_named_after_prompts_replace_none(text_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for prompt, *more in (["🍎"], ["🍐"], ["a cat"], ["A cat!"], ["a cat", "--count", "2"], ["a-cat", "--count", "2"],
+                          ["..."], ["nul"], ["🍎"], ["x" * 3000], ["苹" * 200]):  # fmt: skip
+        result = invoke("generate", prompt, "--checkpoint", text_checkpoint, *more)
+        assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["red-apple.png", "pear.png", "a-cat.png", "a-cat-2.png", "a-cat-0.png", "a-cat-1.png", "a-cat-2-0.png",
+         "a-cat-2-1.png", "image.png", "nul-image.png", "red-apple-2.png", "x" * 100 + ".png", "苹" * 33 + ".png"]
+    )  # fmt: skip
+    assert read_parameters("red-apple-2.png")["prompt"] == read_parameters("red-apple.png")["prompt"] == "🍎"
+
+
+def test_a_grid_does_not_replace_an_image(text_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for output, grid, count in (("a.png", "a.png", 1), ("a.png", tmp_path / "a-1.png", 2)):
+        result = invoke("generate", "cat", "--checkpoint", text_checkpoint, "--output", output, "--grid", grid,
+                        "--count", count)  # fmt: skip
+        assert result.exit_code == 1 and "would replace an image" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_class_is_taken_by_name_before_its_id(tmp_path):
+    names = {0: "0", 1: "2", 2: "dog"} | {i: f"thing {i}" for i in range(3, 10)}
+    pipe = build_class_pipeline()
+    pipe.transformer.config.id2label = names
+    pipe.save_pretrained(tmp_path / "numbers")
+    for label, seed in (("2", 1), ("dog", 2), ("5", 5)):
+        output = tmp_path / f"{seed}.png"
+        assert invoke("generate", "--class-label", label, "--checkpoint", tmp_path / "numbers", "--output", output
+                      ).exit_code == 0  # fmt: skip
+        expected = pipe(class_labels=seed, generator=generators(0)).images[0]
+        with Image.open(output) as image:
+            assert image.tobytes() == expected.tobytes()
+    result = invoke("generate", "--class-label", "-1", "--checkpoint", tmp_path / "numbers")
+    assert result.exit_code == 1 and "Class id -1 is out of range" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["generate", "苹果", "--output", "🍎.png"], ["info"]]
+)
+def test_a_console_of_another_encoding_does_not_matter(arguments, tmp_path):
+    pipe = build_class_pipeline()
+    pipe.transformer.config.id2label = {i: f"苹果 {i}" for i in range(10)}
+    pipe.save_pretrained(tmp_path / "checkpoint")
+    if arguments == ["info"]:
+        arguments = ["info", "--checkpoint", "checkpoint"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, "-m", "llamagen_cli", *arguments]
+    result = subprocess.run(command, capture_output=True, encoding="cp1252", env=environment, cwd=tmp_path)
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    expected = {"generate": "Saved \\U0001f34e.png", "info": "\\u82f9\\u679c 1"}
+    assert "--help" in arguments or expected[arguments[0]] in result.stdout
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

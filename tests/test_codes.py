@@ -94,7 +94,7 @@ def test_stored_states_give_the_batch_that_the_encoder_gives(tmp_path):
     encoder, tokenizer = build_text_encoder(), ByT5Tokenizer()
     encoder.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    features = TextFeatures(str(tmp_path), length=12, device=torch.device("cpu"), dtype=torch.float32)
+    features = TextFeatures(str(tmp_path), 12, "unicode", device=torch.device("cpu"), dtype=torch.float32)
     captions = ["a cat", "a longer caption than fits"]
     rows = datasets.Dataset.from_dict(
         {"codes": [[[0, 1]], [[1, 0]]], "caption": captions, "caption_states": features.encode(captions)}
@@ -103,7 +103,7 @@ def test_stored_states_give_the_batch_that_the_encoder_gives(tmp_path):
     collate = CodeCollator(condition_length=12, condition_dim=features.dim)
     batch = collate([samples(row, random.Random(0)) for row in rows])
     with torch.no_grad():
-        states, mask = encode_tokens(encoder, *tokenize_prompts(tokenizer, captions, length=12), 12)
+        states, mask = encode_tokens(encoder, *tokenize_prompts(tokenizer, captions, 12, "unicode"), 12)
     torch.testing.assert_close(batch["prompt_embeds"], states.half().float(), rtol=0, atol=0)
     assert torch.equal(batch["prompt_attention_mask"], mask)
 
@@ -124,7 +124,7 @@ def test_codes_of_another_tokenizer_are_refused(tmp_path):
 
 
 def test_captions_are_tokenized_in_the_batch():
-    collate = CodeCollator(partial(tokenize_prompts, ByT5Tokenizer(), length=6))
+    collate = CodeCollator(partial(tokenize_prompts, ByT5Tokenizer(), length=6, cleaning="unicode"))
     batch = collate([{"codes": [0, 1], "caption": "a cat"}, {"codes": [2, 3], "caption": "x"}])
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 6)
     assert batch["attention_mask"].sum(1).tolist() == [6, 2]

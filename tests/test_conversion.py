@@ -1,9 +1,11 @@
+import argparse
 import json
 import pickle
 
 import pytest
 import torch
 from parity import goldens, released_state_dict
+from safetensors.torch import save_file
 
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenConfig, LlamaGenForConditionalGeneration
 from llamagen_hf.conversion import (
@@ -166,6 +168,36 @@ def test_a_truncated_file_is_one_sentence(tmp_path, suffix):
     path.write_bytes(path.read_bytes()[:-900])
     with pytest.raises(ValueError, match=f"^file{suffix} is damaged or no checkpoint.$"):
         load_released(path)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "module._fsdp_wrapped_module."]
+)
+def test_prefixes_of_wrappers_are_dropped(tmp_path, prefix):
+    torch.save({"model": {f"{prefix}layers.0._orig_mod.weight": torch.ones(1)}}, tmp_path / "a.pt")
+    save_file({f"{prefix}layers.0.weight": torch.ones(1)}, tmp_path / "a.safetensors")
+    assert list(load_released(tmp_path / "a.pt")) == list(load_released(tmp_path / "a.safetensors"))
+    assert list(load_released(tmp_path / "a.pt")) == ["layers.0.weight"]
+    torch.save({f"{prefix}w": torch.ones(1), "w": torch.ones(1)}, tmp_path / "both.pt")
+    with pytest.raises(ValueError, match="^both.pt holds weights twice, with and without a prefix such as module.$"):
+        load_released(tmp_path / "both.pt")
+
+
+def test_averaged_weights_are_taken_and_it_is_said(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("llamagen_hf.conversion.logger.warning", said.append)
+    args = argparse.Namespace(ema=True)
+    for ema, value in (({"module.w": torch.ones(1)}, 1), ({}, 0)):
+        content = {"model": {"w": torch.zeros(1)}, "ema": ema, "optimizer": {"state": {}}, "steps": 5, "args": args}
+        torch.save(content, tmp_path / "vq.pt")
+        assert load_released(tmp_path / "vq.pt") == {"w": torch.full((1,), value)}
+    assert said == ["vq.pt holds averaged weights (ema), which are taken."]
+
+
+def test_a_converted_text_checkpoint_cleans_by_the_released_rules():
+    shapes = _released_shapes(LlamaGenConfig(**VARIANTS["B"], conditioning="text", vocab_size=64, condition_dim=8))
+    state = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    assert transformer_from_released(state, "B", grid_size=4).config.prompt_cleaning == "released"
 
 
 @pytest.fixture(scope="module")

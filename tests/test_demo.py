@@ -138,6 +138,7 @@ def test_clients_of_the_api_need_only_say_what_to_draw(app, client, tmp_path):
     "changes, message",
     [
         ({"prompt": "  "}, "Type what to draw first"),
+        ({"prompt": "\u200b"}, "This checkpoint can read nothing of the prompt"),
         ({"prompt": "long " * 200}, "it has 999 characters, at most 500"),
         ({"seed": "-1"}, "'-1' is no whole number"),
         ({"seed": "abc"}, "'abc' is no whole number"),

@@ -1,11 +1,15 @@
 """The checkpoint that ships with the package."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import generators
+from tiny import build_class_pipeline, generators
 
 from llamagen_hf import AutoregressiveImagePipeline
+from llamagen_hf.evaluation.autoencoders import load_autoencoder
+from llamagen_hf.evaluation.run import is_checkpoint
 from llamagen_hf.pipeline import EMOJI_CHECKPOINT
 
 
@@ -26,6 +30,20 @@ def test_it_is_small_half_precision_and_documented():
     card = (EMOJI_CHECKPOINT / "README.md").read_text(encoding="utf-8")
     for owner in ("Microsoft Corporation", "Google Inc", "Twitter, Inc", "Unicode, Inc"):
         assert owner in card
+
+
+def test_a_folder_called_emoji_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    build_class_pipeline().save_pretrained("emoji")
+    assert AutoregressiveImagePipeline.from_pretrained("emoji").is_text_conditional
+    assert load_autoencoder("emoji").config.num_vq_embeddings == 1024
+    for folder in ("./emoji", Path("emoji")):
+        pipe = AutoregressiveImagePipeline.from_pretrained(folder)
+        assert not pipe.is_text_conditional and pipe.facts["checkpoint"] == "./emoji"
+        assert load_autoencoder(folder).config.num_vq_embeddings == 64
+    (tmp_path / "emoji" / "model_index.json").unlink()  # such as a folder of pictures
+    assert is_checkpoint("emoji") and not is_checkpoint("./emoji")
+    assert AutoregressiveImagePipeline.from_pretrained("emoji").facts["checkpoint"] == "emoji"
 
 
 @pytest.mark.parametrize(

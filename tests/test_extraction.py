@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -308,16 +309,35 @@ def test_text_states_are_those_of_the_encoder(extract, folder, tmp_path, streami
         torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=1e-4)
 
     with torch.no_grad():
-        expected, mask = encode_tokens(encoder, *tokenize_prompts(tokenizer, captions, 20), 20)
+        expected, mask = encode_tokens(encoder, *tokenize_prompts(tokenizer, captions, 20, "unicode"), 20)
     padded, padded_mask = pad_left(states, 20)
     assert torch.equal(padded_mask, mask) and padded.dtype == torch.float32
     torch.testing.assert_close(padded, expected.half().float(), rtol=1e-3, atol=1e-4)
     assert torch.equal(padded[0], pad_left([states[0]], 20)[0][0])
 
 
+def test_texts_that_are_lost_to_cleaning_have_no_states(extract, folder, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "CAPTIONS", ["红色的圆", *CAPTIONS[1:]])
+    (tmp_path / "rows").mkdir()
+    for split in ("train", "test"):
+        write_rows(tmp_path / "rows" / f"{split}-0.parquet", range(TRAIN))
+    settings = text_settings(folder) | {"dataset": str(tmp_path / "rows")}
+    extract(**settings, prompt_cleaning="released")
+    stored = load(tmp_path)["caption_states"]
+    assert [value is None for value in stored] == [True, False, True, False, False, False, False]
+    assert "Cleaning leaves nothing of 1 texts" in caplog.text
+    info = json.loads((tmp_path / "codes.json").read_text())
+    assert info["prompt_cleaning"] == "released"
+    del info["prompt_cleaning"]  # as of codes from before there was a choice
+    (tmp_path / "codes.json").write_text(json.dumps(info))
+    extract(**settings, prompt_cleaning="released")
+    with pytest.raises(ValueError, match="codes with prompt_cleaning 'released', not 'unicode'"):
+        extract(**settings)
+
+
 def test_half_precision_survives_the_file(extract, folder, tmp_path):
     extract(**text_settings(folder), batch_size=1)
-    tokens = tokenize_prompts(ByT5Tokenizer(), ["five"], 20)
+    tokens = tokenize_prompts(ByT5Tokenizer(), ["five"], 20, "unicode")
     with torch.no_grad():
         states, mask = encode_tokens(build_text_encoder(), *tokens, 20)
     stored = load(tmp_path)["caption_states"][4]

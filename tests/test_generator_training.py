@@ -1,6 +1,8 @@
 """Generator training: conditions, what it saves, what it starts from, and adapters."""
 
+import json
 import math
+import random
 import shutil
 
 import pytest
@@ -14,7 +16,10 @@ from transformers import ByT5Tokenizer
 
 pytest.importorskip("datasets", reason="the training extra is not installed")
 
-from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
+from datasets import Dataset  # noqa: E402
+
+from llamagen_hf import AutoregressiveImagePipeline, LlamaGenConfig  # noqa: E402
+from llamagen_hf.data.bad_rows import BadRow  # noqa: E402
 from llamagen_hf.data.codes import CodeCollator, CodeSamples, load_codes, read_codes_info  # noqa: E402
 from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes  # noqa: E402
 from llamagen_hf.data.samples import batches_once  # noqa: E402
@@ -70,6 +75,8 @@ def test_class_training_ends_in_a_pipeline_with_class_names(stages):
     folder, _ = stages
     pipe = AutoregressiveImagePipeline.from_pretrained(folder / "class")
     assert pipe.transformer.config.id2label == {0: "circle", 1: "square"}
+    training = GeneratorTraining(config_of(folder, folder / "x", conditioning="class", sample_prompts=["1"]), None)
+    assert training.sample_condition() == {"class_labels": ["1"]}  # an id only if no class is called so
     assert pipe(class_labels=["square", 0], output_type="codes").images.shape == (2, 8, 8)
     assert pipe.text_encoder is None
 
@@ -140,6 +147,48 @@ def test_stored_states_train_without_a_text_encoder_at_hand(stages, tmp_path):
     pipe = AutoregressiveImagePipeline.from_pretrained(tmp_path)
     assert pipe.text_encoder is None
     assert pipe(prompt_embeds=torch.randn(1, 8, 16)).images[0].size == (16, 16)
+
+
+def cleaning_of(folder):
+    return LlamaGenConfig.from_pretrained(folder / "transformer").prompt_cleaning
+
+
+def test_a_new_checkpoint_cleans_lightly_and_goes_on_as_it_was_cleaned(stages, tmp_path):
+    folder, _ = stages
+    assert read_codes_info(folder / "codes")["prompt_cleaning"] == "unicode"
+    assert cleaning_of(folder / "text") == "unicode"
+    train_generator(config_of(folder, tmp_path / "released", prompt_cleaning="released", max_train_steps=1))
+    again = {"init_from": str(tmp_path / "released"), "max_train_steps": 1}
+    train_generator(config_of(folder, tmp_path / "again", **again))
+    assert cleaning_of(tmp_path / "released") == cleaning_of(tmp_path / "again") == "released"
+    train_generator(config_of(folder, tmp_path / "other", **again, prompt_cleaning="unicode"))
+    assert cleaning_of(tmp_path / "other") == "unicode"
+    with pytest.raises(ValueError, match="by 'released' rules; leave prompt_cleaning"):
+        GeneratorTraining(config_of(folder, tmp_path / "x", **again, lora_rank=2, prompt_cleaning="unicode"), None)
+    stored = again | {"stored_states": True, "caption_templates": {"{caption}": 1.0}}
+    with pytest.raises(ValueError, match="run extract_codes with prompt_cleaning: released"):
+        GeneratorTraining(config_of(folder, tmp_path / "x", **stored), None)
+
+
+def test_stored_states_say_how_their_prompts_were_cleaned(stages, tmp_path):
+    folder, _ = stages
+    shutil.copytree(folder / "codes", tmp_path / "codes")
+    info = read_codes_info(tmp_path / "codes")
+    del info["prompt_cleaning"]  # as of codes from before there was a choice
+    (tmp_path / "codes" / "codes.json").write_text(json.dumps(info))
+    stored = {"stored_states": True, "caption_templates": {"{caption}": 1.0}, "max_train_steps": 1}
+    train_generator(generator_config(tmp_path / "out", folder / "tokenizer", tmp_path / "codes", **stored))
+    assert cleaning_of(tmp_path / "out") == "released"
+
+
+def test_captions_that_cleaning_leaves_nothing_of_are_bad_rows():
+    rows = Dataset.from_dict({"codes": [[[0]], [[0]]], "caption": ["一只红色的狗", "a dog"]})
+    samples = CodeSamples(rows, {"{caption}": 1.0}, prompt_cleaning="released")
+    assert samples(rows[1], random.Random(0))["caption"] == "a dog"
+    with pytest.raises(BadRow, match="nothing is left of the caption by prompt_cleaning 'released'"):
+        samples(rows[0], random.Random(0))
+    samples = CodeSamples(rows, {"{caption}": 1.0}, prompt_cleaning="unicode")
+    assert samples(rows[0], random.Random(0))["caption"] == "一只红色的狗"
 
 
 def test_training_goes_on_from_a_pipeline(stages, tmp_path):

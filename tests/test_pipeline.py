@@ -84,6 +84,7 @@ def test_prompt_equals_its_embeddings(text_pipe):
 
 
 def test_prompts_are_cleaned(text_pipe):
+    text_pipe.transformer.config.prompt_cleaning = "released"
     dirty = "A RED  apple\nhttps://example.com/apple.png"
     assert torch.equal(codes_of(text_pipe, prompt=dirty), codes_of(text_pipe, prompt="a red apple"))
 
@@ -363,3 +364,59 @@ def test_errors_say_which_argument_they_are_about():
         again = pickle.loads(pickle.dumps(caught.value))  # as from the worker of a pool
         assert caught.value.field == again.field == field and str(caught.value) == str(again)
         assert str(again).endswith((".", "?")) and isinstance(again, ValueError)
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8, torch.tensor, np.array])
+def test_numbers_of_numpy_and_torch_are_numbers(class_pipe, number, tmp_path):
+    plain = {"top_k": 9, "guidance_interval": 3, "num_images_per_prompt": 2, "height": 8}
+    expected = class_pipe(class_labels=[1], temperature=0.5, generator=generators(0, 1), **plain)
+    settings = {name: number(value) for name, value in plain.items()}
+    for labels in (number(1), [number(1)], np.array([1]), torch.tensor([1])):
+        output = class_pipe(class_labels=labels, temperature=np.float32(0.5), generator=generators(0, 1), **settings)
+        assert torch.equal(output.codes, expected.codes)
+        assert json.loads(json.dumps(output.parameters)) == expected.parameters
+    assert class_pipe.get_class_ids(number(1)).tolist() == [65]
+    *_, last = class_pipe.stream(class_labels=number(1), preview_every=number(4), generator=generators(0))
+    again = class_pipe.variation(last.codes.view(1, 4, 4), number(4), class_labels=1, generator=generators(0))
+    assert torch.equal(again.codes.flatten(), last.codes.flatten())
+    damaged = expected.parameters[1] | {"seed": np.int64(1), "batch_size": np.int32(2), "top_k": np.int8(9)}
+    assert torch.equal(class_pipe.redraw(damaged).codes, expected.codes[1:])
+    kwargs = class_pipe.components | {"sampling_defaults": {"top_k": number(5)}}
+    AutoregressiveImagePipeline(**kwargs).save_pretrained(tmp_path)
+    assert AutoregressiveImagePipeline.from_pretrained(tmp_path).config.sampling_defaults == {"top_k": 5}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": np.float32(3.5)},
+        {"top_k": True},
+        {"temperature": np.bool_(True)},
+        {"guidance_interval": True},
+        {"guidance_scale": np.array([4.0, 2.0])},
+        {"class_labels": np.bool_(True)},
+        {"class_labels": torch.tensor([True])},
+        {"class_labels": np.array([1.0])},
+        {"num_images_per_prompt": np.bool_(True)},
+        {"prefix_codes": None, "image": torch.rand(1, 3, 8, 8), "keep_rows": True},
+        {"height": True},
+    ],
+)
+def test_what_is_no_number_of_the_kind_is_refused(class_pipe, settings):
+    with pytest.raises(ValueError, match=f"`{list(settings)[-1]}` "):
+        class_pipe(**{"class_labels": 1} | settings)
+
+
+def test_streams_take_their_condition_as_calls_do(class_pipe):
+    *_, last = class_pipe.stream(None, 1, generator=generators(0))
+    assert torch.equal(last.output.codes, class_pipe(None, 1, generator=generators(0)).codes)
+
+
+def test_strings_of_digits_are_ids_where_no_class_is_called_so(class_pipe):
+    assert class_pipe.get_class_ids(["7", " 7 ", "thing 7", 7]).tolist() == [71] * 4
+    class_pipe.transformer.config.id2label = {0: "7", 1: "8, eight"} | {i: f"thing {i}" for i in range(2, 10)}
+    assert class_pipe.get_class_ids(["7", 7, "8", "9"]).tolist() == [64, 71, 65, 73]
+    class_pipe.transformer.config.id2label = None
+    assert class_pipe.get_class_ids("7").tolist() == [71]
+    with pytest.raises(ValueError, match="Class id 12 is out of range"):
+        class_pipe.get_class_ids("12")

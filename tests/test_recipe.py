@@ -62,6 +62,38 @@ def test_wrong_recipes_are_refused(tmp_path, capsys, recipe, flags, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("tokenizer: {output_dir: Bücher}".encode("cp1252"), "it is not UTF-8; save it as UTF-8"),
+        ("tokenizer: {output_dir: out}".encode("utf-16"), "it is not UTF-8; save it as UTF-8"),
+        (None, "Is a directory"),
+        (b"", "has no sections"),
+        (b"- tokenizer", "has no sections"),
+        (b"tokenizer", "has no sections"),
+        (b"tokenizer: {output_dir: a\0b}", "cannot read the recipe"),
+        (b"tokenizer: {output_dir: 2026-13-45}", "cannot read the recipe"),
+        (b"tokenizer: {}\n---\ntokenizer: {}", "cannot read the recipe"),
+        (b"tokenizer: {1: 2}", "has no key 1"),
+        (b"tokenizer:", "has no section 'tokenizer'"),
+    ],
+)
+def test_files_that_are_no_recipes_are_one_sentence(tmp_path, capsys, content, message):
+    path = tmp_path / "recipe.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(SystemExit):
+        parse_recipe("", ("tokenizer", TokenizerTrainingConfig), args=["--config", str(path)])
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("Error: ") and error.count("\n") == 1
+
+
+def test_a_recipe_may_begin_with_a_mark(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("tokenizer: {output_dir: Bücher}", encoding="utf-8-sig")
+    (config,) = parse_recipe("", ("tokenizer", TokenizerTrainingConfig), args=["--config", str(path)])
+    assert config.output_dir == "Bücher"
+
+
 def test_flags_override_the_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("tokenizer: {output_dir: out, batch_size: 3, learning_rate: 1e-3, discriminator: null}")

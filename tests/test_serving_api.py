@@ -181,6 +181,22 @@ def test_wrong_values_are_bad_requests(client, fields, param):
     assert len(caught.value.body["message"]) < 300
 
 
+@pytest.mark.parametrize("prompt", ["   ", "\u200b", "\ufe0f"])
+def test_a_prompt_that_can_not_be_read_is_a_bad_request(client, prompt):
+    with pytest.raises(openai.BadRequestError) as error:
+        client.images.generate(prompt=prompt)
+    assert error.value.param == "prompt" and error.value.code == "unreadable_prompt"
+    assert "can read nothing of the prompt" in error.value.body["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_cut_has_a_warning_in_the_headers(server, client, stream):
+    url = f"{server.url}/v1/images/generations"
+    answer = httpx.post(url, json={"prompt": "apples and péars", "stream": stream}, timeout=60)
+    assert answer.status_code == 200 and "leaves out its end: 'p\\u00e9ars'" in answer.headers["Warning"]
+    assert "Warning" not in httpx.post(url, json={"prompt": "apples", "stream": stream}, timeout=60).headers
+
+
 def test_wrong_uploads_are_bad_requests(client):
     for image in (b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(100)):
         with pytest.raises(openai.BadRequestError, match="picture"):
@@ -262,7 +278,7 @@ def test_logs_hold_no_prompts(server, client, caplog):
 def test_class_checkpoints_take_class_labels(tmp_path):
     pipe = build_class_pipeline()
     pipe.save_pretrained(tmp_path)
-    with running_server(tmp_path, api_key="open sesame", rate_limit="12/minute", log_prompts=True) as server:
+    with running_server(tmp_path, api_key="open sesame", rate_limit="14/minute", log_prompts=True) as server:
         with pytest.raises(openai.AuthenticationError) as caught:
             server.client(api_key="open").images.generate(prompt="goldfish")
         assert caught.value.code == "invalid_api_key"
@@ -273,6 +289,15 @@ def test_class_checkpoints_take_class_labels(tmp_path):
         for condition in ({"prompt": "goldfish"}, {"prompt": "", "class_label": 1}, {"class_label": "goldfish"}):
             data = client.images.generate(prompt="", extra_body=fields | condition).data[0]
             assert same(picture(data.b64_json), expected)
+        upload = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(upload, "PNG")
+        for label in ("1", "goldfish"):  # all fields of a form are text
+            answer = httpx.post(
+                f"{server.url}/v1/images/edits", files={"image": upload.getvalue()},
+                data={"class_label": label, "keep_rows": "0", "seed": "1", "guidance_scale": "2.0"},
+                headers={"Authorization": "Bearer open sesame"}, timeout=60,
+            )  # fmt: skip
+            assert answer.status_code == 200 and same(picture(answer.json()["data"][0]["b64_json"]), expected)
         for condition in (
             {"class_label": 10},
             {"class_label": "unicorn"},
@@ -282,7 +307,7 @@ def test_class_checkpoints_take_class_labels(tmp_path):
             with pytest.raises(openai.BadRequestError):
                 client.images.generate(prompt="", extra_body=condition)
         with pytest.raises(openai.RateLimitError) as caught:
-            for _ in range(12):
+            for _ in range(14):
                 client.models.list()
         assert (
             caught.value.code == "rate_limit_exceeded" and 0 < int(caught.value.response.headers["retry-after"]) <= 60

@@ -1,5 +1,7 @@
 """The application that the commands belong to, and what they have in common."""
 
+import io
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +10,17 @@ from typing import Annotated
 import typer
 
 
-app = typer.Typer(
+class Application(typer.Typer):
+    """The command line on a console of any encoding: what it can't show is written as an escape, not an error."""
+
+    def __call__(self, *args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().__call__(*args, **kwargs)
+
+
+app = Application(
     help="Draw images with LlamaGen, an autoregressive image generator.",
     no_args_is_help=True,
     add_completion=False,
@@ -16,7 +28,8 @@ app = typer.Typer(
 )
 
 Checkpoint = Annotated[
-    str | None, typer.Option(help="Folder or Hub id. Default: the emoji checkpoint that ships with llamagen.")
+    str | None,
+    typer.Option(help="Folder or Hub id. Default: emoji, which ships with llamagen (a folder: ./emoji)."),
 ]
 
 

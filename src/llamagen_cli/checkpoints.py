@@ -36,7 +36,9 @@ def convert(
         names = None
         if id2label is not None:
             try:
-                names = {int(key): str(value) for key, value in json.loads(id2label.read_text()).items()}
+                names = {
+                    int(key): str(value) for key, value in json.loads(id2label.read_text(encoding="utf-8-sig")).items()
+                }
             except (ValueError, AttributeError, OSError) as error:
                 raise ValueError(f"{str(id2label)!r} is no JSON object of class names by id.") from error
         convert_checkpoint(
@@ -81,7 +83,8 @@ def info(checkpoint: Checkpoint = None):
             "codes": f"{vq['num_vq_embeddings']} of width {vq['vq_embed_dim']}",
             "generator": f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
             f"{config.num_attention_heads} heads",
-            "conditioning": f"text, {config.condition_length} positions of width {config.condition_dim}"
+            "conditioning": f"text, {config.condition_length} positions of width {config.condition_dim}, prompts "
+            f"cleaned by {config.prompt_cleaning} rules"
             if config.conditioning == "text"
             else f"class, {config.num_classes} classes",
         }

@@ -126,7 +126,7 @@ def read_arguments(pairs: list[str]) -> dict:
 def read_prompts(path: Path) -> list[str]:
     """The lines of a file that are not empty."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"The prompts {str(path)!r} can't be read: {error}.") from error
     prompts = [line.strip() for line in lines if line.strip()]

@@ -1,7 +1,6 @@
 """`llamagen generate`."""
 
 import math
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +14,13 @@ def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What to draw, for text-conditional checkpoints.")] = None,
     class_label: Annotated[
-        str | None, typer.Option(help="Class id or name, for class-conditional checkpoints.")
+        str | None,
+        typer.Option(help="Class by name or, if none is called so, by id, for class-conditional checkpoints."),
     ] = None,
     checkpoint: Checkpoint = None,
-    output: Annotated[Path | None, typer.Option(help="PNG to write. Default: named after the prompt.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="PNG to write. Default: a new one, named after the prompt.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image; each further one adds 1.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of images; several are numbered.")] = 1,
     grid: Annotated[Path | None, typer.Option(help="Also write all images side by side to this PNG.")] = None,
@@ -58,12 +60,14 @@ def generate(
             subject = f"{redraw.stem}-again"
         elif subject is None or (prompt is not None and class_label is not None):
             raise ValueError("Pass either a prompt or `--class-label`.")
-        if output is None:
-            output = Path((re.sub(r"\W+", "-", subject).strip("-").lower()[:60] or "image") + ".png")
+        given = output
+        output = given or name_output(subject, count)
         for path in filter(None, (output, grid)):  # before the work, not after it
             if path.suffix.lower() != ".png":
                 raise ValueError(f"The output {str(path)!r} must end in .png.")
             check_writable(path)
+        if grid is not None and grid.absolute() in planned(output.absolute(), count):
+            raise ValueError(f"The grid {str(grid)!r} would replace an image; give it another name.")
         if redraw is not None:
             result = draw_again(redraw, checkpoint, device)
         else:
@@ -80,8 +84,7 @@ def generate(
             if prompt is not None:
                 condition = {"prompt": prompt}
             else:
-                is_id = re.fullmatch(r"-?[0-9]+", class_label)
-                condition = {"class_labels": int(class_label) if is_id else class_label}
+                condition = {"class_labels": class_label}
             if picture is not None:
                 rows = pipe.transformer.config.grid_size // 2 if keep_rows is None else keep_rows
                 condition |= {"image": picture, "keep_rows": rows}
@@ -99,11 +102,24 @@ def generate(
                 num_images_per_prompt=count,
                 generator=[torch.Generator().manual_seed(seed + i) for i in range(count)],
             )
-        for path in result.save(output):
+        # Looked for again, since another command may have taken the name meanwhile.
+        for path in result.save(given or name_output(subject, count)):
             typer.echo(f"Saved {path}")
         if grid is not None:
             save_grid(result, grid)
             typer.echo(f"Saved {grid}")
+
+
+def planned(output: Path, count: int) -> list[Path]:
+    """The files of so many images, as [`~llamagen_hf.outputs.AutoregressiveImageOutput.save`] numbers them."""
+    return [output] if count == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(count)]
+
+
+def name_output(subject: str, count: int) -> Path:
+    """A file that is named after a prompt, and where it replaces none."""
+    from llamagen_hf.file_names import file_stem, free_path
+
+    return free_path(file_stem(subject), ".png", [""] if count == 1 else [f"-{i}" for i in range(count)])
 
 
 def check_redrawing(context: typer.Context) -> None:

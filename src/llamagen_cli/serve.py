@@ -12,7 +12,8 @@ from .app import app, one_sentence_errors
 @app.command()
 def serve(
     checkpoint: Annotated[
-        str | None, typer.Argument(help="Folder or Hub id. Default: the emoji checkpoint that ships with llamagen.")
+        str | None,
+        typer.Argument(help="Folder or Hub id. Default: emoji, which ships with llamagen (a folder: ./emoji)."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,

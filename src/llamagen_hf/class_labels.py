@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 
 from huggingface_hub import hf_hub_download
 
@@ -24,7 +25,7 @@ def resolve_class_label(label: int | str, num_classes: int, id2label: dict[int, 
 
     Args:
         label (`int` or `str`): An id, or a name of `id2label`, in any case. Where a class has several names with
-            commas between them, one of them is enough.
+            commas between them, one of them is enough. A string of digits is an id if no class is called so.
         num_classes (`int`): Ids go up to `num_classes - 1`.
         id2label (`dict[int, str]`, *optional*): Names.
 
@@ -38,13 +39,14 @@ def resolve_class_label(label: int | str, num_classes: int, id2label: dict[int, 
                 f"Class id {label} is out of range; this checkpoint has the classes 0..{num_classes - 1}.",
             )
         return int(label)
-    if not id2label:
+    wanted = label.strip().lower()
+    is_id = re.fullmatch(r"-?[0-9]+", wanted)
+    if not id2label and not is_id:
         raise FieldError(
             "class_labels", f"This checkpoint has no class names, so {label!r} can't be found; pass a class id."
         )
-    wanted = label.strip().lower()
     ids: dict[str, list[int]] = {}
-    for index, names in id2label.items():
+    for index, names in (id2label or {}).items():
         # As a set, since a name without commas is its own only part.
         for name in {names.lower(), *(part.strip().lower() for part in names.split(","))}:
             ids.setdefault(name, []).append(int(index))
@@ -56,6 +58,8 @@ def resolve_class_label(label: int | str, num_classes: int, id2label: dict[int, 
             "class_labels",
             f"Several classes are called {label!r}: {', '.join(map(str, found))}; pass one of these ids.",
         )
+    if is_id:
+        return resolve_class_label(int(wanted), num_classes, id2label)
     near = difflib.get_close_matches(wanted, ids, n=3)
     hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else "."
     raise FieldError("class_labels", f"There is no class {label!r}{hint}")

@@ -3,6 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
 
+from .prompts import check_prompt_cleaning
+
 
 @strict
 class LlamaGenConfig(PreTrainedConfig):
@@ -27,6 +29,9 @@ class LlamaGenConfig(PreTrainedConfig):
         num_classes (`int`, *optional*, defaults to 1000): Number of classes, class mode only.
         condition_length (`int`, *optional*): Positions before the first code: 1 in class mode, else 120 by default.
         condition_dim (`int`, *optional*, defaults to 2048): Width of the text encoder's states, text mode only.
+        prompt_cleaning (`str`, *optional*, defaults to `"unicode"`):
+            How prompts are cleaned, text mode only, see [`~llamagen_hf.prompts.clean_prompt`]. A saved configuration
+            that does not say it means `"released"`.
         id2label (`dict[int, str]`, *optional*): Class names, class mode only.
         embedding_dropout (`float`, *optional*, defaults to 0.1): Dropout of the input embeddings.
         residual_dropout (`float`, *optional*, defaults to 0.1): Dropout of the attention's output.
@@ -58,6 +63,7 @@ class LlamaGenConfig(PreTrainedConfig):
     num_classes: int = 1000
     condition_length: int | None = None
     condition_dim: int = 2048
+    prompt_cleaning: str = "unicode"
     embedding_dropout: int | float = 0.1
     residual_dropout: int | float = 0.1
     ffn_dropout: int | float = 0.1
@@ -90,10 +96,16 @@ class LlamaGenConfig(PreTrainedConfig):
         if not named:
             self.id2label = self.label2id = None
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        # Checkpoints were saved before there was a choice, and all prompts were cleaned by the released rules then.
+        return super().from_dict({"prompt_cleaning": "released"} | config_dict, **kwargs)
+
     def validate_architecture(self):
         """Check that the sizes fit together; called on construction and on change."""
         if self.conditioning not in ("class", "text"):
             raise ValueError(f"`conditioning` is {self.conditioning!r}; expected 'class' or 'text'.")
+        check_prompt_cleaning(self.prompt_cleaning)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "

@@ -75,7 +75,8 @@ TRANSFORMER_KEYS = [
 def load_released(path: str | Path) -> dict[str, torch.Tensor]:
     """Read the weights of a released file, `.pt` or safetensors, wherever in it they are.
 
-    They stand under "model" (DDP), "module" (DeepSpeed), "state_dict", or at the top (FSDP). Nothing in the file is
+    They stand under "model" (DDP), "module" (DeepSpeed), "state_dict", or at the top (FSDP). If there are averaged
+    ones, under "ema", these are taken. Prefixes such as `module.` and `_orig_mod.` are dropped. Nothing in the file is
     executed.
 
     Raises:
@@ -95,13 +96,24 @@ def load_released(path: str | Path) -> dict[str, torch.Tensor]:
         if isinstance(error, UnpicklingError) and any(word in str(error) for word in REFUSED_PICKLES):
             raise ValueError(f"{path.name} holds pickled code beside its weights, so it is not loaded.") from error
         raise ValueError(f"{path.name} is damaged or no checkpoint.") from error
-    for wrapper in ("model", "module", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+    for wrapper in ("ema", "model", "module", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict) and content[wrapper]:
+            if wrapper == "ema":
+                logger.warning(f"{path.name} holds averaged weights (ema), which are taken.")
             content = content[wrapper]
             break
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"{path.name} holds no model weights.")
-    return content
+    weights = {_unwrapped(key): value for key, value in content.items()}
+    if len(weights) < len(content):
+        raise ValueError(f"{path.name} holds weights twice, with and without a prefix such as module.")
+    return weights
+
+
+def _unwrapped(key: str) -> str:
+    """A name without what `torch.compile`, DDP, DeepSpeed and FSDP put into it."""
+    key = re.sub(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", key)
+    return re.sub(r"^(module\.)+", "", key)
 
 
 def _check_keys(what: str, found: dict[str, torch.Size], expected: dict[str, torch.Size]) -> None:
@@ -283,6 +295,7 @@ def transformer_from_released(
     if "cls_embedding.uncond_embedding" in state_dict:
         length, dim = state_dict["cls_embedding.uncond_embedding"].shape
         condition = {"conditioning": "text", "condition_length": length, "condition_dim": dim}
+        condition["prompt_cleaning"] = "released"
     elif "cls_embedding.embedding_table.weight" in state_dict:
         # The last row is the null class.
         condition = {"num_classes": state_dict["cls_embedding.embedding_table.weight"].shape[0] - 1}

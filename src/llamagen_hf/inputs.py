@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
@@ -13,11 +14,31 @@ from .errors import FieldError
 
 
 SAMPLING_SETTINGS = ("guidance_scale", "guidance_interval", "temperature", "top_k", "top_p")
+NUMBERS = (
+    *SAMPLING_SETTINGS,
+    "class_labels",
+    "num_images_per_prompt",
+    "keep_rows",
+    "num_candidates",
+    "height",
+    "width",
+)
 OUTPUT_TYPES = ("pil", "np", "pt", "codes")
 
 
+def plain(value):
+    """Numbers of numpy and torch, alone or in an array, as Python's; anything else as it is."""
+    if isinstance(value, np.ndarray) or (isinstance(value, torch.Tensor) and value.ndim <= 1):
+        return value.tolist()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def is_integer(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def is_count(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return is_integer(value) and value >= 1
 
 
 @dataclass
@@ -45,8 +66,12 @@ class DrawingInputs:
     width: int | None = None
 
     def __post_init__(self):
-        if isinstance(self.class_labels, torch.Tensor):
+        if isinstance(self.class_labels, (torch.Tensor, np.ndarray)):
             self.class_labels = self.class_labels.flatten().tolist()
+        elif isinstance(self.class_labels, list):
+            self.class_labels = [plain(label) for label in self.class_labels]
+        for name in NUMBERS:
+            setattr(self, name, plain(getattr(self, name)))
 
     @property
     def conditions(self) -> Sequence:
@@ -94,7 +119,7 @@ class DrawingInputs:
                 "output_type", f"`output_type` is {self.output_type!r}; expected 'pil', 'np', 'pt' or 'codes'."
             )
         for name, side in (("height", self.height), ("width", self.width)):
-            if side is not None and side != image_size:
+            if side is not None and (isinstance(side, bool) or side != image_size):
                 raise FieldError(
                     name, f"`{name}` is {side}; this checkpoint draws {image_size}x{image_size} pixels only."
                 )
@@ -205,7 +230,7 @@ class DrawingInputs:
             if count not in counts:
                 raise FieldError("image", f"`image` holds {count} pictures, but {expected} are needed.")
             last = config.grid_size - 1
-            if not isinstance(self.keep_rows, int) or not 0 <= self.keep_rows <= last:
+            if not is_integer(self.keep_rows) or not 0 <= self.keep_rows <= last:
                 raise FieldError(
                     "keep_rows",
                     f"`keep_rows` is {self.keep_rows}; with `image`, expected an integer from 0 to {last}.",

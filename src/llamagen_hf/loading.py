@@ -20,6 +20,14 @@ from .weights import find_missing_weights, read_weight_names
 EMOJI_CHECKPOINT = Path(__file__).parent / "checkpoints" / "emoji"
 
 
+def is_shipped(path) -> bool:
+    """Whether a checkpoint is the one that ships with the package: none at all, or "emoji", as text.
+
+    A folder of that name is `./emoji`, or a `Path`.
+    """
+    return path is None or path == "emoji"
+
+
 class CheckpointLoaderMixin:
     """`from_pretrained` of a [`~diffusers.DiffusionPipeline`] that says in a sentence what is wrong."""
 
@@ -32,7 +40,8 @@ class CheckpointLoaderMixin:
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*):
-                A folder or a Hub id. By default, and as `"emoji"`, the checkpoint that ships with the package.
+                A folder or a Hub id. By default, and as `"emoji"`, the checkpoint that ships with the package; a
+                folder of that name is `"./emoji"`.
             kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]. Weights load as float32 unless `dtype`
                 says otherwise.
 
@@ -51,7 +60,8 @@ class CheckpointLoaderMixin:
         # Saving would publish this path, of interest on this machine only.
         pipe.register_to_config(_name_or_path=None if Path(path).is_dir() else str(path))
         pipe.vq_model.register_to_config(_name_or_path=None)
-        pipe._origin = {"checkpoint": "emoji" if path == EMOJI_CHECKPOINT else str(path)}
+        name = "./emoji" if str(path) == "emoji" else str(path)  # a folder, for another one is meant by "emoji"
+        pipe._origin = {"checkpoint": "emoji" if path == EMOJI_CHECKPOINT else name}
         if folder.parent.name == "snapshots":
             pipe._origin["revision"] = folder.name
         if kwargs.get("variant") is not None:
@@ -62,7 +72,7 @@ class CheckpointLoaderMixin:
     def find_checkpoint(cls, pretrained_model_name_or_path=None, **kwargs) -> Path:
         """The folder of a checkpoint, fetched if need be; arguments and errors as for [`from_pretrained`]."""
         path = pretrained_model_name_or_path
-        if path is None or (path == "emoji" and not Path(path).is_dir()):
+        if is_shipped(path):
             return EMOJI_CHECKPOINT
         folder = Path(path if Path(path).is_dir() else cls.download(path, **kwargs))
         if not (folder / cls.config_name).is_file():

@@ -2,7 +2,7 @@
 
 import torch
 
-from .inputs import SAMPLING_SETTINGS, DrawingInputs
+from .inputs import SAMPLING_SETTINGS, DrawingInputs, plain
 
 
 # Left out of the parameters where a drawing does not need them.
@@ -91,10 +91,10 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
         )
     if missing := [name for name in SAMPLING_SETTINGS if name not in parameters]:
         raise ValueError(f"These parameters lack {', '.join(missing)}, so the picture can't be drawn again.")
-    full = DEFAULTS | parameters
+    full = {name: plain(value) for name, value in (DEFAULTS | parameters).items()}
     for name, limit in (("seed", 2**64), ("seed_index", 2**16), ("batch_size", 2**12), ("batch_index", None)):
         limit = full["batch_size"] if limit is None else limit
-        if not isinstance(full[name], int) or not 0 <= full[name] < limit:
+        if isinstance(full[name], bool) or not isinstance(full[name], int) or not 0 <= full[name] < limit:
             raise ValueError(f"These parameters are damaged: {name} is {full[name]!r}.")
     codes = full["prefix_codes"]
     if not isinstance(codes, list) or not all(isinstance(code, int) for code in codes):

@@ -1,12 +1,15 @@
 """`AutoregressiveImagePipeline`: a prompt or a class in, pictures out."""
 
+import textwrap
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .candidates import Scorer
 from .class_labels import resolve_class_label
@@ -15,7 +18,7 @@ from .decoding import CodeDecoder
 from .drawing import Drawing
 from .errors import FieldError
 from .images.reading import read_image
-from .inputs import DrawingInputs, is_count
+from .inputs import DrawingInputs, is_count, is_integer, plain
 from .loading import EMOJI_CHECKPOINT as EMOJI_CHECKPOINT
 from .loading import CheckpointLoaderMixin
 from .lora import LoraLoaderMixin
@@ -23,9 +26,11 @@ from .modeling import LlamaGenForConditionalGeneration
 from .outputs import AutoregressiveImageOutput, DrawingStep
 from .parameters import redrawing_inputs
 from .preview import PreviewSchedule, decode_partly
-from .prompts import encode_tokens, tokenize_prompts
+from .prompts import PromptLoss, encode_tokens, find_loss, tokenize_prompts
 from .vq_model import LlamaGenVQModel
 
+
+logger = logging.get_logger(__name__)
 
 # Where neither the call nor the checkpoint says otherwise.
 SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -85,6 +90,8 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
             )
         if unknown := set(sampling_defaults or {}) - set(SAMPLING_DEFAULTS):
             raise ValueError(f"`sampling_defaults` has {sorted(unknown)}; it may have {list(SAMPLING_DEFAULTS)}.")
+        if sampling_defaults is not None:
+            sampling_defaults = {name: plain(value) for name, value in sampling_defaults.items()}
         self.register_to_config(sampling_defaults=sampling_defaults)
         self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample_factor)
         self._decoder = CodeDecoder(transformer)
@@ -102,7 +109,7 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
     def sampling_settings(self, **given: float | None) -> dict[str, float]:
         """What a call with these settings draws with: `None` means the checkpoint's default, else the library's."""
         settings = SAMPLING_DEFAULTS | (self.config.sampling_defaults or {})
-        return settings | {name: value for name, value in given.items() if value is not None}
+        return settings | {name: plain(value) for name, value in given.items() if value is not None}
 
     def compile_step(self, **kwargs) -> None:
         """Compile the drawing of one code, see [`~llamagen_hf.decoding.CodeDecoder.compile`].
@@ -121,24 +128,36 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
     def get_class_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> torch.LongTensor:
         """Input ids `(batch,)` of classes given by id or by name; a `ValueError` names one that does not exist."""
         config = self.transformer.config
-        if isinstance(class_labels, torch.Tensor):
+        if isinstance(class_labels, (torch.Tensor, np.ndarray)):
             class_labels = class_labels.flatten().tolist()
+        class_labels = plain(class_labels)
         labels = [class_labels] if isinstance(class_labels, (int, str)) else class_labels
-        ids = [resolve_class_label(label, config.num_classes, config.id2label) for label in labels]
+        ids = [resolve_class_label(plain(label), config.num_classes, config.id2label) for label in labels]
         return config.vocab_size + torch.tensor(ids)
 
     def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.LongTensor]:
-        """Clean, tokenize and encode prompts.
+        """Clean, tokenize and encode prompts; a warning says of which nothing is left, and which are cut.
 
         Returns:
             What `__call__` takes as `prompt_embeds` `(batch, condition_length, condition_dim)` and
-            `prompt_attention_mask` `(batch, condition_length)`. Padding is on the left and zero; long prompts are cut.
+            `prompt_attention_mask` `(batch, condition_length)`. Padding is on the left and zero.
         """
-        length = self.transformer.config.condition_length
-        input_ids, mask = tokenize_prompts(self.tokenizer, [prompt] if isinstance(prompt, str) else prompt, length)
+        config, prompts = self.transformer.config, [prompt] if isinstance(prompt, str) else prompt
+        self._warn_of_losses(prompts)
+        input_ids, mask = tokenize_prompts(self.tokenizer, prompts, config.condition_length, config.prompt_cleaning)
         device = self._execution_device
         with torch.no_grad():
-            return encode_tokens(self.text_encoder, input_ids.to(device), mask.to(device), length)
+            return encode_tokens(self.text_encoder, input_ids.to(device), mask.to(device), config.condition_length)
+
+    def find_loss(self, prompt: str) -> PromptLoss | None:
+        """What this checkpoint does not read of a prompt, see [`~llamagen_hf.prompts.find_loss`]."""
+        config = self.transformer.config
+        return find_loss(self.tokenizer, prompt, config.condition_length, config.prompt_cleaning)
+
+    def _warn_of_losses(self, prompts: list[str]) -> None:
+        for prompt in prompts:
+            if loss := self.find_loss(prompt):
+                logger.warning_once(f"{loss.sentence} It is {textwrap.shorten(prompt, 200)!r}.")
 
     @torch.no_grad()
     def __call__(
@@ -171,7 +190,8 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         Args:
             prompt (`str` or `list[str]`, *optional*): What to draw, for text-conditional checkpoints.
             class_labels (`int`, `str` or a list of them, *optional*):
-                Classes by id or by name, for class-conditional checkpoints.
+                Classes by id or by name, for class-conditional checkpoints. A string of digits is an id if no class
+                is called so.
             guidance_scale (`float`, *optional*):
                 Strength of classifier-free guidance on the logits, at least 0. 1 turns it off and halves the work.
                 The checkpoint's `sampling_defaults` apply to this and the next three, then 4.0, 1.0, 0 and 1.0.
@@ -262,11 +282,13 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         return output if return_dict else (output.images,)
 
     @torch.no_grad()
-    def stream(self, prompt=None, preview_every: int | None = None, **kwargs) -> Iterator[DrawingStep]:
+    def stream(
+        self, prompt=None, class_labels=None, *, preview_every: int | None = None, **kwargs
+    ) -> Iterator[DrawingStep]:
         """Draw images and show them on the way. Leaving the loop stops the work.
 
         Args:
-            prompt, kwargs: As for [`__call__`], bar `return_dict` and callbacks.
+            prompt, class_labels, kwargs: As for [`__call__`], bar `return_dict` and callbacks.
             preview_every (`int`, *optional*):
                 Codes from one preview to the next. By default there is one at the end of a row, as long as previews
                 take less than a tenth of the time.
@@ -285,11 +307,12 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         ...     step.images[0].save("apple.png")
         ```
         """
+        preview_every = plain(preview_every)
         if preview_every is not None and not is_count(preview_every):
             raise FieldError(
                 "preview_every", f"`preview_every` is {preview_every}; expected an integer of at least 1."
             )
-        drawing = Drawing(self, DrawingInputs(prompt, **kwargs))
+        drawing = Drawing(self, DrawingInputs(prompt, class_labels, **kwargs))
         config = self.transformer.config
         schedule = PreviewSchedule(preview_every, config.grid_size)
         try:
@@ -372,7 +395,8 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
                 "codes",
                 f"`codes` is {found}; expected a tensor of shape ({side}, {side}) or (batch, {side}, {side}).",
             )
-        if not isinstance(keep_codes, int) or not 0 <= keep_codes < num_codes:
+        keep_codes = plain(keep_codes)
+        if not is_integer(keep_codes) or not 0 <= keep_codes < num_codes:
             raise FieldError(
                 "keep_codes", f"`keep_codes` is {keep_codes}; expected an integer from 0 to {num_codes - 1}."
             )

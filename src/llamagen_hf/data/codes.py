@@ -10,6 +10,7 @@ import torch
 from datasets import ClassLabel, Dataset, load_dataset
 from huggingface_hub import snapshot_download
 
+from ..prompts import clean_prompt
 from .bad_rows import BadRow
 from .captions import template_columns, write_caption
 from .text_features import decode_states, pad_left
@@ -65,6 +66,8 @@ class CodeSamples:
         num_classes (`int`, *optional*): Class ids must be below.
         stored_states (`bool`, *optional*, defaults to `False`):
             Take the states that `extract_codes` stored of a caption, not the caption.
+        prompt_cleaning (`str`, *optional*): Refuse captions of which this cleaning leaves nothing, see
+            [`~llamagen_hf.prompts.clean_prompt`].
         training (`bool`, *optional*, defaults to `True`): Draw a crop and a template; else take the first of both.
 
     Raises:
@@ -78,12 +81,14 @@ class CodeSamples:
         label_column: str | None = None,
         num_classes: int | None = None,
         stored_states: bool = False,
+        prompt_cleaning: str | None = None,
         training: bool = True,
     ):
         self.templates = templates if training or not templates else {next(iter(templates)): 1.0}
         self.label_column = label_column
         self.num_classes = num_classes
         self.stored_states = stored_states
+        self.prompt_cleaning = prompt_cleaning
         self.training = training
         self.names = {
             column: feature.names for column, feature in rows.features.items() if isinstance(feature, ClassLabel)
@@ -117,7 +122,10 @@ class CodeSamples:
         for column in self.names.keys() & row.keys():
             label = row[column]
             row = row | {column: None if label is None or label < 0 else self.names[column][label]}
-        return {"codes": codes, "caption": write_caption(row, self.templates, rng)}
+        caption = write_caption(row, self.templates, rng)
+        if self.prompt_cleaning is not None and not clean_prompt(caption, self.prompt_cleaning):
+            raise BadRow(f"nothing is left of the caption by prompt_cleaning {self.prompt_cleaning!r}")
+        return {"codes": codes, "caption": caption}
 
 
 class CodeCollator:

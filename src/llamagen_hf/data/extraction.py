@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..evaluation.autoencoders import load_autoencoder
 from ..processes import this_process
+from ..prompts import check_prompt_cleaning, clean_prompt
 from ..vq_model import LlamaGenVQModel
 from .bad_rows import BadRow, BadRows
 from .picture_files import decode_picture
@@ -68,6 +69,10 @@ class CodeExtractionConfig:
     )
     text_dtype: str = field(default="float32", metadata={"help": "What it runs in: float32 or bfloat16."})
     condition_length: int = field(default=120, metadata={"help": "Positions of a prompt; longer ones are cut."})
+    prompt_cleaning: str = field(
+        default="unicode",
+        metadata={"help": "How prompts are cleaned: unicode, or released as for converted checkpoints."},
+    )
 
     def __post_init__(self):
         if self.crops not in ("shifted", "flip", "ten_crop"):
@@ -81,6 +86,7 @@ class CodeExtractionConfig:
         for name in ("dtype", "text_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected 'float32' or 'bfloat16'.")
+        check_prompt_cleaning(self.prompt_cleaning)
         if (self.text_encoder is None) != (not self.text_columns):
             raise ValueError("text_encoder and text_columns go together; one of them is missing.")
 
@@ -142,7 +148,7 @@ def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, d
       centre crop;
     - `index`: the row's number in the split;
     - `COLUMN_states` for each of `text_columns`: see [`~llamagen_hf.data.text_features.decode_states`]; null where the
-      text is null.
+      text is null, or cleaning leaves nothing of it.
 
     Columns of the input with these names are replaced. Rows with a broken or too small picture, or without a valid
     class id in `label_column`, are left out; more than `max_bad_rows` of them stop the run.
@@ -178,7 +184,11 @@ class CodeExtraction:
         self.text_features = None
         if config.text_encoder is not None:
             self.text_features = TextFeatures(
-                config.text_encoder, config.condition_length, self.state.device, DTYPES[config.text_dtype]
+                config.text_encoder,
+                config.condition_length,
+                config.prompt_cleaning,
+                self.state.device,
+                DTYPES[config.text_dtype],
             )
         self.settings = self._settings()  # before the weights are rounded
         self.model.to(self.state.device)
@@ -190,7 +200,7 @@ class CodeExtraction:
         of_data = ("image_size", "min_image_size", "dataset", "dataset_config", "train_split", "test_split")
         of_data += ("test_fraction", "split_seed", "image_column", "label_column")
         of_config = ("crops", "num_crops", "crop_ranges", "seed", "dtype", "rows_per_shard")
-        of_text = ("text_encoder", "text_columns", "text_dtype", "condition_length")
+        of_text = ("text_encoder", "text_columns", "text_dtype", "condition_length", "prompt_cleaning")
         side = self.data.image_size // self.model.downsample_factor
         settings = {
             "tokenizer_fingerprint": tokenizer_fingerprint(self.model),
@@ -222,6 +232,8 @@ class CodeExtraction:
         """Raise a `ValueError` if the folder has codes that were made otherwise."""
         path = self.output_dir / "codes.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else self.settings
+        if found.get("text_encoder"):  # codes that do not say how prompts were cleaned are older than the choice
+            found = {"prompt_cleaning": "released"} | found
         names = set(self.settings) | set(found) - {"tokenizer", "rows", "bad_rows", "files"}
         for name in sorted(names):
             if found.get(name) != self.settings.get(name):
@@ -320,11 +332,19 @@ class CodeExtraction:
         columns["codes"] = [list(grids) for grids in codes]
         columns["index"] = [part.first + position for position in positions]
         for name in self.config.text_columns:
-            texts = columns[name].to_pylist()
+            texts = self.readable(columns[name].to_pylist())
             present = [text for text in texts if text is not None]
             states = iter(self.text_features.encode(present) if present else [])
             columns[f"{name}_states"] = [None if text is None else next(states) for text in texts]
         return pa.Table.from_pydict(columns, schema=schema)
+
+    def readable(self, texts: list[str | None]) -> list[str | None]:
+        """The texts, but `None` for those that are lost to cleaning."""
+        cleaning = self.config.prompt_cleaning
+        kept = [text if not text or clean_prompt(text, cleaning) else None for text in texts]
+        if lost := kept.count(None) - texts.count(None):
+            logger.warning(f"Cleaning leaves nothing of {lost} texts: they become null.", main_process_only=False)
+        return kept
 
 
 class PictureCrops(TorchDataset):

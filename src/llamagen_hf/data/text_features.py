@@ -13,14 +13,15 @@ class TextFeatures:
     Args:
         path (`str`): Folder or Hub id of the text encoder, with its tokenizer.
         length (`int`): Positions of a prompt; longer ones are cut.
+        cleaning (`str`): How prompts are cleaned, see [`~llamagen_hf.prompts.clean_prompt`].
         device (`torch.device`): Where to run it.
         dtype (`torch.dtype`): What to run it in.
     """
 
-    def __init__(self, path: str, length: int, device: torch.device, dtype: torch.dtype):
+    def __init__(self, path: str, length: int, cleaning: str, device: torch.device, dtype: torch.dtype):
         self.text_encoder, self.tokenizer = load_text_encoder(path)
         self.text_encoder.to(device, dtype)
-        self.length = length
+        self.length, self.cleaning = length, cleaning
 
     @property
     def dim(self) -> int:
@@ -29,8 +30,8 @@ class TextFeatures:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> list[bytes]:
-        """Each prompt's states, without padding, for [`decode_states`]. Prompts are cleaned as a pipeline does it."""
-        input_ids, mask = tokenize_prompts(self.tokenizer, prompts, self.length)
+        """Each prompt's states, without padding, for [`decode_states`]."""
+        input_ids, mask = tokenize_prompts(self.tokenizer, prompts, self.length, self.cleaning)
         device = self.text_encoder.device
         states, mask = encode_tokens(self.text_encoder, input_ids.to(device), mask.to(device), self.length)
         # Arrow has half-precision lists too, but reads them number by number.

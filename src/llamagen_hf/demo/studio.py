@@ -16,6 +16,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 
 from ..data.transforms import center_crop
+from ..file_names import file_stem
 from ..images.reading import UPLOAD_MEGAPIXELS, read_image
 from ..parameters import in_common
 from ..pipeline import AutoregressiveImagePipeline
@@ -88,6 +89,10 @@ class Studio:
             raise refusal("Type what to draw first.")
         if len(prompt) > MAX_PROMPT:
             raise refusal(f"The prompt is too long: it has {len(prompt)} characters, at most {MAX_PROMPT} are read.")
+        if self.pipe.text_encoder is not None and (loss := self.pipe.find_loss(prompt)):
+            if loss.is_total:
+                raise refusal(loss.sentence)
+            gr.Warning(loss.sentence)
         return {"prompt": prompt}
 
     def _open(self, path: str | None) -> Image.Image:
@@ -188,8 +193,7 @@ def refusal(sentence: str) -> gr.Error:
 
 def file_name(arguments: dict) -> str:
     """The prompt or class as the beginning of a file name."""
-    words = str(arguments.get("prompt", arguments.get("class_labels")))
-    return "-".join("".join(c if c.isalnum() else " " for c in words.lower()).split())[:40] or "picture"
+    return file_stem(str(arguments.get("prompt", arguments.get("class_labels"))))
 
 
 def count_columns(count: int) -> int:

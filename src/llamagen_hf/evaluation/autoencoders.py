@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import JanusVQVAE
 
-from ..loading import EMOJI_CHECKPOINT
+from ..loading import EMOJI_CHECKPOINT, is_shipped
 from ..vq_model import LlamaGenVQModel
 
 
@@ -63,7 +63,7 @@ def load_autoencoder(path: str | Path, subfolder: str | None = None, **kwargs) -
         path (`str` or `os.PathLike`): A [`LlamaGenVQModel`], any autoencoder of diffusers (`AutoencoderKL`, `VQModel`,
             `AutoencoderTiny`, `AutoencoderDC`, ...) or a `JanusVQVAE` of transformers. Of a whole pipeline its
             component `vq_model`, `vqvae`, `vae` or `movq` is taken, of a whole Janus its tokenizer. `"emoji"` is the
-            checkpoint that ships with the package.
+            checkpoint that ships with the package; a folder of that name is `"./emoji"`.
         subfolder (`str`, *optional*): Where in it the autoencoder is, if not there.
         kwargs: As for `from_pretrained` of the model, such as `revision` or `dtype`, by default float32.
 
@@ -83,7 +83,7 @@ def load_autoencoder(path: str | Path, subfolder: str | None = None, **kwargs) -
     ```
     """
     name = str(path)
-    path = EMOJI_CHECKPOINT if name == "emoji" and not Path(path).is_dir() else Path(path).expanduser()
+    path = EMOJI_CHECKPOINT if is_shipped(path) else Path(path).expanduser()
     path = str(path)
     hub = {key: kwargs[key] for key in ("cache_dir", "local_files_only", "revision", "token") if key in kwargs}
     if subfolder is None:
@@ -125,9 +125,9 @@ def _read_json(path: str, file: str, options: dict) -> dict | None:
     """The content of a file of a folder or repository; `None` if it can't be had."""
     if Path(path).is_dir():
         found = Path(path, options.get("subfolder", ""), file)
-        return json.loads(found.read_text()) if found.is_file() else None
+        return json.loads(found.read_text(encoding="utf-8")) if found.is_file() else None
     try:
-        return json.loads(Path(hf_hub_download(path, file, **options)).read_text())
+        return json.loads(Path(hf_hub_download(path, file, **options)).read_text(encoding="utf-8"))
     except (EntryNotFoundError, HFValidationError, HTTPError, OSError):
         return None
 

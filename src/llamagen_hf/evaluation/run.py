@@ -10,6 +10,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..loading import is_shipped
 from ..pipeline import AutoregressiveImagePipeline
 from ..processes import this_process
 from ..training.facts import public_name
@@ -151,10 +152,12 @@ def evaluate(
 
 def is_checkpoint(subject: str) -> bool:
     """Whether a subject is a pipeline to draw from, by what is there, or a Hub id by its form."""
+    if is_shipped(subject):
+        return True
     path = Path(subject).expanduser()
     if path.exists():
         return (path / DiffusionPipeline.config_name).is_file()
-    return subject == "emoji" or (path.suffix != ".npz" and not subject.startswith((".", "/", "~")))
+    return path.suffix != ".npz" and not subject.startswith((".", "/", "~"))
 
 
 def load_subject(subject: str, device: str, dtype: str) -> DiffusionPipeline:
@@ -164,7 +167,7 @@ def load_subject(subject: str, device: str, dtype: str) -> DiffusionPipeline:
         OSError: In one sentence, if there is none, or diffusers can't load it.
     """
     own = AutoregressiveImagePipeline
-    if subject != "emoji":
+    if not is_shipped(subject):
         try:
             index = DiffusionPipeline.load_config(subject)
         except (OSError, ValueError) as error:

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline, DiTPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..inputs import is_count, plain
 from ..pipeline import AutoregressiveImagePipeline
 from ..processes import this_process
 from .images import open_images
@@ -50,9 +51,12 @@ class SamplingConfig:
     arguments: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        for name in ("count", "batch_size", "num_classes", "image_size", "seed"):
+            setattr(self, name, plain(getattr(self, name)))
+        self.arguments = {name: plain(value) for name, value in self.arguments.items()}
         for name in ("count", "batch_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise ValueError(f"`{name}` is {value}; expected an integer of at least 1.")
         if self.classes not in ("random", "balanced"):
             raise ValueError(f"`classes` is {self.classes!r}; expected 'random' or 'balanced'.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -62,7 +63,7 @@ def build_app(service: ImageService) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Seed", "Retry-After"],
+            expose_headers=["X-Request-ID", "X-Seed", "Retry-After", "Warning"],
         )
     # The gate has checked it; this is for the OpenAPI page.
     key = [Depends(HTTPBearer(auto_error=False))] if settings.api_key is not None else []
@@ -82,12 +83,19 @@ def build_app(service: ImageService) -> FastAPI:
         facts |= {"n": order.n, "cached": order.n - len(job.missing)}
         return job
 
+    async def warn(order: Order) -> dict[str, str]:
+        """Headers that say what is left out of a prompt."""
+        cut = await service.check_prompt(order)
+        return {} if cut is None else {"Warning": f"299 llamagen {json.dumps(cut)}"}
+
     async def answer(request: Request, body: DrawingFields, kind: str, **uploads) -> Response:
         request.state.facts["stream"] = body.stream
-        job, side = open_job(request, body.to_order(**uploads)), body.side or service.pipe.image_size
+        order = body.to_order(**uploads)
+        headers = await warn(order)
+        job, side = open_job(request, order), body.side or service.pipe.image_size
         size = f"{side}x{side}"
         if body.stream:
-            return EventStream(job, body, kind, size)
+            return EventStream(job, body, kind, size, headers)
         pictures = await unless_disconnected(request, job)
         return JSONResponse(
             {
@@ -97,7 +105,8 @@ def build_app(service: ImageService) -> FastAPI:
                 "size": size,
                 "data": show(request, body, pictures),
                 "usage": usage(pictures),
-            }
+            },
+            headers=headers,
         )
 
     def show(request: Request, body: DrawingFields, pictures: list[FinishedPicture]) -> list[dict]:
@@ -147,11 +156,11 @@ def build_app(service: ImageService) -> FastAPI:
     )
     async def text_to_image(request: Request, body: text_to_image_body) -> Response:
         """Draw an image, as Hugging Face's `InferenceClient.text_to_image` asks for it."""
-        job = open_job(request, body.to_order(request.headers.get("accept", "")))
-        (picture,) = await unless_disconnected(request, job)
-        return Response(
-            picture.file, media_type=MEDIA_TYPES[job.order.file.format], headers={"X-Seed": str(picture.seed)}
-        )
+        order = body.to_order(request.headers.get("accept", ""))
+        headers = await warn(order)
+        (picture,) = await unless_disconnected(request, open_job(request, order))
+        headers["X-Seed"] = str(picture.seed)
+        return Response(picture.file, media_type=MEDIA_TYPES[order.file.format], headers=headers)
 
     model = {"id": settings.model_name, "object": "model", "created": started, "owned_by": "llamagen"}
 

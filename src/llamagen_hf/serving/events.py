@@ -40,9 +40,10 @@ class EventStream(StreamingResponse):
         body ([`DrawingFields`]): What was asked for.
         kind (`str`): "image_generation" or "image_edit".
         size (`str`): Of the pictures.
+        headers (`dict[str, str]`): More of them.
     """
 
-    def __init__(self, job: Job, body: DrawingFields, kind: str, size: str):
+    def __init__(self, job: Job, body: DrawingFields, kind: str, size: str, headers: dict[str, str]):
         self._reports: asyncio.Queue = asyncio.Queue()
         self._task = job.start(self._reports.put_nowait)
         self._task.add_done_callback(lambda _: self._reports.put_nowait(None))
@@ -53,7 +54,8 @@ class EventStream(StreamingResponse):
             "background": "opaque",
             "output_format": body.output_format,
         }
-        super().__init__(self._events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        headers = {"Cache-Control": "no-store"} | headers
+        super().__init__(self._events(), media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope, receive, send) -> None:
         try:

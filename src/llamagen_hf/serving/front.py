@@ -24,6 +24,9 @@ class FrontPipeline(AutoregressiveImagePipeline):
         # By the base class it may be the transformer's, which is nowhere.
         return self.vq_model.device
 
+    def _warn_of_losses(self, prompts: list[str]) -> None:
+        """A server tells its client instead; prompts are not for its log."""
+
 
 def load_front(checkpoint: str | None, device: str, dtype: torch.dtype) -> tuple[FrontPipeline, str]:
     """Load a checkpoint's tokenizer and text encoder.

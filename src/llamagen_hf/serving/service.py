@@ -12,7 +12,7 @@ from ..inputs import DrawingInputs
 from ..parameters import describe
 from ..sampling import check_sampling
 from .engine import DrawingRequest, Engine, EngineDied
-from .errors import engine_is_away, is_draining, queue_is_full, wrong_value
+from .errors import APIError, engine_is_away, is_draining, queue_is_full, wrong_value
 from .front import Darkroom, Development, FrontPipeline, PictureFile, PromptEncoder
 from .job import Job
 from .mask import rows_to_keep
@@ -84,6 +84,20 @@ class ImageService:
         self._encode.close()
         self._develop.close()
 
+    async def check_prompt(self, order: Order) -> str | None:
+        """A sentence on the end of a prompt that the checkpoint leaves out, `None` if there is none.
+
+        Raises:
+            APIError: If it can read nothing of the prompt.
+        """
+        if not order.prompt or not self.pipe.is_text_conditional or self.pipe.text_encoder is None:
+            return None
+        loss = await asyncio.to_thread(self.pipe.find_loss, order.prompt)
+        if loss is not None and loss.is_total:
+            param = order.field_names.get("prompt", "prompt")
+            raise APIError(400, loss.sentence, param=param, code="unreadable_prompt")
+        return loss and loss.sentence
+
     def open(self, order: Order) -> Job:
         """Look into the cache and take places in the queue for the rest; [`Job.start`] is next, without a pause.
 
@@ -125,8 +139,6 @@ class ImageService:
         try:
             if order.upload is not None:
                 await asyncio.to_thread(self._read_upload, order, inputs)
-            if isinstance(inputs.class_labels, str):
-                inputs.class_labels = self._class_by_number(inputs.class_labels)
             inputs.check(config, self.pipe.image_size, self.pipe.tokenizer if self.pipe.text_encoder else None)
             settings = self.pipe.sampling_settings(**inputs.sampling)
             check_sampling(**settings)
@@ -158,11 +170,6 @@ class ImageService:
         if order.keep_rows is None:
             grid_size = self.pipe.transformer.config.grid_size
             inputs.keep_rows = rows_to_keep(order.mask, order.upload, image.size, grid_size)
-
-    def _class_by_number(self, label: str) -> str | int:
-        """A class as a client says it that knows prompts only: by name, or else by id."""
-        names = (self.pipe.transformer.config.id2label or {}).values()
-        return int(label) if label.isdecimal() and len(label) < 10 and label not in names else label
 
     @torch.no_grad()
     def _read_picture(self, inputs: DrawingInputs) -> torch.LongTensor:

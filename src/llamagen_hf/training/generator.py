@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..data.codes import CodeCollator, CodeSamples, load_codes, read_codes_info
 from ..data.extraction import load_tokenizer, tokenizer_fingerprint
 from ..data.samples import batches_once
+from ..loading import EMOJI_CHECKPOINT, is_shipped
 from ..lora import lora_config
 from ..pipeline import AutoregressiveImagePipeline
 from ..prompts import encode_tokens, tokenize_prompts
@@ -70,7 +71,10 @@ class GeneratorTraining:
 
         tokenize = None
         if self.tokenizer is not None:
-            tokenize = partial(tokenize_prompts, self.tokenizer, length=self.transformer.config.condition_length)
+            text = self.transformer.config
+            tokenize = partial(
+                tokenize_prompts, self.tokenizer, length=text.condition_length, cleaning=text.prompt_cleaning
+            )
         self.collate = CodeCollator(tokenize, self.transformer.config.condition_length, info.get("text_dim"))
         samples = self.samples(self.train, training=True)
         self.feed = training.feed(self.train.select_columns(samples.columns), samples, self.collate)
@@ -100,7 +104,13 @@ class GeneratorTraining:
         if config.conditioning == "class":
             classes = self.transformer.config.num_classes
             return CodeSamples(rows, label_column=config.label_column, num_classes=classes, training=training)
-        return CodeSamples(rows, config.caption_templates, stored_states=config.stored_states, training=training)
+        return CodeSamples(
+            rows,
+            config.caption_templates,
+            stored_states=config.stored_states,
+            prompt_cleaning=self.transformer.config.prompt_cleaning,
+            training=training,
+        )
 
     def run(self) -> dict[str, float]:
         self.training.train(self)
@@ -152,7 +162,7 @@ class GeneratorTraining:
         """What the pictures in samples/ are drawn for: arguments of the pipeline."""
         prompts = self.config.sample_prompts
         if prompts is not None and self.config.conditioning == "class":
-            return {"class_labels": [int(prompt) if prompt.isdecimal() else prompt for prompt in prompts]}
+            return {"class_labels": prompts}
         if prompts is not None:
             return {"prompt": prompts}
         rows = self.train if self.test is None else self.test
@@ -169,7 +179,8 @@ class GeneratorTraining:
         """What training.json says: data, tokenizer, codes, this training, and conditions that suit the model."""
         config, info = self.config, read_codes_info(self.config.codes_dir)
         names = ("rows", "crops", "num_crops", "crop_ranges")
-        facts = read_facts(config.tokenizer) | {"codes": {name: info[name] for name in names}}
+        facts = read_facts(EMOJI_CHECKPOINT if is_shipped(config.tokenizer) else config.tokenizer)
+        facts |= {"codes": {name: info[name] for name in names}}
         facts["generator"] = training_facts(config, metrics)
         condition = self.sample_condition()
         facts["examples"] = condition.get("prompt") or condition.get("class_labels") or []
@@ -208,7 +219,7 @@ class GeneratorTraining:
         if self.config.lora_rank:
             (adapter,) = self.transformer.peft_config.values()
             base = self.config.init_from  # a path would be of interest on this machine only
-            adapter.base_model_name_or_path = None if Path(base).is_dir() else base
+            adapter.base_model_name_or_path = None if Path(base).is_dir() and not is_shipped(base) else base
             whole = None if state is None else state_of_part(state, "transformer.")
             replace_result(output_dir, "adapter_config.json", partial(transformer.save_pretrained, state_dict=whole))
             return

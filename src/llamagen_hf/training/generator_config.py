@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..prompts import check_prompt_cleaning
 from .run import RunConfig
 
 
@@ -59,6 +60,13 @@ class GeneratorTrainingConfig(RunConfig):
     stored_states: bool = field(
         default=False, metadata={"help": "Take the text states that extract_codes stored; templates are '{column}'."}
     )
+    prompt_cleaning: str | None = field(
+        default=None,
+        metadata={
+            "help": "How prompts are cleaned, unicode or released. Default: as init_from or the stored states were, "
+            "else unicode."
+        },
+    )
     train_text_encoder: bool = field(
         default=False, metadata={"help": "Also train the text encoder that init_from brings; a new one always is."}
     )
@@ -91,6 +99,8 @@ class GeneratorTrainingConfig(RunConfig):
         super().__post_init__()
         if self.conditioning not in ("class", "text"):
             raise ValueError(f"conditioning is {self.conditioning!r}; expected 'class' or 'text'.")
+        if self.prompt_cleaning is not None:
+            check_prompt_cleaning(self.prompt_cleaning)
         if self.lora_rank and self.init_from is None:
             raise ValueError("A LoRA adapter needs weights to adapt: set init_from to a pipeline.")
         if self.stored_states and self.conditioning != "text":

@@ -44,7 +44,7 @@ def build_parts(config: GeneratorTrainingConfig, rows: Dataset, codes_info: dict
     Raises:
         ValueError: If what is loaded does not fit the recipe or the codes.
     """
-    grid_size = codes_info["grid"][0]
+    grid_size, cleaning = codes_info["grid"][0], config.prompt_cleaning
     text_encoder = tokenizer = None
     if config.text_encoder is not None:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder)
@@ -58,6 +58,13 @@ def build_parts(config: GeneratorTrainingConfig, rows: Dataset, codes_info: dict
         transformer = LlamaGenForConditionalGeneration.from_pretrained(
             folder / "transformer", grid_size=grid_size, dtype=torch.float32
         )
+        if cleaning is not None and config.lora_rank and cleaning != transformer.config.prompt_cleaning:
+            raise ValueError(
+                f"An adapter cleans prompts as the model it is for, by {transformer.config.prompt_cleaning!r} rules; "
+                f"leave prompt_cleaning ({cleaning!r}) out."
+            )
+        transformer.config.prompt_cleaning = cleaning or transformer.config.prompt_cleaning
+        _check_stored_states(config, codes_info, transformer.config.prompt_cleaning)
         if text_encoder is None and (folder / "text_encoder").is_dir():
             text_encoder = load_text_encoder(folder / "text_encoder")[0].float()
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -72,11 +79,27 @@ def build_parts(config: GeneratorTrainingConfig, rows: Dataset, codes_info: dict
         condition = {
             "conditioning": "text",
             "condition_length": config.condition_length,
+            "prompt_cleaning": cleaning or _stored_cleaning(config, codes_info) or "unicode",
             "condition_dim": codes_info["text_dim"] if text_encoder is None else text_encoder.config.hidden_size,
         }
     else:
         condition = {"num_classes": count_classes(config, rows), "id2label": class_names(config, rows)}
+    _check_stored_states(config, codes_info, condition.get("prompt_cleaning"))
     return GeneratorParts(_new_transformer(config, codes_info, condition), text_encoder, tokenizer, is_new)
+
+
+def _stored_cleaning(config: GeneratorTrainingConfig, codes_info: dict) -> str | None:
+    """How the prompts of stored states were cleaned; codes that do not say it are older than the choice."""
+    return codes_info.get("prompt_cleaning", "released") if config.stored_states else None
+
+
+def _check_stored_states(config: GeneratorTrainingConfig, codes_info: dict, cleaning: str | None) -> None:
+    stored = _stored_cleaning(config, codes_info)
+    if stored is not None and stored != cleaning:
+        raise ValueError(
+            f"The stored text states are those of prompts cleaned by {stored!r} rules, but this model cleans by "
+            f"{cleaning!r} ones; run extract_codes with prompt_cleaning: {cleaning}."
+        )
 
 
 def count_classes(config: GeneratorTrainingConfig, rows: Dataset) -> int:

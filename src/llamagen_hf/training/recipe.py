@@ -39,10 +39,14 @@ def parse_recipe(description: str, *sections: tuple[str, type], args: list[str] 
             action.type = _json_object
     if known.config is not None:
         try:
-            with open(known.config, encoding="utf-8") as file:
+            with open(known.config, encoding="utf-8-sig") as file:  # some editors begin a file with a mark
                 recipe = yaml.safe_load(file)
-        except (OSError, yaml.YAMLError) as error:
-            parser.error(f"cannot read the recipe {known.config}: {error}")
+        except UnicodeDecodeError:
+            parser.error(f"cannot read the recipe {known.config}: it is not UTF-8; save it as UTF-8")
+        except OSError as error:
+            parser.error(f"cannot read the recipe {known.config}: {error.strerror or error}")
+        except (yaml.YAMLError, ValueError) as error:  # such as a date that there is not
+            parser.error(f"cannot read the recipe {known.config}: {' '.join(str(error).split())}")
         if not isinstance(recipe, dict):
             parser.error(f"the recipe {known.config} has no sections")
         for name, dataclass in sections:
@@ -51,7 +55,7 @@ def parse_recipe(description: str, *sections: tuple[str, type], args: list[str] 
             allowed = [field.name for field in fields(dataclass)]
             for key in recipe[name]:
                 if key not in allowed:
-                    near = difflib.get_close_matches(key, allowed, n=1)
+                    near = difflib.get_close_matches(str(key), allowed, n=1)
                     hint = f" Did you mean {near[0]!r}?" if near else ""
                     parser.error(f"the recipe's section {name!r} has no key {key!r}.{hint}")
             types = get_type_hints(dataclass)

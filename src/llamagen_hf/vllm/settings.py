@@ -7,6 +7,7 @@ import torch
 
 from ..configuration import LlamaGenConfig
 from ..errors import FieldError
+from ..inputs import is_integer, plain
 from ..sampling import check_sampling
 
 
@@ -38,11 +39,13 @@ class DrawingSettings:
     top_p: float = 1.0
 
     def __post_init__(self):
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         sampling = {name: value for name, value in asdict(self).items() if name not in ("seed", "prefix_length")}
         check_sampling(**sampling)
         for name, limit in (("seed", 2**64), ("prefix_length", 2**31)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
+            if not is_integer(value) or not 0 <= value < limit:
                 raise FieldError(name, f"`{name}` is {value!r}; expected an integer from 0 to {limit - 1}.")
 
     @classmethod
