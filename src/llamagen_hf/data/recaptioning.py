@@ -20,6 +20,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from .fingerprint import Inputs, fingerprint_checkpoint, fingerprint_dataset, on_main_process
 from .tables import COUNTS, open_folder, open_rows, shard_path, write_shard
 
 
@@ -51,6 +52,7 @@ class RecaptionConfig:
         default=None, metadata={"help": "auto spreads one model over all devices; unset: one model for each process."}
     )
     rows_per_shard: int = field(default=1000, metadata={"help": "Rows of an output file, held in memory."})
+    overwrite: bool = field(default=False, metadata={"help": "Start over: remove the shards in output_dir first."})
 
 
 def recaption(config: RecaptionConfig) -> dict[str, int]:
@@ -58,7 +60,7 @@ def recaption(config: RecaptionConfig) -> dict[str, int]:
 
     Captions are decoded greedily. A picture that can't be decoded stays in its row and gets no caption. Started by
     `accelerate launch`, each process reads the whole dataset and captions shards of its own. A killed run goes on with
-    the first shard that is missing.
+    the first shard that is missing, if dataset and model are still the same.
 
     Returns:
         `dict[str, int]`: `shards`, `rows`, `captioned` and `undecodable` pictures in the output folder.
@@ -69,8 +71,8 @@ def recaption(config: RecaptionConfig) -> dict[str, int]:
     rows = open_rows(config, [config.image_column])
     if config.long_caption_column in rows.column_names:
         raise ValueError(f"The dataset already has a column {config.long_caption_column!r}; name another one.")
-    open_folder(config)
     processor = AutoProcessor.from_pretrained(config.model)
+    on_main_process(this_process(), lambda: open_folder(config, inputs_of(config, rows)))
     model = AutoModelForImageTextToText.from_pretrained(
         config.model, dtype=config.dtype, device_map=config.device_map or this_process().device
     ).eval()
@@ -87,6 +89,12 @@ def recaption(config: RecaptionConfig) -> dict[str, int]:
         return {config.long_caption_column: captions}, counts
 
     return add_columns(config, rows, {config.long_caption_column: Value("string")}, add_captions)
+
+
+def inputs_of(config, rows: IterableDataset) -> Inputs:
+    """Fingerprints of a stage's pictures and model."""
+    inputs = fingerprint_dataset(config.dataset, config.output_dir, [rows], config.image_column)
+    return inputs | {"the model": fingerprint_checkpoint(config.model)}
 
 
 @torch.no_grad()
