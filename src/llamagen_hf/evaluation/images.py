@@ -132,7 +132,7 @@ def open_images(
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 4 or source.shape[3] != 3:
             raise ValueError(f"The array is {source.dtype} {source.shape}; expected uint8 (n, height, width, 3).")
-        return Images("array", _numbers(source), source.__getitem__, lambda i: source[i].tobytes(), **options)
+        return Images("array", _numbers(source), source.__getitem__, lambda i: _content(source[i]), **options)
     if isinstance(source, list):
         if not all(isinstance(picture, Image.Image) for picture in source):
             raise ValueError("A list of pictures must hold PIL images alone.")
@@ -140,7 +140,7 @@ def open_images(
             "list",
             _numbers(source),
             lambda i: _opaque(source[i], f"picture {i}"),
-            lambda i: source[i].tobytes(),
+            lambda i: _content(source[i]),
             **options,
         )
     if not isinstance(source, (str, Path)):
@@ -169,6 +169,14 @@ def _numbers(values) -> list[str]:
     return [f"picture {index}" for index in range(len(values))]
 
 
+def _content(picture: np.ndarray | Image.Image) -> bytes:
+    """What an open picture shows: its numbers, and all that says how to read them."""
+    if isinstance(picture, np.ndarray):
+        return f"{picture.shape}".encode() + picture.tobytes()
+    meaning = [picture.info.get(name) for name in ("transparency", "icc_profile", "exif")]
+    return repr([picture.mode, picture.size, picture.getpalette(), *meaning]).encode() + picture.tobytes()
+
+
 def _opaque(picture: Image.Image, name: str) -> Image.Image:
     """The picture upright and as RGB."""
     if picture.has_transparency_data:
@@ -188,7 +196,7 @@ def _from_npz(path: Path, options: dict) -> Images:
         state["next"] += 1
         return next(state["reader"])
 
-    return Images(path.name, _numbers(pictures), open_one, lambda i: open_one(i).tobytes(), **options)
+    return Images(path.name, _numbers(pictures), open_one, lambda i: _content(open_one(i)), **options)
 
 
 def _from_rows(rows, name: str, image_column: str, options: dict) -> Images:

@@ -47,6 +47,7 @@ class EvaluationConfig:
         skip_bad (`bool`, *optional*, defaults to `False`): Leave out, and count, pictures that can't be used.
         device (`str`, *optional*, defaults to `"cpu"`): Where to draw.
         dtype (`str`, *optional*, defaults to `"float32"`): Of the checkpoints.
+        overwrite (`bool`, *optional*, defaults to `False`): Draw anew what an earlier run drew into `output_dir`.
     """
 
     subjects: list[str]
@@ -66,6 +67,7 @@ class EvaluationConfig:
     skip_bad: bool = False
     device: str = "cpu"
     dtype: str = "float32"
+    overwrite: bool = False
 
 
 def evaluate(
@@ -201,6 +203,7 @@ def _pictures_of(subject, config: EvaluationConfig, preset: Preset | None, count
             batch_size=config.batch_size,
             seed=config.seed,
             arguments=arguments,
+            overwrite=config.overwrite,
         )
         title = public_name(subject)
         folder = Path(config.output_dir) / "samples" / (title if scale is None else f"{title}-guidance-{scale:g}")
