@@ -86,15 +86,20 @@ def fingerprint_dataset(
     return found
 
 
-def fingerprint_checkpoint(source: str | Path) -> str | dict[str, list | None]:
-    """A checkpoint's revision if it is from the Hub, else its files, without those in folders below it."""
+def fingerprint_checkpoint(source: str | Path, pattern: str = "*") -> str | dict[str, list | None]:
+    """A checkpoint's revision if it is from the Hub, else its files, without those in folders below it.
+
+    Args:
+        source (`str` or `os.PathLike`): A folder, or the Hub id of a model.
+        pattern (`str`, *optional*, defaults to `"*"`): Which files of a folder belong to it.
+    """
     folder = Path(source)
     if not folder.is_dir():
         folder = Path(hf_hub_download(str(source), "config.json")).parent  # cached, once it was loaded
     root = next((path for path in (folder, folder.parent) if path.parent.name == "snapshots"), None)
     if root is not None:
         return root.name
-    files = (path for path in sorted(folder.iterdir()) if path.is_file() and not NOT_READ.fullmatch(path.name))
+    files = (path for path in sorted(folder.glob(pattern)) if path.is_file() and not NOT_READ.fullmatch(path.name))
     return fingerprint_files({path.name: path for path in files})
 
 
@@ -110,21 +115,24 @@ def tokenizer_fingerprint(model: LlamaGenVQModel) -> str:
 
 def fingerprint_pipeline(pipe) -> Inputs:
     """The weights, settings and vocabularies that decide what a pipeline draws, adapters among them."""
+    own = {name: value for name, value in _public_config(pipe.config).items() if name not in pipe.components}
+    return fingerprint_components(pipe.components) | {"the settings of the pipeline": _hash(own)}
+
+
+def fingerprint_components(components: Mapping[str, object]) -> Inputs:
+    """Weights of models, vocabularies of tokenizers, and the settings of these and of schedulers, by their names."""
     found: Inputs = {}
-    for name, component in pipe.components.items():
+    for name, component in components.items():
         if isinstance(component, torch.nn.Module):
             found[f"the weights of {name}"] = fingerprint_module(component)
         if hasattr(component, "get_vocab"):
-            settings = [
-                component.special_tokens_map,
-                component.model_max_length,
-                sorted(component.get_vocab().items()),
-            ]
-            found[f"the vocabulary of {name}"] = _hash(settings)
+            words = sorted(component.get_vocab().items())
+            found[f"the vocabulary of {name}"] = _hash(
+                [words, component.special_tokens_map, component.model_max_length]
+            )
         elif hasattr(component, "config"):
             found[f"the settings of {name}"] = _hash(_public_config(component.config))
-    own = {name: value for name, value in _public_config(pipe.config).items() if name not in pipe.components}
-    return found | {"the settings of the pipeline": _hash(own)}
+    return found
 
 
 @torch.no_grad()

@@ -95,6 +95,9 @@ def evaluate(
         OSError or ValueError: In one sentence, if something is not there or does not fit.
     """
     preset = None if config.preset is None else get_preset(config.preset)
+    titles = [public_name(subject) for subject in config.subjects]
+    if twice := sorted({title for title in titles if titles.count(title) > 1}):
+        raise ValueError(f"Two subjects are called {twice[0]!r}, and so are their reports; evaluate them one by one.")
     image_size = config.image_size or (preset.image_size if preset else None)
     options = {"image_size": image_size, "split": config.split, "skip_bad": config.skip_bad}
     state = PartialState()
