@@ -50,6 +50,9 @@ def evaluate(
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: an accelerator, if any.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Draw anew what an earlier run drew into the output folder.")
+    ] = False,
 ):
     """Draw from checkpoints and measure FID, sFID, Inception Score, precision, recall and KID; write reports.
 
@@ -86,6 +89,7 @@ def evaluate(
             skip_bad=skip_bad,
             device=device,
             dtype=dtype,
+            overwrite=overwrite,
         )
         try:
             extractor = InceptionFeatures(inception, device)

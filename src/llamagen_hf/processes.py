@@ -44,8 +44,29 @@ def this_process() -> PartialState:
 
 
 def on_main_process(compute: Callable[[], Result]) -> Result:
-    """What `compute` returns on the main process, for all of them; the others wait for it."""
-    return broadcast_object_list([compute() if this_process().is_main_process else None])[0]
+    """Call a function on the main process alone, while the others wait.
+
+    Args:
+        compute (`Callable`): What to call.
+
+    Returns:
+        What it returned, on all processes.
+
+    Raises:
+        ValueError: If it raised that or an `OSError`, on all processes; alone, a process raises the error itself.
+    """
+    state, result, message = this_process(), None, None
+    if state.is_main_process:
+        try:
+            result = compute()
+        except (ValueError, OSError) as error:
+            if state.num_processes == 1:
+                raise
+            message = str(error)
+    result, message = broadcast_object_list([result, message])
+    if message is not None:
+        raise ValueError(message)
+    return result
 
 
 def leave_processes() -> None:

@@ -1,9 +1,9 @@
 """Code extraction: pictures to code grids, once, before the generator is trained."""
 
-import hashlib
 import json
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,10 +19,18 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..evaluation.autoencoders import load_autoencoder
-from ..processes import this_process
+from ..processes import on_main_process, this_process
 from ..prompts import check_prompt_cleaning, clean_prompt
 from ..vq_model import LlamaGenVQModel
 from .bad_rows import BadRow, BadRows
+from .fingerprint import (
+    INPUTS_FILE,
+    Inputs,
+    claim_inputs,
+    fingerprint_checkpoint,
+    fingerprint_dataset,
+    tokenizer_fingerprint,
+)
 from .picture_files import decode_picture
 from .source import DataConfig
 from .text_features import TextFeatures
@@ -33,6 +41,8 @@ logger = get_logger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SPLITS = ("train", "test")
+SHARD = re.compile(r"(train|test)-\d{5,}\.parquet(\.partial)?")
+PLACES = ("tokenizer", "dataset", "text_encoder")
 ROWS_A_WRITE = 512  # rows kept in memory before they are written, and rows of a Parquet row group
 
 
@@ -73,6 +83,7 @@ class CodeExtractionConfig:
         default="unicode",
         metadata={"help": "How prompts are cleaned: unicode, or released as for converted checkpoints."},
     )
+    overwrite: bool = field(default=False, metadata={"help": "Start over: remove the codes in output_dir first."})
 
     def __post_init__(self):
         if self.crops not in ("shifted", "flip", "ten_crop"):
@@ -129,16 +140,6 @@ def load_tokenizer(path: str, **kwargs) -> LlamaGenVQModel:
     return tokenizer
 
 
-def tokenizer_fingerprint(model: LlamaGenVQModel) -> str:
-    """What tells one tokenizer's codes from another's: a hash of its codebook and encoder."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(("encoder.", "quant_conv.", "quantize.")):
-            digest.update(name.encode())
-            digest.update(tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, dict[str, int]]:
     """Encode the pictures of both splits once, to Parquet files of `rows_per_shard` rows of the input each.
 
@@ -154,16 +155,16 @@ def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, d
     class id in `label_column`, are left out; more than `max_bad_rows` of them stop the run.
 
     `codes.json` records the tokenizer's fingerprint and all settings that decide the result. An interrupted run goes
-    on at its first incomplete file. Several processes share out the files, each on its own device; every one of them
-    reads a stream from end to end, though it decodes only its own part.
+    on at its first incomplete file, if its input is still the same. Several processes share out the files, each on its
+    own device; every one of them reads a stream from end to end, though it decodes only its own part.
 
     Returns:
         `dict`: `rows` of each split, and `bad_rows` of each kind of fault, and `files` of a folder of
             images; in the end, `codes.json` has them too.
 
     Raises:
-        ValueError: If recipe and data do not fit each other, if `output_dir` has codes of other settings, or if too
-            many rows can't be used.
+        ValueError: If recipe and data do not fit each other, if `output_dir` has codes of other settings or other
+            input and `overwrite` is not set, or if too many rows can't be used.
     """
     return CodeExtraction(data, config).run()
 
@@ -197,10 +198,10 @@ class CodeExtraction:
 
     def _settings(self) -> dict:
         """What decides the result, and so must not change within a folder."""
-        of_data = ("image_size", "min_image_size", "dataset", "dataset_config", "train_split", "test_split")
+        of_data = ("image_size", "min_image_size", "dataset_config", "train_split", "test_split")
         of_data += ("test_fraction", "split_seed", "image_column", "label_column")
         of_config = ("crops", "num_crops", "crop_ranges", "seed", "dtype", "rows_per_shard")
-        of_text = ("text_encoder", "text_columns", "text_dtype", "condition_length", "prompt_cleaning")
+        of_text = ("text_columns", "text_dtype", "condition_length", "prompt_cleaning")
         side = self.data.image_size // self.model.downsample_factor
         settings = {
             "tokenizer_fingerprint": tokenizer_fingerprint(self.model),
@@ -215,37 +216,58 @@ class CodeExtraction:
 
     def run(self) -> dict[str, dict[str, int]]:
         splits = {split: self.data.load(split) for split in SPLITS}  # before anything is recorded
-        with self.state.main_process_first():
-            self.check_settings()
-            if self.state.is_main_process:
-                self.write_info({})
+        on_main_process(lambda: self.claim_folder(self.inputs(splits)))
         for split, rows in splits.items():
             if rows is not None:
                 self.extract_split(split, rows)
         self.state.wait_for_everyone()
         report = self.report()
         if self.state.is_main_process:
-            self.write_info(report)
+            self.write_info(self.places() | self.settings | report)
         return report
 
-    def check_settings(self) -> None:
-        """Raise a `ValueError` if the folder has codes that were made otherwise."""
-        path = self.output_dir / "codes.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else self.settings
-        if found.get("text_encoder"):  # codes that do not say how prompts were cleaned are older than the choice
-            found = {"prompt_cleaning": "released"} | found
-        names = set(self.settings) | set(found) - {"tokenizer", "rows", "bad_rows", "files"}
-        for name in sorted(names):
+    def inputs(self, splits: dict[str, Dataset | IterableDataset | None]) -> Inputs:
+        """What is read, beside the tokenizer."""
+        found = fingerprint_dataset(self.data.dataset, self.output_dir, splits.values(), self.data.image_column)
+        if self.text_features is not None:
+            found["the text encoder"] = fingerprint_checkpoint(self.config.text_encoder)
+        return found
+
+    def claim_folder(self, inputs: Inputs) -> None:
+        """Begin the codes, or raise a `ValueError` if those in the folder were made otherwise."""
+        path, found = self.output_dir / "codes.json", self.settings
+        shards = [file for file in self.output_dir.glob("*-*.parquet*") if SHARD.fullmatch(file.name)]
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found.get("text_encoder"):  # codes that do not say how prompts were cleaned are older than the choice
+                found = {"prompt_cleaning": "released"} | found
+        elif shards:
+            raise ValueError(f"{self.output_dir} holds files of something else; choose another output_dir.")
+        found = {name: value for name, value in found.items() if name not in ("rows", "bad_rows", "files")}
+        if path.is_file() and self.config.overwrite:
+            self.write_info(found)  # incomplete from here on, but still what the others of its files belong to
+            for file in shards:
+                file.unlink()
+            path.unlink()
+            (self.output_dir / INPUTS_FILE).unlink(missing_ok=True)
+            found = self.settings
+        for name in sorted(set(self.settings) | set(found) - set(PLACES)):
             if found.get(name) != self.settings.get(name):
                 raise ValueError(
-                    f"{self.config.output_dir} has codes with {name} {found.get(name)!r}, not "
-                    f"{self.settings.get(name)!r}; choose another output_dir."
+                    f"{self.output_dir} has codes with {name} {found.get(name)!r}, not {self.settings.get(name)!r}; "
+                    "choose another output_dir, or start over with --overwrite."
                 )
+        claim_inputs(self.output_dir, inputs, goes_on=path.is_file())
+        self.write_info(self.places() | self.settings)
 
-    def write_info(self, report: dict) -> None:
+    def places(self) -> dict[str, str | None]:
+        """Where the input is: worth to know, but the same elsewhere is as good."""
+        sources = (self.config.tokenizer, self.data.dataset, self.config.text_encoder)
+        return dict(zip(PLACES, sources, strict=True))
+
+    def write_info(self, info: dict) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         partial = self.output_dir / "codes.json.partial"
-        info = {"tokenizer": self.config.tokenizer} | self.settings | report
         partial.write_text(json.dumps(info, indent=2), encoding="utf-8")
         partial.rename(self.output_dir / "codes.json")
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import IterableDataset
 
 from ..processes import on_main_process
+from .fingerprint import fingerprint_dataset
 from .source import files_report
 from .tables import open_folder, open_rows, shard_path, write_record, write_shard
 
@@ -57,6 +58,7 @@ class FilterConfig:
     height_column: str = field(default="HEIGHT", metadata={"help": "Column with heights, in pixels."})
     batch_size: int = field(default=10_000, metadata={"help": "Rows read at a time."})
     rows_per_shard: int = field(default=100_000, metadata={"help": "Rows of an output file, held in memory."})
+    overwrite: bool = field(default=False, metadata={"help": "Start over: remove the shards in output_dir first."})
 
     def rules(self) -> dict[str, tuple[list[str], float, float]]:
         """The rules in force, in the order in which a row meets them: columns, lowest and highest value to keep."""
@@ -81,7 +83,8 @@ def filter_rows(config: FilterConfig) -> dict:
     `rank`. A value that is null or NaN (for `rank`, also infinite) fails its rule and counts as missing there too. Of
     rows that tie at the threshold of `rank`, the first ones stay. With `target_count` the table is read twice and 12
     bytes of memory are taken per row to keep (0.6 GB for 50M), whatever the size of the table. A killed run goes on
-    where it stopped: shards that are there are not written again. Of several processes the first one does the work.
+    where it stopped, if its input is still the same: shards that are there are not written again. Of several processes
+    the first one does the work.
 
     Returns:
         `dict`: `seen` and `kept` rows, rows `dropped` and `missing` by rule, and the `threshold`: the lowest score in
@@ -99,7 +102,7 @@ def _filter_rows(config: FilterConfig) -> dict:
     if config.target_count is not None:
         needed.append(ranking)
     rows = open_rows(config, needed)
-    record = open_folder(config)
+    record = open_folder(config, fingerprint_dataset(config.dataset, config.output_dir))
     dropped = Counter(dict.fromkeys(rules, 0))
     missing, totals = Counter(dropped), Counter(seen=0, kept=0)
 

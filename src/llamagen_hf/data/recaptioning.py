@@ -19,8 +19,9 @@ from datasets.utils.file_utils import is_local_path
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from ..processes import this_process
+from ..processes import on_main_process, this_process
 from .bad_rows import BadRow
+from .fingerprint import Inputs, fingerprint_checkpoint, fingerprint_dataset
 from .picture_files import decode_picture
 from .source import files_report
 from .tables import COUNTS, open_folder, open_rows, shard_path, write_shard
@@ -54,6 +55,7 @@ class RecaptionConfig:
         default=None, metadata={"help": "auto spreads one model over all devices; unset: one model for each process."}
     )
     rows_per_shard: int = field(default=1000, metadata={"help": "Rows of an output file, held in memory."})
+    overwrite: bool = field(default=False, metadata={"help": "Start over: remove the shards in output_dir first."})
 
 
 def recaption(config: RecaptionConfig) -> dict:
@@ -61,7 +63,7 @@ def recaption(config: RecaptionConfig) -> dict:
 
     Captions are decoded greedily. A picture that can't be decoded stays in its row and gets no caption. Started by
     `accelerate launch`, each process reads the whole dataset and captions shards of its own. A killed run goes on with
-    the first shard that is missing.
+    the first shard that is missing, if dataset and model are still the same.
 
     Returns:
         `dict`: `shards`, `rows`, `captioned` and `undecodable` pictures in the output folder; `files` of a folder of
@@ -73,8 +75,8 @@ def recaption(config: RecaptionConfig) -> dict:
     rows = open_rows(config, [config.image_column])
     if config.long_caption_column in rows.column_names:
         raise ValueError(f"The dataset already has a column {config.long_caption_column!r}; name another one.")
-    open_folder(config)
     processor = AutoProcessor.from_pretrained(config.model)
+    on_main_process(lambda: open_folder(config, inputs_of(config, rows)))
     model = AutoModelForImageTextToText.from_pretrained(
         config.model, dtype=config.dtype, device_map=config.device_map or this_process().device
     ).eval()
@@ -91,6 +93,12 @@ def recaption(config: RecaptionConfig) -> dict:
         return {config.long_caption_column: captions}, counts
 
     return add_columns(config, rows, {config.long_caption_column: Value("string")}, add_captions)
+
+
+def inputs_of(config, rows: IterableDataset) -> Inputs:
+    """Fingerprints of a stage's pictures and model."""
+    inputs = fingerprint_dataset(config.dataset, config.output_dir, [rows], config.image_column)
+    return inputs | {"the model": fingerprint_checkpoint(config.model)}
 
 
 @torch.no_grad()

@@ -12,8 +12,9 @@ from torch import nn
 from transformers import AutoProcessor, CLIPModel
 
 from ..clip import embed_pictures, embed_texts
-from ..processes import this_process
-from .recaptioning import add_columns, picture_batches
+from ..processes import on_main_process, this_process
+from .fingerprint import hash_file
+from .recaptioning import add_columns, inputs_of, picture_batches
 from .tables import open_folder, open_rows
 
 
@@ -47,6 +48,7 @@ class ScoreConfig:
     batch_size: int = field(default=64, metadata={"help": "Pictures scored at a time."})
     dtype: str = field(default="float32", metadata={"help": "Of the CLIP model: float32, bfloat16 or float16."})
     rows_per_shard: int = field(default=1000, metadata={"help": "Rows of an output file, held in memory."})
+    overwrite: bool = field(default=False, metadata={"help": "Start over: remove the shards in output_dir first."})
 
 
 def score(config: ScoreConfig) -> dict:
@@ -70,9 +72,16 @@ def score(config: ScoreConfig) -> dict:
             raise ValueError(f"There is no score {name!r}; `scores` takes similarity and aesthetic.")
     columns = {name: columns[name] for name in config.scores}
     rows = open_rows(config, [config.image_column] + [config.caption_column] * ("similarity" in columns))
-    open_folder(config)
-    device = this_process().device
     processor = AutoProcessor.from_pretrained(config.model)
+
+    def inputs():
+        found = inputs_of(config, rows)
+        if "aesthetic" in columns:
+            found["the aesthetic head"] = hash_file(find_aesthetic_head(config.aesthetic_head))
+        return found
+
+    on_main_process(lambda: open_folder(config, inputs()))
+    device = this_process().device
     model = CLIPModel.from_pretrained(config.model, dtype=config.dtype).eval().to(device)
     if "aesthetic" in columns:
         head = load_aesthetic_head(config.aesthetic_head, model.config.projection_dim).to(device)
@@ -118,6 +127,16 @@ def score(config: ScoreConfig) -> dict:
     return add_columns(config, rows, features, fill)
 
 
+def find_aesthetic_head(source: str) -> Path:
+    """The file of a predictor, fetched if need be; as for [`load_aesthetic_head`]."""
+    path, parts = Path(source).expanduser(), source.split("/", 2)
+    if path.is_file():
+        return path
+    if len(parts) < 3 or source[0] in "./~":
+        raise ValueError(f"There is no file {source!r}; aesthetic_head takes a file, or owner/name/file on the Hub.")
+    return Path(hf_hub_download("/".join(parts[:2]), parts[2]))
+
+
 def load_aesthetic_head(source: str, width: int) -> nn.Sequential:
     """Load one of LAION's aesthetic predictors: linear layers from a CLIP embedding to a score.
 
@@ -131,13 +150,7 @@ def load_aesthetic_head(source: str, width: int) -> nn.Sequential:
     Raises:
         ValueError: If there is no such file, it is no such predictor, or one for embeddings of another width.
     """
-    path, parts = Path(source).expanduser(), source.split("/", 2)
-    if not path.is_file():
-        if len(parts) < 3 or source[0] in "./~":
-            raise ValueError(
-                f"There is no file {source!r}; aesthetic_head takes a file, or owner/name/file on the Hub."
-            )
-        path = Path(hf_hub_download("/".join(parts[:2]), parts[2]))
+    path = find_aesthetic_head(source)
     is_safe = path.suffix == ".safetensors"
     weights = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     for prefixes in AESTHETIC_LAYERS:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 from datasets.table import embed_table_storage
 
+from .fingerprint import INPUTS_FILE, Inputs, claim_inputs
 from .source import open_dataset
 
 
 RECORD = ".prepare.json"  # hidden, so that load_dataset passes over it
 COUNTS = b"llamagen_hf"
-FREE_SETTINGS = ("output_dir", "batch_size", "device_map")  # a run may go on with others
+SHARD = re.compile(r"train-\d{5,}\.parquet")
+# A run may go on with others. What is at a place is compared by its content.
+FREE_SETTINGS = ("output_dir", "batch_size", "device_map", "overwrite", "dataset", "model", "aesthetic_head")
 
 
 def open_rows(config, columns: list[str]) -> IterableDataset:
@@ -34,21 +38,37 @@ def open_rows(config, columns: list[str]) -> IterableDataset:
     return rows
 
 
-def open_folder(config) -> dict:
-    """The record of the run in `config.output_dir`; a `ValueError` if that run has other settings."""
+def open_folder(config, inputs: Inputs) -> dict:
+    """The record of the run in `config.output_dir`; with `config.overwrite` a new one, in an empty folder.
+
+    Args:
+        config: Settings of the stage.
+        inputs (`Inputs`): Fingerprints of what it reads.
+
+    Raises:
+        ValueError: If that run has other settings or other input, or the folder holds something else.
+    """
     folder = Path(config.output_dir)
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_SETTINGS}
     settings["stage"] = type(config).__name__
-    if (folder / RECORD).is_file():
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        others = [name for name in settings if record["settings"].get(name) != settings[name]]
-        if others:
-            raise ValueError(f"{folder} was begun with other settings ({', '.join(others)}); give another output_dir.")
-        return record
-    if any(folder.glob("*.parquet")):
+    begun = (folder / RECORD).is_file()
+    shards = list(folder.glob("*.parquet"))
+    if begun and config.overwrite:
+        for path in (*shards, folder / RECORD, folder / INPUTS_FILE):  # in this order: shards have a record, always
+            if path.suffix != ".parquet" or SHARD.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        begun, shards = False, list(folder.glob("*.parquet"))
+    if shards and not begun:
         raise ValueError(f"{folder} holds files of something else; give another output_dir.")
-    folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings}
+    if begun:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if others := [name for name in settings if record["settings"].get(name) != settings[name]]:
+            raise ValueError(
+                f"{folder} was begun with other settings ({', '.join(others)}); give another output_dir, or start "
+                "over with --overwrite."
+            )
+    claim_inputs(folder, inputs, goes_on=begun)
     write_record(config, record)
     return record
 

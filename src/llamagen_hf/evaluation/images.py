@@ -140,7 +140,7 @@ def open_images(
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 4 or source.shape[3] != 3:
             raise ValueError(f"The array is {source.dtype} {source.shape}; expected uint8 (n, height, width, 3).")
-        return Images("array", _numbers(source), source.__getitem__, lambda i: source[i].tobytes(), **options)
+        return Images("array", _numbers(source), source.__getitem__, lambda i: _content(source[i]), **options)
     if isinstance(source, list):
         if not all(isinstance(picture, Image.Image) for picture in source):
             raise ValueError("A list of pictures must hold PIL images alone.")
@@ -148,7 +148,7 @@ def open_images(
             "list",
             _numbers(source),
             lambda i: read_image(source[i], f"picture {i}"),
-            lambda i: np.array(read_image(source[i])).tobytes(),
+            lambda i: _content(np.array(read_image(source[i]))),
             **options,
         )
     if not isinstance(source, (str, Path)):
@@ -182,6 +182,11 @@ def _numbers(values) -> list[str]:
     return [f"picture {index}" for index in range(len(values))]
 
 
+def _content(picture: np.ndarray) -> bytes:
+    """What an open picture shows: its size and its numbers."""
+    return f"{picture.shape}".encode() + picture.tobytes()
+
+
 def _from_npz(path: Path, options: dict) -> Images:
     pictures = NpzPictures(path)
     state = {"next": 0, "reader": iter(pictures)}
@@ -192,7 +197,7 @@ def _from_npz(path: Path, options: dict) -> Images:
         state["next"] += 1
         return next(state["reader"])
 
-    return Images(path.name, _numbers(pictures), open_one, lambda i: open_one(i).tobytes(), **options)
+    return Images(path.name, _numbers(pictures), open_one, lambda i: _content(open_one(i)), **options)
 
 
 def _from_rows(rows, name: str, image_column: str, options: dict) -> Images:

@@ -48,6 +48,7 @@ class EvaluationConfig:
         skip_bad (`bool`, *optional*, defaults to `False`): Leave out, and count, pictures that can't be used.
         device (`str`, *optional*, defaults to `"cpu"`): Where to draw.
         dtype (`str`, *optional*, defaults to `"float32"`): Of the checkpoints.
+        overwrite (`bool`, *optional*, defaults to `False`): Draw anew what an earlier run drew into `output_dir`.
     """
 
     subjects: list[str]
@@ -67,6 +68,7 @@ class EvaluationConfig:
     skip_bad: bool = False
     device: str = "cpu"
     dtype: str = "float32"
+    overwrite: bool = False
 
 
 def evaluate(
@@ -94,6 +96,9 @@ def evaluate(
         OSError or ValueError: In one sentence, if something is not there or does not fit.
     """
     preset = None if config.preset is None else get_preset(config.preset)
+    titles = [public_name(subject) for subject in config.subjects]
+    if twice := sorted({title for title in titles if titles.count(title) > 1}):
+        raise ValueError(f"Two subjects are called {twice[0]!r}, and so are their reports; evaluate them one by one.")
     image_size = config.image_size or (preset.image_size if preset else None)
     options = {"image_size": image_size, "split": config.split, "skip_bad": config.skip_bad}
     state = this_process()
@@ -205,6 +210,7 @@ def _pictures_of(subject, config: EvaluationConfig, preset: Preset | None, count
             batch_size=config.batch_size,
             seed=config.seed,
             arguments=arguments,
+            overwrite=config.overwrite,
         )
         title = public_name(subject)
         folder = Path(config.output_dir) / "samples" / (title if scale is None else f"{title}-guidance-{scale:g}")

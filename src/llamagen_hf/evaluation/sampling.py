@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,14 +15,17 @@ from diffusers import DiffusionPipeline, DiTPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..data.fingerprint import INPUTS_FILE, claim_inputs, fingerprint_pipeline
 from ..inputs import is_count, plain
 from ..pipeline import AutoregressiveImagePipeline
-from ..processes import this_process
+from ..processes import on_main_process, this_process
 from .images import open_images
 from .npz import write_pictures
 
 
 SETTINGS_FILE = "sampling.json"
+PICTURE = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.\d+")  # complete, and begun by a process
+PLACES = ("checkpoint", "revision", "variant")  # the same weights elsewhere are as good
 
 
 @dataclass
@@ -39,6 +43,7 @@ class SamplingConfig:
         seed (`int`, *optional*, defaults to 0): Picture i draws with the seed `seed + i`.
         arguments (`dict`, *optional*): More for the pipeline's call, such as `guidance_scale`, `top_k` or
             `num_inference_steps`.
+        overwrite (`bool`, *optional*, defaults to `False`): Draw anew what an earlier run drew into the folder.
     """
 
     count: int
@@ -49,6 +54,7 @@ class SamplingConfig:
     batch_size: int = 32
     seed: int = 0
     arguments: dict = field(default_factory=dict)
+    overwrite: bool = False
 
     def __post_init__(self):
         for name in ("count", "batch_size", "num_classes", "image_size", "seed"):
@@ -71,25 +77,25 @@ def sample_pictures(
 
     What picture i shows depends on its index, not on the process that draws it: batches are cut from the indices, and
     shared out among processes as wholes. So one process and eight write the same files, and a run that was killed goes
-    on with the batches that are not complete.
+    on with the batches that are not complete, if the pipeline is still the same.
 
     Args:
         pipe ([`~diffusers.DiffusionPipeline`]): Ours, or any that takes `prompt` or `class_labels`, and `generator`.
         config ([`SamplingConfig`]): What to draw.
-        folder (`str` or `os.PathLike`): Where to. Settings are noted there, and others are refused later.
+        folder (`str` or `os.PathLike`): Where to. Settings and fingerprints of all weights are noted there, and others
+            are refused later.
         progress (`bool`, *optional*, defaults to `True`): Show a bar with the time left, on the first process.
 
     Returns:
         `Path`: The folder, complete once all processes are here.
 
     Raises:
-        ValueError: In one sentence, if the pipeline can't draw that, or the folder holds pictures of other settings.
+        ValueError: In one sentence, if the pipeline can't draw that, or the folder holds pictures of other settings or
+            other weights.
     """
     state, folder = this_process(), Path(folder)
     conditions = _conditions(pipe, config)
-    if state.is_main_process:
-        _note_settings(folder, pipe, config)
-    state.wait_for_everyone()
+    on_main_process(lambda: _claim_folder(folder, pipe, config))
     starts = range(0, config.count, config.batch_size)
     mine = [start for turn, start in enumerate(starts) if turn % state.num_processes == state.process_index]
     pipe.set_progress_bar_config(disable=True)
@@ -129,26 +135,37 @@ def read_settings(folder: str | Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _note_settings(folder: Path, pipe: DiffusionPipeline, config: SamplingConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _claim_folder(folder: Path, pipe: DiffusionPipeline, config: SamplingConfig) -> None:
+    """Note what the pictures are drawn with, or raise a `ValueError` if those in the folder were drawn otherwise."""
     origin = (
         pipe.facts
         if isinstance(pipe, AutoregressiveImagePipeline)
         else {"checkpoint": pipe.config.get("_name_or_path")}
     )
     settings = json.loads(json.dumps(asdict(config) | {"pipeline": type(pipe).__name__} | origin, default=str))
-    if (folder / SETTINGS_FILE).is_file():
+    del settings["overwrite"]
+    path = folder / SETTINGS_FILE
+    if path.is_file() and config.overwrite:
+        for file in folder.iterdir():
+            if PICTURE.fullmatch(file.name):
+                file.unlink()
+        path.unlink()  # after the pictures, which are its own all the time
+        (folder / INPUTS_FILE).unlink(missing_ok=True)
+    is_begun = path.is_file()
+    if is_begun:
         noted = read_settings(folder)
-        if changed := sorted(name for name in settings.keys() | noted if settings.get(name) != noted.get(name)):
+        changed = [name for name in settings.keys() | noted if settings.get(name) != noted.get(name)]
+        if changed := sorted(set(changed) - set(PLACES)):
             raise ValueError(
-                f"{str(folder)!r} holds pictures drawn with another {', '.join(changed)}; take another folder."
+                f"{str(folder)!r} holds pictures drawn with another {', '.join(changed)}; take another folder, or "
+                "start over with --overwrite."
             )
-        return
-    if any(folder.iterdir()):
+    elif folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise ValueError(f"{str(folder)!r} is not empty and holds no pictures that were drawn for an evaluation.")
+    claim_inputs(folder, fingerprint_pipeline(pipe), goes_on=is_begun)
     partial = folder / f".{SETTINGS_FILE}"
     partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
-    partial.replace(folder / SETTINGS_FILE)
+    partial.replace(path)
 
 
 def _conditions(pipe: DiffusionPipeline, config: SamplingConfig) -> Callable[[int], dict]:

@@ -1,17 +1,26 @@
 """Training states on disk: complete or absent, newest first found."""
 
+import json
 import re
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from safetensors import SafetensorError
 
+from ..data.fingerprint import INPUTS_FILE
+
 
 logger = get_logger(__name__)
+
+# What lies beside the file that loading looks for first; that of a pipeline, model_index.json, lists its folders.
+WEIGHTS = {
+    "config.json": "diffusion_pytorch_model*.safetensors*",
+    "adapter_config.json": "adapter_model*.safetensors*",
+}
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, total_limit: int) -> None:
@@ -81,11 +90,38 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
     except (RuntimeError, ValueError, KeyError) as error:
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise ValueError(
-            f"The checkpoint {newest} belongs to another recipe ({reason}); go on with that one, or choose another "
-            "output_dir."
+            f"The checkpoint {newest} belongs to another recipe ({reason}); go on with that one, choose another "
+            "output_dir, or start over with --overwrite."
         ) from error
     logger.info(f"Resumed from {newest}.")
     return int(newest.name.removeprefix("step-"))
+
+
+def remove_run(folder: Path, results: Iterable[str]) -> None:
+    """Remove what a training wrote to `folder`, and nothing else: result, facts, log, pictures, checkpoints.
+
+    Killed in between, it leaves checkpoints that are whole, and what they were made from.
+
+    Args:
+        folder (`Path`): The run's folder.
+        results (`Iterable[str]`): What loading looks for first in the results that this training may have written.
+    """
+    for name in results:
+        if not (folder / name).is_file():
+            continue
+        pieces = list(folder.glob(WEIGHTS[name])) if name in WEIGHTS else []
+        if name not in WEIGHTS:
+            index = json.loads((folder / name).read_text(encoding="utf-8"))
+            pieces = [folder / part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+        (folder / name).unlink()
+        for path in pieces:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in (folder / "training.json", folder / "log.jsonl", *folder.glob("samples/step-*.png")):
+        path.unlink(missing_ok=True)
+    for path in _checkpoints(folder / "checkpoints"):
+        partial = path.with_name(path.name.replace("step", "partial"))
+        shutil.rmtree(path.rename(partial))
+    (folder / INPUTS_FILE).unlink(missing_ok=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -16,7 +16,7 @@ FACTS_FILE = "training.json"
 LEFT_OUT = {
     "output_dir", "codes_dir", "num_workers", "checkpointing_steps", "checkpoints_total_limit", "log_steps",
     "eval_steps", "sample_steps", "report_to", "compile", "gradient_checkpointing", "micro_batch_size",
-    "auto_micro_batch_size", "max_bad_rows", "shuffle_buffer_size",
+    "auto_micro_batch_size", "max_bad_rows", "shuffle_buffer_size", "overwrite",
 }  # fmt: skip
 
 

@@ -9,18 +9,25 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 from transformers import PreTrainedModel
 
-from ..data.codes import CodeCollator, CodeSamples, load_codes, read_codes_info
-from ..data.extraction import load_tokenizer, tokenizer_fingerprint
+from ..data.codes import CodeCollator, CodeSamples, find_codes, load_codes, read_codes_info
+from ..data.extraction import load_tokenizer
+from ..data.fingerprint import (
+    Inputs,
+    fingerprint_checkpoint,
+    fingerprint_components,
+    tokenizer_fingerprint,
+)
 from ..data.samples import batches_once
 from ..loading import EMOJI_CHECKPOINT, is_shipped
 from ..lora import lora_config
 from ..pipeline import AutoregressiveImagePipeline
+from ..processes import on_main_process
 from ..prompts import encode_tokens, tokenize_prompts
 from .checkpoints import latest_checkpoint, replace_result
 from .condition_to_codes import ConditionToCodes, mean_loss, parameter_groups
 from .facts import read_facts, training_facts
 from .generator_config import GeneratorTrainingConfig
-from .generator_parts import build_parts
+from .generator_parts import GeneratorParts, build_parts
 from .run import Run, side_by_side, train_with_memory_at_hand
 from .text_encoder import pretrain_text_encoder
 from .throughput import flops_per_image, peak_flops
@@ -58,6 +65,7 @@ class GeneratorTraining:
         self.train, self.test = (load_codes(config.codes_dir, split, fingerprint) for split in ("train", "test"))
 
         parts = build_parts(config, self.train, info)
+        inputs = on_main_process(lambda: self.inputs(parts))  # before an adapter is added
         self.transformer, self.text_encoder, self.tokenizer = parts.transformer, parts.text_encoder, parts.tokenizer
         self.transformer.config.condition_dropout = config.condition_dropout
         self.encoder_learns = not config.lora_rank and (parts.text_encoder_is_new or config.train_text_encoder)
@@ -78,6 +86,7 @@ class GeneratorTraining:
         self.collate = CodeCollator(tokenize, self.transformer.config.condition_length, info.get("text_dim"))
         samples = self.samples(self.train, training=True)
         self.feed = training.feed(self.train.select_columns(samples.columns), samples, self.collate)
+        training.begin(lambda: inputs, [AutoregressiveImagePipeline.config_name, "adapter_config.json"])
         if parts.text_encoder_is_new and config.text_pretrain_steps and not latest_checkpoint(training.checkpoints):
             batches = (batch for micro_batches in self.feed for batch in micro_batches)
             rate = config.text_pretrain_learning_rate
@@ -98,6 +107,16 @@ class GeneratorTraining:
             config.lr_scheduler, self.optimizer, None, config.lr_warmup_steps, training.last_step
         )
         training.start(self.accelerator.unwrap_model(self.model), self.scheduler)
+
+    def inputs(self, parts: GeneratorParts) -> Inputs:
+        """What the training reads: codes, and the weights that are not new."""
+        components = {}
+        if self.config.init_from is not None:
+            components["init_from"] = parts.transformer
+        if not parts.text_encoder_is_new:
+            components |= {"text_encoder": parts.text_encoder, "tokenizer": parts.tokenizer}
+        codes = fingerprint_checkpoint(find_codes(self.config.codes_dir), "*.parquet")
+        return {"the codes": codes} | fingerprint_components(components)
 
     def samples(self, rows: Dataset, training: bool) -> CodeSamples:
         config = self.config

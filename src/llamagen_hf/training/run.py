@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,8 +29,9 @@ from torch import nn
 
 from ..data.bad_rows import BadRows
 from ..data.feed import Feed
-from ..processes import this_process
-from .checkpoints import resume, save_checkpoint
+from ..data.fingerprint import Inputs, claim_inputs
+from ..processes import on_main_process, this_process
+from .checkpoints import latest_checkpoint, remove_run, resume, save_checkpoint
 from .facts import write_facts
 
 
@@ -80,6 +81,9 @@ class RunConfig:
         default=None, metadata={"help": "A tracker of Accelerate, such as tensorboard, trackio or wandb."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order, augmentation and dropout."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Start over: remove checkpoints, log and result in output_dir first."}
+    )
 
     def __post_init__(self):
         for name in ("batch_size", "checkpointing_steps", "checkpoints_total_limit", "log_steps", "eval_steps",
@@ -176,6 +180,28 @@ class Run:
         )
         self.accelerator.gradient_accumulation_steps = feed.micro_batches
         return feed
+
+    def begin(self, read_inputs: Callable[[], Inputs], results: Iterable[str]) -> None:
+        """See that a checkpoint to go on with was made from the same input; with `overwrite`, remove it.
+
+        Args:
+            read_inputs (`Callable[[], Inputs]`): Gives the fingerprints of what the run reads; called on one process.
+            results (`Iterable[str]`): As for [`~llamagen_hf.training.checkpoints.remove_run`].
+
+        Raises:
+            ValueError: In one sentence, if it was made from something else.
+        """
+
+        def claim():
+            inputs = read_inputs()
+            if self.config.overwrite:
+                remove_run(self.output_dir, results)
+            goes_on = latest_checkpoint(self.checkpoints) is not None
+            # The feed compares numbers of rows, at least, where an earlier version noted nothing.
+            claim_inputs(self.output_dir, inputs, goes_on, is_checked_otherwise=True)
+
+        on_main_process(claim)
+        self.config.overwrite = False  # what is there from now on is this run's, and stays when memory runs out
 
     def set_length(self, feed: Feed) -> None:
         """Make `feed` what the run trains on, and find its last step."""

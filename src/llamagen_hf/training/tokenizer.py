@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from datasets import Dataset, IterableDataset
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.optimization import get_scheduler
 from PIL import Image
 
 from ..data.extraction import load_tokenizer
+from ..data.fingerprint import Inputs, fingerprint_dataset, fingerprint_module
 from ..data.pictures import PictureSamples, stack_pictures
 from ..data.samples import batches_once
 from ..data.source import DataConfig
@@ -66,11 +68,13 @@ class TokenizerTraining:
             model.decoder.compile()
         samples = PictureSamples(data, config.crop, config.random_flip)
         rows, self.test = data.load("train"), data.load("test")
+        started_from = {} if config.init_from is None else {"the weights of init_from": fingerprint_module(model)}
         self.shown = None
         self.feed = training.feed(
             rows.select_columns([data.image_column]), samples, stack_pictures,
             shuffle_buffer_size=data.shuffle_buffer_size,
         )  # fmt: skip
+        training.begin(lambda: self.inputs(rows) | started_from, [model.config_name])
         self.model, self.optimizer = self.accelerator.prepare(model, self._optimizer(model))
         self.raw = self.accelerator.unwrap_model(self.model)
         self.discriminator = None
@@ -91,6 +95,15 @@ class TokenizerTraining:
             schedulers.append(self.discriminator_scheduler)
         self.counts = CodeCounts(self.raw.config.num_vq_embeddings, self.device)
         training.start(self.raw, self.counts, *schedulers)
+
+    def inputs(self, rows: Dataset | IterableDataset) -> Inputs:
+        """What the training reads: pictures, and what chooses among them."""
+        data = self.data
+        found = fingerprint_dataset(data.dataset, self.training.output_dir, [rows, self.test], data.image_column)
+        settings = ("dataset_config", "train_split", "test_split", "test_fraction", "split_seed", "image_column")
+        settings += ("image_size", "min_image_size")
+        values = {name: getattr(data, name) for name in settings}
+        return found | {f"the setting {name}": "none" if value is None else value for name, value in values.items()}
 
     def _optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in model.parameters() if p.requires_grad]

@@ -1,0 +1,299 @@
+"""What a stage reads, told from what it read before: the files of a dataset, the weights of a model.
+
+A stage that goes on where it stopped keeps the fingerprint of its input beside its results, in `.inputs.json`. The
+same input goes on, wherever it lies by now; another one is refused by a sentence that names what changed.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from ..vq_model import LlamaGenVQModel
+
+
+logger = logging.getLogger(__name__)
+
+INPUTS_FILE = ".inputs.json"  # hidden, so that load_dataset passes over it, and nothing publishes it
+HASHED_BYTES = 2**30  # read within seconds; files of more than that in all are told by their sizes and times
+NOT_READ = re.compile(r"\..*|@eaDir|Thumbs\.db|desktop\.ini|.*\.md", re.IGNORECASE)
+NAMED = 3  # files in a sentence
+
+# By what is read: a hash or a revision, or of files each one's size, time and hash.
+Inputs = dict[str, str | None | dict[str, list | None]]
+
+
+def fingerprint_files(files: Mapping[str, str | Path]) -> dict[str, list | None]:
+    """Size, time in ns and, of up to `HASHED_BYTES` in all, hash of each file by its name; `None` if it is not there.
+
+    Of a remote file its revision or tag is taken in place of the time.
+    """
+    stats = {name: _stat(str(path)) for name, path in files.items()}
+    is_small = sum(stat[0] for stat in stats.values() if stat is not None) <= HASHED_BYTES
+    return {
+        name: stat and [*stat, hash_file(files[name]) if is_small and "://" not in str(files[name]) else None]
+        for name, stat in stats.items()
+    }
+
+
+def hash_file(path: str | Path) -> str:
+    """Hash of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_dataset(
+    dataset: str, output_dir: str | Path, splits: Iterable = (), image_column: str | None = None
+) -> Inputs:
+    """What a dataset holds.
+
+    Args:
+        dataset (`str`): A folder, a file pattern, local or remote, or a Hub id. Names of local files are relative to
+            the folder or to what they have in common.
+        output_dir (`str` or `os.PathLike`): Where the results go; in the dataset's folder it is passed over.
+        splits (`Iterable[datasets.Dataset | datasets.IterableDataset | None]`, *optional*): Its rows. Where a table
+            names pictures by their paths, these files belong to it.
+        image_column (`str`, *optional*): The rows' column with the pictures.
+    """
+    from .source import READERS, _expand_ranges
+
+    path = os.path.expanduser(dataset)
+    if os.path.isdir(path):
+        files = dict(_walk(Path(path), Path(output_dir).resolve()))
+    elif "://" in path or re.search(r"[*?\[{]", path) or READERS.keys() & {s.lower() for s in Path(path).suffixes}:
+        files = _expand_pattern(_expand_ranges(path))
+    else:
+        return {f"the dataset {dataset}": _dataset_revision(dataset)}
+    found = {"the dataset": fingerprint_files(files)}
+    named = {name for rows in splits if rows is not None for name in _named_files(rows, image_column, files.values())}
+    if named:
+        found["the pictures that the dataset names"] = fingerprint_files({name: name for name in sorted(named)})
+    return found
+
+
+def fingerprint_checkpoint(source: str | Path, pattern: str = "*") -> str | dict[str, list | None]:
+    """A checkpoint's revision if it is from the Hub, else its files, without those in folders below it.
+
+    Args:
+        source (`str` or `os.PathLike`): A folder, or the Hub id of a model.
+        pattern (`str`, *optional*, defaults to `"*"`): Which files of a folder belong to it.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(hf_hub_download(str(source), "config.json")).parent  # cached, once it was loaded
+    root = next((path for path in (folder, folder.parent) if path.parent.name == "snapshots"), None)
+    if root is not None:
+        return root.name
+    files = (path for path in sorted(folder.glob(pattern)) if path.is_file() and not NOT_READ.fullmatch(path.name))
+    return fingerprint_files({path.name: path for path in files})
+
+
+def tokenizer_fingerprint(model: LlamaGenVQModel) -> str:
+    """What tells one tokenizer's codes from another's: a hash of its codebook and encoder."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(("encoder.", "quant_conv.", "quantize.")):
+            digest.update(name.encode())
+            digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_pipeline(pipe) -> Inputs:
+    """The weights, settings and vocabularies that decide what a pipeline draws, adapters among them."""
+    own = {name: value for name, value in _public_config(pipe.config).items() if name not in pipe.components}
+    return fingerprint_components(pipe.components) | {"the settings of the pipeline": _hash(own)}
+
+
+def fingerprint_components(components: Mapping[str, object]) -> Inputs:
+    """Weights of models, vocabularies of tokenizers, and the settings of these and of schedulers, by their names."""
+    found: Inputs = {}
+    for name, component in components.items():
+        if isinstance(component, torch.nn.Module):
+            found[f"the weights of {name}"] = fingerprint_module(component)
+        if hasattr(component, "get_vocab"):
+            words = sorted(component.get_vocab().items())
+            found[f"the vocabulary of {name}"] = _hash(
+                [words, component.special_tokens_map, component.model_max_length]
+            )
+        elif hasattr(component, "config"):
+            found[f"the settings of {name}"] = _hash(_public_config(component.config))
+    return found
+
+
+@torch.no_grad()
+def fingerprint_module(module: torch.nn.Module) -> str:
+    """Hash of a model's weights, of their dtypes, and of the adapters in force."""
+    state = module.state_dict()
+    if any(tensor.is_meta for tensor in state.values()):  # offloaded by Accelerate
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        state = get_state_dict_offloaded_model(module)
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        for part in _plain_tensors(tensor):
+            digest.update(part.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    for name, layer in module.named_modules():
+        if isinstance(getattr(layer, "scaling", None), dict):  # PEFT's
+            digest.update(f"{name} {layer.scaling} {layer.active_adapters} {layer.disable_adapters}".encode())
+    return digest.hexdigest()
+
+
+def describe_changes(before: Inputs, now: Inputs) -> str:
+    """In words what is different, such as "2 files of the dataset changed (a.png, b.png)"; empty if nothing is."""
+    changes = []
+    for what in dict.fromkeys([*before, *now]):
+        old, new = before.get(what), now.get(what)
+        if isinstance(old, dict) or isinstance(new, dict):
+            old, new = (files if isinstance(files, dict) else {} for files in (old, new))
+            lists = {
+                "changed": [name for name in new if name in old and not _is_same_file(old[name], new[name])],
+                "added": [name for name in new if name not in old],
+                "removed": [name for name in old if name not in new],
+            }
+            for verb, names in lists.items():
+                if names:
+                    some = ", ".join(sorted(names)[:NAMED]) + (", ..." if len(names) > NAMED else "")
+                    files = f"{len(names)} {'file' if len(names) == 1 else 'files'} of {what}"
+                    changes.append(f"{files} {'was' if len(names) == 1 else 'were'} {verb} ({some})")
+        elif what not in now:
+            changes.append(f"{what} is read no more")
+        elif what not in before:
+            changes.append(f"{what} is new")
+        elif old != new and None not in (old, new):  # a revision is unknown where the Hub is out of reach
+            changes.append(f"{what} changed")
+    return ", ".join(changes)
+
+
+def claim_inputs(folder: Path, inputs: Inputs, goes_on: bool, is_checked_otherwise: bool = False) -> None:
+    """See that what a folder holds was made from these inputs, and note them if it holds nothing yet.
+
+    Args:
+        folder (`Path`): The folder of the results; it is made if need be.
+        inputs (`Inputs`): What is read now.
+        goes_on (`bool`): Whether there are results to go on with.
+        is_checked_otherwise (`bool`, *optional*, defaults to `False`): Go on with a warning if it is not noted what
+            they were made from, as before this was done.
+
+    Raises:
+        ValueError: In one sentence, if they were made from something else, or nobody knows from what.
+    """
+    path = folder / INPUTS_FILE
+    if goes_on and path.is_file():
+        if changes := describe_changes(json.loads(path.read_text(encoding="utf-8")), inputs):
+            raise ValueError(
+                f"{folder} was made from other input: {changes}; go on with that input, take another folder, or start "
+                "over with --overwrite."
+            )
+        return
+    if goes_on and not is_checked_otherwise:
+        raise ValueError(
+            f"{folder} does not say what it was made from, as an earlier version left it; take another folder, or "
+            "start over with --overwrite."
+        )
+    if goes_on:
+        logger.warning("%s does not say what it was made from; it is taken to be what is read now.", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{INPUTS_FILE}.{os.getpid()}"
+    partial.write_text(json.dumps(inputs, ensure_ascii=False), encoding="utf-8")
+    partial.replace(path)
+
+
+def _walk(folder: Path, left_out: Path) -> Iterator[tuple[str, str]]:
+    """Name and path of all files below, through links too."""
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = Path(parent).resolve()
+        below = {name: (here / name).resolve() for name in folders if not NOT_READ.fullmatch(name)}
+        # A link to a folder above would never end.
+        folders[:] = [name for name, path in below.items() if path != left_out and path not in (here, *here.parents)]
+        for name in names:
+            if not NOT_READ.fullmatch(name):
+                yield Path(parent, name).relative_to(folder).as_posix(), os.path.join(parent, name)
+
+
+def _expand_pattern(patterns: list[str]) -> dict[str, str]:
+    """Name and path or URL of the files that patterns stand for, found as `load_dataset` finds them."""
+    from datasets.data_files import resolve_pattern
+
+    files = [file for pattern in patterns for file in resolve_pattern(pattern, os.getcwd())]
+    if any("://" in file for file in files):
+        return {file: file for file in files}
+    root = os.path.commonpath([os.path.dirname(file) for file in files])
+    return {Path(file).relative_to(root).as_posix(): file for file in files}
+
+
+def _named_files(rows, column: str, files: Iterable[str]) -> set[str]:
+    """The paths that a table holds in place of pictures, unless they are among `files`; none of archives."""
+    from datasets import Image
+
+    rows = rows.select_columns([column]).cast_column(column, Image(decode=False))
+    first = next((row[column] for row in rows if row[column] is not None), None)
+    if first is None or first["bytes"] is not None or first["path"] is None:
+        return set()
+    folder = cache(os.path.realpath)
+    places = {(folder(os.path.dirname(file)), os.path.basename(file)) for file in files}
+    if (folder(os.path.dirname(first["path"])), os.path.basename(first["path"])) in places:
+        return set()
+    paths = (row[column]["path"] for row in rows if row[column] is not None)
+    return {path for path in paths if path is not None and "://" not in path}
+
+
+def _dataset_revision(name: str) -> str | None:
+    """The commit of a dataset on the Hub, or of its copy here; `None` if neither is known."""
+    try:
+        return HfApi().dataset_info(name).sha
+    except (HTTPError, HFValidationError, OfflineModeIsEnabled):
+        pass
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", local_files_only=True)).name
+    except (LocalEntryNotFoundError, HFValidationError):
+        logger.warning("The Hub can't be reached: whether %r changed is not known.", name)
+        return None
+
+
+def _public_config(config) -> dict:
+    """A component's settings, without what says where it came from and with which library."""
+    settings = config.to_diff_dict() if hasattr(config, "to_diff_dict") else dict(config)
+    passing = ("transformers_version", "dtype", "architectures")
+    return {name: value for name, value in settings.items() if not name.startswith("_") and name not in passing}
+
+
+def _plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """A tensor, or those that a quantized one is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _plain_tensors(getattr(tensor, name))]
+
+
+def _stat(path: str) -> tuple[int, int | str] | None:
+    """Size and time of a file; in place of the time a remote one's revision or tag."""
+    if "://" in path:
+        from datasets.data_files import DataFilesList
+
+        return 0, " ".join(DataFilesList.from_patterns([path]).origin_metadata[0])
+    return (os.path.getsize(path), os.stat(path).st_mtime_ns) if os.path.isfile(path) else None
+
+
+def _hash(value) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _is_same_file(one: list | None, other: list | None) -> bool:
+    if one is None or other is None:
+        return one == other
+    if one[2] is not None and other[2] is not None:  # a copy or a checkout has another time
+        return one[2] == other[2]
+    return one[:2] == other[:2]
