@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,10 +81,7 @@ def test_the_same_files_elsewhere_are_the_same(tmp_path, monkeypatch):
     for place in ("pictures", "copy", "link"):
         assert describe_changes(first, fingerprint_dataset(place, folder / "out")) == ""
     pattern = fingerprint_dataset("pictures/*.png", "out")
-    assert (
-        pattern == fingerprint_dataset(f"{tmp_path}/copy/*.png", "out")
-        or describe_changes(pattern, fingerprint_dataset(f"{tmp_path}/copy/*.png", "out")) == ""
-    )
+    assert describe_changes(pattern, fingerprint_dataset(f"{tmp_path}/copy/*.png", "out")) == ""
     assert set(pattern["the dataset"]) == {f"{index}.png" for index in range(6)}
 
 
@@ -212,6 +210,7 @@ def test_quantized_tensors_are_read_part_by_part():
     assert fingerprint_module(layer) != first
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same(tmp_path):
     build_class_pipeline().save_pretrained(tmp_path / "own")
     code = (
@@ -308,13 +307,15 @@ def test_a_killed_overwriting_leaves_no_mixture(extraction, tmp_path, monkeypatc
     class Killed(BaseException):
         pass
 
-    def unlink(path, missing_ok=False, remove=type(codes).unlink):
+    remove = Path.unlink
+
+    def unlink(path, missing_ok=False):
         if path.name == "train-00002.parquet":
             raise Killed
         remove(path, missing_ok)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(type(codes), "unlink", unlink)
+        patched.setattr(Path, "unlink", unlink)
         extraction(num_crops=2, overwrite=True)
     assert "rows" not in json.loads((codes / "codes.json").read_text())  # no training takes it for complete
     for settings, message in (({}, "was changed"), ({"num_crops": 2}, "num_crops 1, not 2")):

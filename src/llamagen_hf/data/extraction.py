@@ -251,8 +251,7 @@ class CodeExtraction:
 
     def places(self) -> dict[str, str | None]:
         """Where the input is: worth to know, but the same elsewhere is as good."""
-        sources = (self.config.tokenizer, self.data.dataset, self.config.text_encoder)
-        return dict(zip(PLACES, sources, strict=True))
+        return dict(zip(PLACES, (self.config.tokenizer, self.data.dataset, self.config.text_encoder), strict=True))
 
     def write_info(self, info: dict) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
