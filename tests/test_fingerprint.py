@@ -35,7 +35,7 @@ from llamagen_hf.data.source import DataConfig  # noqa: E402
 from llamagen_hf.evaluation.images import open_images  # noqa: E402
 from llamagen_hf.evaluation.sampling import SamplingConfig, sample_pictures  # noqa: E402
 from llamagen_hf.training.generator import train_generator  # noqa: E402
-from llamagen_hf.training.tokenizer import train_tokenizer  # noqa: E402
+from llamagen_hf.training.tokenizer import TokenizerTraining, train_tokenizer  # noqa: E402
 
 
 def paint(path, shade):
@@ -494,3 +494,20 @@ def test_a_recipe_that_is_wrong_removes_nothing(stages, tmp_path):
         train_generator(replace(config, overwrite=True, batch_size=1000, micro_batch_size=1))
     assert (tmp_path / "run" / "model_index.json").is_file()
     assert any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_memory_that_runs_out_does_not_start_over_twice(stages, tmp_path, monkeypatch):
+    _, data = stages
+    config = tokenizer_config(tmp_path / "run", max_train_steps=1, auto_micro_batch_size=True, checkpointing_steps=1)
+    train_tokenizer(data, config)
+    step, seen = TokenizerTraining.train_step, []
+
+    def limited(self, micro_batches):
+        seen.append(self.training.step)
+        if len(micro_batches) == 1 and self.training.step == 2:
+            raise RuntimeError("CUDA out of memory.")
+        return step(self, micro_batches)
+
+    monkeypatch.setattr(TokenizerTraining, "train_step", limited)
+    train_tokenizer(data, replace(config, max_train_steps=4, overwrite=True))
+    assert seen == [0, 1, 2, 2, 3]

@@ -208,9 +208,8 @@ class CodeExtraction:
     def run(self) -> dict[str, dict[str, int]]:
         splits = {split: self.data.load(split) for split in SPLITS}  # before anything is recorded
         on_main_process(self.state, lambda: self.claim_folder(self.inputs(splits)))
-        for split, rows in splits.items():
-            if rows is not None:
-                self.extract_split(split, rows)
+        for split in [split for split, rows in splits.items() if rows is not None]:
+            self.extract_split(split, splits[split])
         self.state.wait_for_everyone()
         report = self.report()
         if self.state.is_main_process:
