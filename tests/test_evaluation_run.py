@@ -101,6 +101,30 @@ def test_the_command_shows_which_prompts_fit_worst_and_best(tmp_path, reference,
     assert page.count("data:image/webp") == 10
 
 
+def test_other_weights_in_the_same_folder_are_not_measured_by_the_old_pictures(tmp_path, reference, monkeypatch):
+    pipe = build_class_pipeline()
+    pipe.save_pretrained(tmp_path / "own")
+    (first,) = run(tmp_path, reference, tmp_path / "own", count=4)
+    monkeypatch.chdir(tmp_path)
+    assert run(tmp_path, reference, "own", count=4)[0]["metrics"] == first["metrics"]
+    pipe.transformer.lm_head.weight.data.neg_()
+    pipe.save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match="other input: the weights of transformer changed"):
+        run(tmp_path, reference, tmp_path / "own", count=4)
+    monkeypatch.setattr(inception, "InceptionFeatures", lambda *_: Thumbnails())
+    command = ["evaluate", "own", "--reference", reference, "--output", str(tmp_path / "out"), "--count", "4"]
+    assert "start over with --overwrite" in " ".join(CliRunner().invoke(llamagen_cli.app, command).output.split())
+    result = CliRunner().invoke(llamagen_cli.app, [*command, "--overwrite"])
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "own" / "report.json").read_text())
+    assert report["metrics"]["fid"] != first["metrics"]["fid"]
+
+
+def test_two_subjects_of_one_name_would_share_a_folder(tmp_path, reference):
+    with pytest.raises(ValueError, match="Two subjects are called 'own'"):
+        run(tmp_path, reference, tmp_path / "a" / "own", tmp_path / "b" / "own")
+
+
 def test_prompts_are_drawn_in_turn(tmp_path, reference):
     build_text_pipeline().save_pretrained(tmp_path / "text")
     (result,) = run(tmp_path, reference, tmp_path / "text", prompts=["a cat", "a red apple"], count=5)

@@ -46,11 +46,12 @@ def python(script, *args, **env):
     return result.stdout.strip().splitlines()[-1] if result.stdout.strip() else ""
 
 
+@pytest.mark.slow  # three processes each, since the Hub's address is read at import
 @pytest.mark.parametrize(
     "build, condition",
     [
         (build_class_pipeline, {"class_labels": ["goldfish", 4]}),
-        pytest.param(build_text_pipeline, {"prompt": ["a red apple", "a fish"]}, marks=pytest.mark.slow),
+        (build_text_pipeline, {"prompt": ["a red apple", "a fish"]}),
     ],
 )
 def test_pushed_equals_loaded_online_and_offline(tmp_path, build, condition):

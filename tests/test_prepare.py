@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,7 +18,7 @@ import pytest
 import torch
 from launching import launch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPConfig,
@@ -36,6 +37,8 @@ from transformers import (
 
 
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
+
+import pyarrow.parquet as pq  # noqa: E402
 
 from llamagen_hf.data import filtering, tables  # noqa: E402
 from llamagen_hf.data.filtering import FilterConfig, filter_rows, find_cutoff  # noqa: E402
@@ -500,6 +503,27 @@ def expected_scores(content, caption, head):
         output = model(input_ids=ids, pixel_values=pixels)
         similarity = (output.logits_per_image / model.logit_scale.exp()).item()
     return similarity, (output.image_embeds[0] @ head["weight"][0] + head["bias"]).item()
+
+
+@pytest.mark.parametrize("stage, make_config", [(recaption, recaption_config), (score, score_config)])
+def test_other_pictures_or_models_are_refused_or_begun_anew(pictures, models_folder, tmp_path, stage, make_config):
+    rows, models = shutil.copytree(pictures[2], tmp_path / "rows"), shutil.copytree(models_folder, tmp_path / "models")
+    config = make_config((None, None, str(rows)), models, tmp_path / "out")
+    stage(config)
+    before = shards(tmp_path / "out")
+    stage(replace(config, dataset=str(rows / "*.parquet"), batch_size=2))  # the same
+    weights = Path(config.model, "model.safetensors")
+    save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"of the model was changed \(model.safetensors\).*--overwrite"):
+        stage(config)
+    table = pq.read_table(rows / "rows.parquet")
+    pq.write_table(table.slice(0, 9), rows / "rows.parquet")
+    with pytest.raises(ValueError, match=r"1 file of the dataset was changed \(rows.parquet\)"):
+        stage(config)
+    assert shards(tmp_path / "out") == before
+    assert stage(replace(config, overwrite=True))["rows"] == 9
+    assert shards(tmp_path / "out").keys() == before.keys() and shards(tmp_path / "out") != before
+    stage(config)
 
 
 def test_scores_are_filled_where_they_are_missing_and_only_there(pictures, models_folder, tmp_path):

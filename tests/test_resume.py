@@ -118,10 +118,8 @@ def test_a_killed_generator_run_ends_like_an_unbroken_one(stages, tmp_path, work
     check_resume(tmp_path, train_generator, config)
 
 
-@pytest.mark.parametrize(
-    "workers, streaming",
-    [(0, False), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, False), (0, True), (2, True)))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("workers, streaming", [(0, False), (2, False), (0, True), (2, True)])
 def test_a_killed_tokenizer_run_ends_like_an_unbroken_one(stages, tmp_path, workers, streaming):
     _, data = stages
     config = tokenizer_config(
@@ -184,6 +182,7 @@ def train_on_a_full_disk(config) -> None:
         os._exit(7)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_usable(stages, tmp_path):
     folder, _ = stages
     config = generator_config(tmp_path / "run", folder / "tokenizer", folder / "codes", **RUN)

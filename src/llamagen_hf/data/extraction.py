@@ -217,9 +217,8 @@ class CodeExtraction:
     def run(self) -> dict[str, dict[str, int]]:
         splits = {split: self.data.load(split) for split in SPLITS}  # before anything is recorded
         on_main_process(lambda: self.claim_folder(self.inputs(splits)))
-        for split, rows in splits.items():
-            if rows is not None:
-                self.extract_split(split, rows)
+        for split in [split for split, rows in splits.items() if rows is not None]:
+            self.extract_split(split, splits[split])
         self.state.wait_for_everyone()
         report = self.report()
         if self.state.is_main_process:
@@ -262,8 +261,7 @@ class CodeExtraction:
 
     def places(self) -> dict[str, str | None]:
         """Where the input is: worth to know, but the same elsewhere is as good."""
-        sources = (self.config.tokenizer, self.data.dataset, self.config.text_encoder)
-        return dict(zip(PLACES, sources, strict=True))
+        return dict(zip(PLACES, (self.config.tokenizer, self.data.dataset, self.config.text_encoder), strict=True))
 
     def write_info(self, info: dict) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
