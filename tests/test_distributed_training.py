@@ -15,8 +15,8 @@ from transformers import ByT5Tokenizer
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
-from llamagen_hf.data.extraction import load_tokenizer  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
+from llamagen_hf.evaluation.autoencoders import load_tokenizer  # noqa: E402
 from llamagen_hf.training.generator import train_generator  # noqa: E402
 from llamagen_hf.training.tokenizer import train_tokenizer  # noqa: E402
 

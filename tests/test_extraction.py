@@ -25,12 +25,12 @@ import pyarrow.parquet as pq  # noqa: E402
 from llamagen_hf.data.extraction import (  # noqa: E402
     CodeExtractionConfig,
     extract_codes,
-    load_tokenizer,
     tokenizer_fingerprint,
 )
 from llamagen_hf.data.source import DataConfig  # noqa: E402
 from llamagen_hf.data.text_features import decode_states, pad_left  # noqa: E402
 from llamagen_hf.data.transforms import center_crop, ten_crop, to_tensor  # noqa: E402
+from llamagen_hf.evaluation.autoencoders import load_tokenizer  # noqa: E402
 from llamagen_hf.loading import EMOJI_CHECKPOINT  # noqa: E402
 from llamagen_hf.prompts import encode_tokens, tokenize_prompts  # noqa: E402
 from llamagen_hf.training.recipe import parse_recipe  # noqa: E402

@@ -18,10 +18,9 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ..evaluation.autoencoders import load_autoencoder
+from ..evaluation.autoencoders import load_tokenizer
 from ..processes import on_main_process, this_process
 from ..prompts import check_prompt_cleaning, clean_prompt
-from ..vq_model import LlamaGenVQModel
 from .bad_rows import BadRow, BadRows
 from .fingerprint import (
     INPUTS_FILE,
@@ -115,29 +114,6 @@ class CodeExtractionConfig:
             return [center, ImageOps.mirror(center)]
         others = (shifted_crop(image, size, rng.choice(self.crop_ranges), rng) for _ in range(self.num_crops - 1))
         return [center, *others]
-
-
-def load_tokenizer(path: str, **kwargs) -> LlamaGenVQModel:
-    """The image tokenizer of a folder or a Hub id, or of the pipeline that is there.
-
-    Args:
-        path (`str`): As for [`~llamagen_hf.evaluation.autoencoders.load_autoencoder`].
-        kwargs: The same.
-
-    Raises:
-        ValueError: In one sentence, if there is none, or it can't be loaded.
-    """
-    try:
-        tokenizer = load_autoencoder(path, **kwargs)
-    except OSError as error:
-        if Path(path).is_dir():  # where the reason is of interest
-            raise ValueError(str(error)) from error
-        raise ValueError(
-            f"There is no image tokenizer {str(path)!r}, neither as a folder nor as a Hub repository; train one first."
-        ) from error
-    if not isinstance(tokenizer, LlamaGenVQModel):
-        raise ValueError(f"{str(path)!r} holds {type(tokenizer).__name__}; expected an image tokenizer of LlamaGen's.")
-    return tokenizer
 
 
 def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, dict[str, int]]:

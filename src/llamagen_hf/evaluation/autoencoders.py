@@ -121,6 +121,29 @@ def load_autoencoder(path: str | Path, subfolder: str | None = None, **kwargs) -
     return autoencoder.eval()
 
 
+def load_tokenizer(path: str, **kwargs) -> LlamaGenVQModel:
+    """The image tokenizer of a folder or a Hub id, or of the pipeline that is there.
+
+    Args:
+        path (`str`): As for [`load_autoencoder`].
+        kwargs: The same.
+
+    Raises:
+        ValueError: In one sentence, if there is none, or it can't be loaded.
+    """
+    try:
+        tokenizer = load_autoencoder(path, **kwargs)
+    except OSError as error:
+        if Path(path).is_dir():  # where the reason is of interest
+            raise ValueError(str(error)) from error
+        raise ValueError(
+            f"There is no image tokenizer {str(path)!r}, neither as a folder nor as a Hub repository; train one first."
+        ) from error
+    if not isinstance(tokenizer, LlamaGenVQModel):
+        raise ValueError(f"{str(path)!r} holds {type(tokenizer).__name__}; expected an image tokenizer of LlamaGen's.")
+    return tokenizer
+
+
 def _read_json(path: str, file: str, options: dict) -> dict | None:
     """The content of a file of a folder or repository; `None` if it can't be had."""
     if Path(path).is_dir():

@@ -10,7 +10,6 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from ..data.codes import CodeCollator, CodeSamples, find_codes, load_codes, read_codes_info
-from ..data.extraction import load_tokenizer
 from ..data.fingerprint import (
     Inputs,
     fingerprint_checkpoint,
@@ -18,6 +17,7 @@ from ..data.fingerprint import (
     tokenizer_fingerprint,
 )
 from ..data.samples import batches_once
+from ..evaluation.autoencoders import load_tokenizer
 from ..loading import EMOJI_CHECKPOINT, is_shipped
 from ..lora import lora_config
 from ..pipeline import AutoregressiveImagePipeline

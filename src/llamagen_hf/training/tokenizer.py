@@ -11,11 +11,11 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.optimization import get_scheduler
 from PIL import Image
 
-from ..data.extraction import load_tokenizer
 from ..data.fingerprint import Inputs, fingerprint_dataset, fingerprint_module
 from ..data.pictures import PictureSamples, stack_pictures
 from ..data.samples import batches_once
 from ..data.source import DataConfig
+from ..evaluation.autoencoders import load_tokenizer
 from ..vq_model import LlamaGenVQModel, LlamaGenVQOutput
 from .adversarial import adaptive_weight, discriminator_loss, generator_loss
 from .checkpoints import replace_result
