@@ -10,16 +10,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .candidates import Scorer
 from .class_labels import resolve_class_label
+from .configuration import LlamaGenConfig
 from .data.transforms import center_crop, to_rgb, to_tensor
-from .decoding import CodeDecoder
-from .drawing import Drawing
+from .decoding import CodeDecoder, in_own_precision
+from .drawing import Drawing, DrawingStateMixin
 from .inputs import DrawingInputs, is_count
 from .loading import EMOJI_CHECKPOINT as EMOJI_CHECKPOINT
 from .loading import CheckpointLoaderMixin
 from .lora import LoraLoaderMixin
 from .modeling import LlamaGenForConditionalGeneration
+from .offloading import OffloadingMixin, is_offloaded
 from .outputs import AutoregressiveImageOutput, DrawingStep
-from .parameters import redrawing_inputs
+from .parameters import RedrawMixin
 from .preview import PreviewSchedule, decode_partly
 from .prompts import encode_tokens, tokenize_prompts
 from .vq_model import LlamaGenVQModel
@@ -29,14 +31,18 @@ from .vq_model import LlamaGenVQModel
 SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
-class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, DiffusionPipeline):
+class AutoregressiveImagePipeline(
+    DrawingStateMixin, LoraLoaderMixin, RedrawMixin, OffloadingMixin, CheckpointLoaderMixin, DiffusionPipeline
+):
     r"""Draws images with LlamaGen (arXiv 2406.06525): a Llama writes codes, a decoder turns them into pixels.
 
     It has the loading, saving, device and offloading methods of any [`~diffusers.DiffusionPipeline`].
 
     Args:
-        vq_model ([`LlamaGenVQModel`]): Turns codes into images.
-        transformer ([`LlamaGenForConditionalGeneration`]): Draws the codes.
+        vq_model ([`LlamaGenVQModel`], *optional*): Turns codes into images. Without it `output_type="codes"` works.
+        transformer ([`LlamaGenForConditionalGeneration`], *optional*):
+            Draws the codes. Without it images are encoded and codes decoded, and prompts encoded if the checkpoint
+            that is loaded has one.
         text_encoder ([`~transformers.PreTrainedModel`], *optional*): Any encoder, for text-conditional checkpoints.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The text encoder's.
         sampling_defaults (`dict`, *optional*): What `__call__` uses where it is not told otherwise:
@@ -56,13 +62,13 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vq_model"
-    _optional_components = ["text_encoder", "tokenizer"]
-    _callback_tensor_inputs = ["codes"]
+    _optional_components = ["vq_model", "transformer", "text_encoder", "tokenizer"]
+    _callback_tensor_inputs = ["codes", "prompt_embeds"]
 
     def __init__(
         self,
-        vq_model: LlamaGenVQModel,
-        transformer: LlamaGenForConditionalGeneration,
+        vq_model: LlamaGenVQModel | None = None,
+        transformer: LlamaGenForConditionalGeneration | None = None,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         sampling_defaults: dict | None = None,
@@ -71,12 +77,12 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         self.register_modules(
             vq_model=vq_model, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer
         )
-        if vq_model.config.num_vq_embeddings != transformer.config.vocab_size:
+        if vq_model and transformer and vq_model.config.num_vq_embeddings != transformer.config.vocab_size:
             raise ValueError(
                 f"The transformer draws {transformer.config.vocab_size} codes, but the tokenizer has "
                 f"{vq_model.config.num_vq_embeddings}; they do not belong together."
             )
-        if text_encoder is not None and text_encoder.config.hidden_size != transformer.config.condition_dim:
+        if text_encoder and transformer and text_encoder.config.hidden_size != transformer.config.condition_dim:
             raise ValueError(
                 f"The text encoder's states are {text_encoder.config.hidden_size} wide, but the transformer takes "
                 f"{transformer.config.condition_dim}; they do not belong together."
@@ -84,18 +90,35 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         if unknown := set(sampling_defaults or {}) - set(SAMPLING_DEFAULTS):
             raise ValueError(f"`sampling_defaults` has {sorted(unknown)}; it may have {list(SAMPLING_DEFAULTS)}.")
         self.register_to_config(sampling_defaults=sampling_defaults)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample_factor)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample_factor if vq_model else 1)
         self._decoder = CodeDecoder(transformer)
+
+    def require(self, name: str, purpose: str):
+        """The component of this name; a `ValueError` with its purpose if it was left out."""
+        component = getattr(self, name)
+        if component is None:
+            raise ValueError(f"This pipeline has no {name}, {purpose}: load it as well.")
+        return component
+
+    @property
+    def generator_config(self) -> LlamaGenConfig:
+        """The transformer's configuration, also where the checkpoint was loaded with `transformer=None`."""
+        if self.transformer is None and self._generator_config is not None:
+            return self._generator_config
+        return self.require("transformer", "whose configuration is needed here").config
 
     @property
     def is_text_conditional(self) -> bool:
         """Whether the checkpoint draws from prompts; else it draws from classes."""
-        return self.transformer.config.conditioning == "text"
+        return self.generator_config.conditioning == "text"
 
     @property
     def image_size(self) -> int:
         """Side of the images, in pixels."""
-        return self.transformer.config.grid_size * self.vq_model.downsample_factor
+        vq_model = self.require("vq_model", "which says how large images are")
+        if self.transformer is None and self._generator_config is None:
+            return vq_model.config.sample_size
+        return self.generator_config.grid_size * vq_model.downsample_factor
 
     def sampling_settings(self, **given: float | None) -> dict[str, float]:
         """What a call with these settings draws with: `None` means the checkpoint's default, else the library's."""
@@ -107,6 +130,8 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
 
         Call it last, when weights, dtype and device are set. The first image then takes a minute or so to compile.
         """
+        if is_offloaded(self.require("transformer", "which draws")):
+            raise ValueError("The weights are offloaded, which a compiled step can't be: use one or the other.")
         self.decoder.compile(**kwargs)
 
     @property
@@ -118,13 +143,15 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
 
     def get_class_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> torch.LongTensor:
         """Input ids `(batch,)` of classes given by id or by name; a `ValueError` names one that does not exist."""
-        config = self.transformer.config
+        config = self.generator_config
         if isinstance(class_labels, torch.Tensor):
             class_labels = class_labels.flatten().tolist()
         labels = [class_labels] if isinstance(class_labels, (int, str)) else class_labels
         ids = [resolve_class_label(label, config.num_classes, config.id2label) for label in labels]
         return config.vocab_size + torch.tensor(ids)
 
+    @torch.no_grad()
+    @in_own_precision
     def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.LongTensor]:
         """Clean, tokenize and encode prompts.
 
@@ -132,11 +159,11 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
             What `__call__` takes as `prompt_embeds` `(batch, condition_length, condition_dim)` and
             `prompt_attention_mask` `(batch, condition_length)`. Padding is on the left and zero; long prompts are cut.
         """
-        length = self.transformer.config.condition_length
-        input_ids, mask = tokenize_prompts(self.tokenizer, [prompt] if isinstance(prompt, str) else prompt, length)
+        text_encoder = self.require("text_encoder", "which encodes prompts")
+        tokenizer, length = self.require("tokenizer", "which reads prompts"), self.generator_config.condition_length
+        input_ids, mask = tokenize_prompts(tokenizer, [prompt] if isinstance(prompt, str) else prompt, length)
         device = self._execution_device
-        with torch.no_grad():
-            return encode_tokens(self.text_encoder, input_ids.to(device), mask.to(device), length)
+        return encode_tokens(text_encoder, input_ids.to(device), mask.to(device), length)
 
     @torch.no_grad()
     def __call__(
@@ -203,10 +230,14 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
                 `"codes"`, the grid itself, `(batch, grid_size, grid_size)` long.
             return_dict (`bool`, *optional*, defaults to `True`): Else a tuple of one element.
             callback_on_step_end (`Callable`, *optional*):
-                Called after each code as `callback(pipe, step, step, {"codes": codes})` with the `(batch, step + 1)`
-                codes so far; a dict with changed `"codes"` may be returned.
+                Called after each code as `callback(pipe, step, index, {"codes": codes})` with the `(batch, index + 1)`
+                codes so far; `step` counts those that this call drew. A dict with changed `"codes"` may be returned:
+                the last column changes what follows. `pipe._guidance_scale` may be set, to 0 for no more guidance, and
+                `pipe._interrupt` to `True`: the output then holds the `(batch, n)` codes so far, and previews of them.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["codes"]`):
-                What the callback's dict holds.
+                What the callback's dict holds: `"codes"`, `"prompt_embeds"`. The latter, in class mode the input ids
+                of the classes `(batch, 1)`, were read before the first code, so changing them changes nothing. A
+                [`~diffusers.callbacks.PipelineCallback`] brings its own.
             height, width (`int`, *optional*): Only [`image_size`], the one size that a checkpoint draws.
 
         Returns:
@@ -216,11 +247,6 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         Raises:
             ValueError: In one sentence, if an argument does not fit.
         """
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` names {sorted(unknown)}; there is only "
-                f"{self._callback_tensor_inputs}."
-            )
         drawing = Drawing(
             self,
             DrawingInputs(
@@ -245,15 +271,7 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
                 width=width,
             ),
         )
-        with self.progress_bar(total=self.transformer.config.num_codes) as progress_bar:
-            for codes in self.decoder.stream(**drawing.arguments):
-                step = codes.shape[1] - 1
-                progress_bar.update(codes.shape[1] - progress_bar.n)
-                if callback_on_step_end is not None:
-                    tensors = {name: codes for name in callback_on_step_end_tensor_inputs}
-                    changed = (callback_on_step_end(self, step, step, tensors) or {}).get("codes")
-                    if changed is not None:
-                        codes.copy_(changed)
+        codes = drawing.draw(callback_on_step_end, callback_on_step_end_tensor_inputs)
         output = drawing.finish(codes)
         self.maybe_free_model_hooks()
         return output if return_dict else (output.images,)
@@ -299,6 +317,7 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
             self.maybe_free_model_hooks()
 
     @torch.no_grad()
+    @in_own_precision
     def preview(self, codes: torch.LongTensor, output_type: str = "pil"):
         """Show pictures of which only the first codes are drawn, such as a callback gets; the rest is a light grey.
 
@@ -311,10 +330,12 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         """
         if output_type == "codes":
             return codes
-        images = decode_partly(self.vq_model, codes, self.transformer.config.grid_size)
+        vq_model = self.require("vq_model", "which turns codes into images")
+        images = decode_partly(vq_model, codes, self.generator_config.grid_size)
         return self.image_processor.postprocess(images, output_type=output_type)
 
     @torch.no_grad()
+    @in_own_precision
     def encode_image(self, image: Image.Image | list[Image.Image] | torch.Tensor) -> torch.LongTensor:
         """Turn pictures into codes.
 
@@ -326,15 +347,17 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         Returns:
             `torch.LongTensor` of shape `(batch, grid_size, grid_size)`: The codes.
         """
+        vq_model = self.require("vq_model", "which turns images into codes")
         if isinstance(image, torch.Tensor):
             pixels = 2 * image - 1
         else:
             pictures = image if isinstance(image, list) else [image]
             pictures = [to_rgb(ImageOps.exif_transpose(picture)) for picture in pictures]
             pixels = torch.stack([to_tensor(center_crop(picture, self.image_size)) for picture in pictures])
-        return self.vq_model.encode(pixels.to(self._execution_device, self.vq_model.dtype)).codes
+        return vq_model.encode(pixels.to(self._execution_device, vq_model.dtype)).codes
 
     @torch.no_grad()
+    @in_own_precision
     def decode_codes(self, codes: torch.LongTensor, output_type: str = "pil"):
         """Turn codes into pictures, the way back from [`encode_image`].
 
@@ -342,10 +365,10 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
             codes (`torch.LongTensor` of shape `(batch, grid_size, grid_size)`): The codes.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as for [`__call__`].
         """
-        codes = codes.to(self._execution_device)
+        vq_model, codes = self.require("vq_model", "which turns codes into images"), codes.to(self._execution_device)
         # On a CPU a batch saves little, and its size changes the last bits of every picture in it.
         batches = codes.split(1) if codes.device.type == "cpu" else [codes]
-        pixels = torch.cat([self.vq_model.decode_codes(batch) for batch in batches])
+        pixels = torch.cat([vq_model.decode_codes(batch) for batch in batches])
         return self.image_processor.postprocess(pixels, output_type=output_type)
 
     def variation(self, codes: torch.LongTensor, keep_codes: int, **kwargs) -> AutoregressiveImageOutput | tuple:
@@ -360,7 +383,7 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         Raises:
             ValueError: In one sentence, if an argument does not fit.
         """
-        num_codes, side = self.transformer.config.num_codes, self.transformer.config.grid_size
+        num_codes, side = self.generator_config.num_codes, self.generator_config.grid_size
         if not isinstance(codes, torch.Tensor) or codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side):
             found = f"of shape {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
             raise ValueError(
@@ -369,38 +392,6 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         if not isinstance(keep_codes, int) or not 0 <= keep_codes < num_codes:
             raise ValueError(f"`keep_codes` is {keep_codes}; expected an integer from 0 to {num_codes - 1}.")
         return self(prefix_codes=codes.reshape(-1, num_codes)[:, :keep_codes], **kwargs)
-
-    def redraw(self, parameters: dict, output_type: str = "pil") -> AutoregressiveImageOutput:
-        """Draw a picture again from the parameters that made it.
-
-        With the same checkpoint, device, dtype and library versions it is the same to the last bit.
-
-        Args:
-            parameters (`dict`): One of an output's `parameters`, or what [`~llamagen_hf.png.read_parameters`] reads.
-            output_type (`str`, *optional*, defaults to `"pil"`): As for [`__call__`].
-
-        Raises:
-            ValueError: In one sentence, if they do not determine a picture, or do not fit the checkpoint.
-        """
-        config, loras = self.transformer.config, parameters.get("lora", [])
-        if loras != self.loras:
-            raise ValueError(f"The picture was drawn with the adapters {loras}, the pipeline has {self.loras}.")
-        inputs, index = redrawing_inputs(parameters, config.num_codes, self._execution_device)
-        output = self(**inputs, output_type=output_type)
-        one = slice(index, index + 1)
-        return AutoregressiveImageOutput(output.images[one], output.codes[one], [parameters])
-
-    @property
-    def facts(self) -> dict:
-        """What the parameters of all pictures say about the pipeline: checkpoint, device, dtype, versions."""
-        from . import __version__
-
-        facts = self._origin | {"device": self._execution_device.type, "dtype": str(self.transformer.dtype)[6:]}
-        if self.loras:
-            facts["lora"] = self.loras
-        if self.decoder.is_compiled:
-            facts["compiled"] = True
-        return facts | {"llamagen_hf": __version__, "torch": torch.__version__}
 
 
 # Saved pipelines name the module of a class. The package itself stays where it is, whatever moves within it.
