@@ -29,7 +29,8 @@ class LoraLoaderMixin(LoraBaseMixin):
     """Loads adapters into a pipeline's `transformer`; all else is [`~diffusers.loaders.lora_base.LoraBaseMixin`]'s.
 
     What draws is what PEFT has switched on. Where it came from is kept with the transformer, which pipelines may
-    share: `lora_origins`, by name, and `fused_loras`, the entries of [`loras`] that are within the weights.
+    share: `lora_origins` by name, and the entries of [`loras`] within the weights, `merged_loras` by name while they
+    can be taken out, then `fused_loras`.
     """
 
     _lora_loadable_modules = ["transformer"]
@@ -41,17 +42,19 @@ class LoraLoaderMixin(LoraBaseMixin):
         Each has `path` and, where they apply, `revision` (a commit of the Hub), `name`, `weight` and `fused`. A weight
         that differs between layers is given by layer.
         """
-        fused = getattr(self.transformer, "fused_loras", [])
         layers = adapter_layers(self.transformer)
         first = next(iter(layers.values()), None)
-        if first is None:
-            return fused
-        in_weights = [lora for lora in fused if lora.get("name", "default") not in self.transformer.peft_config]
-        if first.disable_adapters:  # which takes out what is fused as well, at the next forward
-            return in_weights
+        final = getattr(self.transformer, "fused_loras", [])
+        if first is None or first.disable_adapters:  # which takes out what is fused and still loaded
+            return final
         if first.merged:
-            return fused
-        return in_weights + [describe_adapter(self.transformer, layers, name) for name in first.active_adapters]
+            return final + self._merged_loras(first)
+        return final + [describe_adapter(self.transformer, layers, name) for name in first.active_adapters]
+
+    def _merged_loras(self, layer) -> list[dict]:
+        """The entries of the adapters that a layer has in its weights and could take out again."""
+        recorded = getattr(self.transformer, "merged_loras", {})
+        return [recorded.get(name, {"name": name, "fused": True}) for name in layer.merged_adapters]
 
     def load_lora_weights(self, path: str, adapter_name: str | None = None, **options) -> None:
         """Add an adapter that PEFT or generator training with `lora_rank` saved, and draw with it alone.
@@ -77,8 +80,7 @@ class LoraLoaderMixin(LoraBaseMixin):
             adapter_name = "default" if "default" not in taken else f"default_{len(taken)}"
         if adapter_name in taken:
             raise ValueError(f"There is an adapter {adapter_name!r} already: pass another adapter_name, or delete it.")
-        if any(layer.merged for layer in adapter_layers(model).values()):
-            raise ValueError("Adapters are fused: call unfuse_lora() or unload_lora_weights() before loading another.")
+        self._check_not_fused("before loading another")
         folder, origin = Path(path), {"path": path}
         if not folder.is_dir():
             folder = download_adapter(path, **options)
@@ -142,23 +144,26 @@ class LoraLoaderMixin(LoraBaseMixin):
         layers = adapter_layers(self.transformer)
         first = next(iter(layers.values()))
         before = list(first.merged_adapters)
+        if kwargs.get("lora_scale", 1.0) != 1:
+            self._check_not_fused("before fusing with another lora_scale")
         with self._changing_adapters():
             super().fuse_lora(components=components, **kwargs)
         # Beside the weights they round otherwise, and weights that are set later change nothing.
         new = [name for name in first.merged_adapters if name not in before]
         fused = [describe_adapter(self.transformer, layers, name) | {"fused": True} for name in new]
-        self.transformer.fused_loras = [*getattr(self.transformer, "fused_loras", []), *fused]
+        recorded = getattr(self.transformer, "merged_loras", {})
+        self.transformer.merged_loras = recorded | dict(zip(new, fused, strict=True))
 
     def unfuse_lora(self, components: list[str] = ["transformer"], **kwargs) -> None:  # noqa: B006
         """Take the adapters that are loaded out of the weights again."""
         with self._changing_adapters():
             super().unfuse_lora(components=components, **kwargs)
-        loaded = getattr(self.transformer, "peft_config", {})
-        fused = getattr(self.transformer, "fused_loras", [])
-        self.transformer.fused_loras = [lora for lora in fused if lora.get("name", "default") not in loaded]
 
     def unload_lora_weights(self) -> None:
         """Remove all adapters; those that are fused stay within the weights."""
+        for first in list(adapter_layers(self.transformer).values())[:1]:
+            final = getattr(self.transformer, "fused_loras", [])
+            self.transformer.fused_loras = final + self._merged_loras(first)
         with self._changing_adapters():
             remove_adapters(self.transformer, list(getattr(self.transformer, "peft_config", {})))
 
@@ -166,20 +171,20 @@ class LoraLoaderMixin(LoraBaseMixin):
         """Remove some adapters.
 
         Raises:
-            ValueError: If one of them is not loaded, or is fused.
+            ValueError: If one of them is not loaded, or if any are fused.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         loaded = list(getattr(self.transformer, "peft_config", {}))
         if missing := [name for name in names if name not in loaded]:
             raise ValueError(f"There is no adapter {missing[0]!r}; there are {loaded}.")
-        if fused := {name for layer in adapter_layers(self.transformer).values() for name in layer.merged_adapters}:
-            raise ValueError(f"The adapters {sorted(fused)} are fused: call unfuse_lora() before deleting any.")
+        self._check_not_fused("before deleting any")
         with self._changing_adapters():
             remove_adapters(self.transformer, names)
 
     def set_adapters(self, *args, **kwargs) -> None:
         """Choose the adapters to draw with, see [`~diffusers.loaders.lora_base.LoraBaseMixin.set_adapters`]."""
         self._check_not_compiled()
+        self._check_not_fused("before choosing others")  # they are taken out again by the weights that are set then
         super().set_adapters(*args, **kwargs)
 
     def enable_lora(self) -> None:
@@ -191,6 +196,10 @@ class LoraLoaderMixin(LoraBaseMixin):
         """Draw without the adapters, which stay loaded."""
         self._check_not_compiled()
         super().disable_lora()
+
+    def _check_not_fused(self, when: str) -> None:
+        if any(layer.merged for layer in adapter_layers(self.transformer).values()):
+            raise ValueError(f"Adapters are fused: call unfuse_lora() or unload_lora_weights() {when}.")
 
     def _check_not_compiled(self) -> None:
         if self.transformer is not None and self.decoder.is_compiled:
