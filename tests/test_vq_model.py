@@ -130,3 +130,90 @@ def test_gradient_checkpointing_changes_no_gradient():
         gradients.append(model.encoder.conv_in.weight.grad.clone())
     torch.testing.assert_close(*gradients)
     assert model.encoder.gradient_checkpointing
+
+
+def test_outputs_are_tuples_too_in_the_order_of_diffusers():
+    model, images = build_vq_model(), torch.rand(2, 3, 8, 8) * 2 - 1
+    output = model(sample=images)
+    assert output[0] is output.sample
+    assert all(torch.equal(a, b) for a, b in zip(model(images, return_dict=False), output.to_tuple(), strict=True))
+    encoded = model.encode(images)
+    assert encoded[0] is encoded.codes and torch.equal(model.encode(images, return_dict=False)[0], encoded.codes)
+    decoded = model.decode(encoded.quantized)
+    assert torch.equal(decoded.sample, output.sample) and decoded[0] is decoded.sample
+    (sample,) = model.decode(encoded.quantized, return_dict=False)
+    assert torch.equal(sample, output.sample)
+    assert torch.equal(model.lookup(encoded.codes), model.quantize.lookup(encoded.codes))
+
+
+def test_decode_codes_is_exported():
+    class Decoding(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = build_vq_model()
+
+        def forward(self, codes):
+            return self.model.decode_codes(codes)
+
+    decoding, codes = Decoding(), torch.randint(64, (2, 4, 4))
+    exported = torch.export.export(
+        decoding, (codes,), dynamic_shapes=({0: torch.export.Dim("batch", max=63)},), strict=False
+    )
+    more = torch.randint(64, (3, 4, 4))
+    torch.testing.assert_close(exported.module()(more), decoding(more))
+
+
+def test_slices_are_the_whole():
+    model, images = build_vq_model(), torch.rand(3, 3, 8, 8) * 2 - 1
+    sizes = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    model.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        whole = model(images)
+        model.enable_slicing()
+        sliced = model(images)
+        model.disable_slicing()
+        model(images)
+    assert sizes == [3, 3] + [1] * 6 + [3, 3]
+    assert torch.equal(sliced.codes, whole.codes)
+    torch.testing.assert_close(sliced.sample, whole.sample)
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (8, 20), (18, 14)])
+@pytest.mark.parametrize("tile", [8, 10])
+def test_tiles_are_blended(height, width, tile):
+    model, images = build_vq_model(), torch.rand(2, 3, height, width) * 2 - 1
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2:]))
+    model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(2 * torch.tensor(inputs[0].shape[2:])))
+    with torch.no_grad():
+        plain = model(images)
+        seen.clear()
+        model.enable_tiling()
+        model.tile_sample_min_size = tile
+        tiled = model(images)
+        assert len(seen) > 2 and max(max(sides) for sides in seen) <= tile
+        assert tiled.sample.shape == images.shape and tiled.codes.shape == (2, height // 2, width // 2)
+        # What the first tile has for itself is what it is alone.
+        alone = model.decode_codes(tiled.codes[:, : tile // 2, : tile // 2])
+        kept = int(tile // 2 * 0.75) * 2
+        torch.testing.assert_close(tiled.sample[:, :, :kept, :kept], alone[:, :, :kept, :kept])
+        model.disable_tiling()
+        assert torch.equal(model(images).sample, plain.sample)
+
+
+def test_blended_tiles_of_a_plain_image_have_no_seams():
+    model = build_vq_model()
+    codes = torch.full((1, 12, 12), 5)
+    model.enable_tiling()
+    with torch.no_grad():
+        model.decoder.forward = lambda latents: latents[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3)
+        pixels = model.decode_codes(codes)
+    torch.testing.assert_close(pixels, pixels[:, :, :1, :1].expand_as(pixels))
+
+
+def test_an_image_of_the_trained_size_is_one_tile():
+    model, images = build_vq_model(), torch.rand(1, 3, 8, 8) * 2 - 1
+    whole = model(images).sample
+    model.enable_tiling()
+    assert torch.equal(model(images).sample, whole)

@@ -1,8 +1,9 @@
 """The token loop: a condition in, a grid of codes out, one code a step."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
 
 import torch
 import torch._inductor.config
@@ -10,7 +11,22 @@ import torch.nn.functional as F
 from transformers import StaticCache
 
 from .modeling import LlamaGenForConditionalGeneration
+from .offloading import is_offloaded
 from .sampling import guide, is_guided, sample
+
+
+def in_own_precision(method: Callable) -> Callable:
+    """A pipeline's method whose precision is that of the weights, under [`torch.autocast`] as well.
+
+    What a seed draws, and what the parameters of an image say about it, must not depend on what is around the call.
+    """
+
+    @wraps(method)
+    def wrapper(self, *args, **kwargs):
+        with torch.autocast(self._execution_device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return wrapper
 
 
 class CodeDecoder:
@@ -101,7 +117,7 @@ class CodeDecoder:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-    ) -> Iterator[torch.LongTensor]:
+    ) -> Generator[torch.LongTensor, float | None, None]:
         """Draw the codes of a batch of images one after the other.
 
         Args:
@@ -120,12 +136,15 @@ class CodeDecoder:
 
         Yields:
             `torch.LongTensor` of shape `(batch, i)`: The codes so far in raster order, after each one that is drawn.
-            It may be changed in place; only its last column can still change what follows.
+            It may be changed in place; only its last column can still change what follows. Another `guidance_scale`
+            may be sent back; where it was 1, there is nothing to guide by, so that is a `ValueError`.
 
         Raises:
             ValueError: If the logits overflow, as they may in float16.
         """
         model, config = self.model, self.model.config
+        if self.is_compiled and is_offloaded(model):
+            raise ValueError("The weights are offloaded, which a compiled step can't be: use one or the other.")
         # The model's own device means nothing while its weights are offloaded.
         (batch, num_codes), device = uniforms.shape, uniforms.device
         guided = guidance_scale != 1
@@ -137,13 +156,15 @@ class CodeDecoder:
         if guided:
             prefix_codes = prefix_codes.repeat(2, 1)
 
+        in_own_precision = torch.autocast(device.type, enabled=False)
         if prompt_embeds is not None:
             condition_length = prompt_embeds.shape[1]
             if prompt_attention_mask is None:
                 prompt_attention_mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.long, device=device)
             if guided:
-                null = model.model.uncond_embedding(batch).to(prompt_embeds)
-                prompt_embeds = torch.cat([prompt_embeds, null])
+                with in_own_precision:
+                    null = model.model.uncond_embedding(batch).to(prompt_embeds)
+                    prompt_embeds = torch.cat([prompt_embeds, null])
                 prompt_attention_mask = prompt_attention_mask.repeat(2, 1)
             condition = {"prompt_embeds": prompt_embeds}
             if first:
@@ -160,22 +181,28 @@ class CodeDecoder:
             attention_mask = F.pad(prompt_attention_mask, (0, length - condition_length), value=1)
 
         with self._static_cache(2 * batch if guided else batch, length, device) as cache:
-            logits = model(
-                **condition, past_key_values=cache, attention_mask=attention_mask, use_cache=True, logits_to_keep=1
-            ).logits[:, -1]
+            with in_own_precision:
+                logits = model(
+                    **condition, past_key_values=cache, attention_mask=attention_mask, use_cache=True, logits_to_keep=1
+                ).logits[:, -1]
             for index in range(first, num_codes):
                 if guided:
                     conditional, unconditional = logits.chunk(2)
                     logits = conditional
-                    if is_guided(index, guidance_interval):
+                    if guidance_scale != 1 and is_guided(index, guidance_interval):
                         logits = guide(conditional, unconditional, guidance_scale)
-                codes[:, index] = sample(logits, uniforms[:, index], temperature, top_k, top_p)
+                with in_own_precision:
+                    codes[:, index] = sample(logits, uniforms[:, index], temperature, top_k, top_p)
                 if index + 1 == num_codes and not logits.isfinite().all():
                     # Asked once, since it stalls the device; what is not finite stays so.
                     raise ValueError(f"The logits are not finite in {model.dtype}; use bfloat16 or float32.")
-                yield codes[:, : index + 1]
+                changed_scale = yield codes[:, : index + 1]
+                if changed_scale is not None:
+                    if changed_scale != 1 and not guided:
+                        raise ValueError("Guidance was off at the start, so it can't be turned on now.")
+                    guidance_scale = changed_scale
                 if index + 1 < num_codes:
                     step_input = codes[:, index : index + 1]
                     step_input = step_input.repeat(2, 1) if guided else step_input.clone()
-                    with self._freezing():
+                    with self._freezing(), in_own_precision:
                         logits = self._step(step_input, cache, attention_mask)

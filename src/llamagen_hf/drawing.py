@@ -1,10 +1,14 @@
 """One drawing of the pipeline: from what is asked for to the token loop, and from its codes to pictures."""
 
+from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from .candidates import Candidate, score_pictures
+from .errors import FieldError
 from .inputs import DrawingInputs
 from .outputs import AutoregressiveImageOutput
 from .parameters import describe
@@ -13,6 +17,34 @@ from .sampling import check_sampling, draw_uniforms
 
 if TYPE_CHECKING:
     from .pipeline import AutoregressiveImagePipeline
+
+
+class DrawingStateMixin:
+    """What a callback may look at and change of the call that runs, under the names of diffusers' pipelines."""
+
+    _guidance_scale: float | None = None
+    _num_timesteps: int | None = None
+    _interrupt: bool = False
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Strength of guidance in the call that runs, or the last one. A callback changes it as `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether conditional and unconditional logits are combined; at 0 and 1 one of them does not count."""
+        return self._guidance_scale not in (None, 0, 1)
+
+    @property
+    def num_timesteps(self) -> int | None:
+        """Codes that the call that runs is to draw, or the last one."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call is to stop after the code that it draws; set `_interrupt` to `True` for that."""
+        return self._interrupt
 
 
 class Drawing:
@@ -33,8 +65,15 @@ class Drawing:
 
     def __init__(self, pipe: "AutoregressiveImagePipeline", inputs: DrawingInputs):
         self.pipe, self.inputs = pipe, inputs
-        config, device = pipe.transformer.config, pipe._execution_device
-        inputs.check(config, pipe.image_size, pipe.tokenizer if pipe.text_encoder is not None else None)
+        config, device = pipe.require("transformer", "which draws").config, pipe._execution_device
+        needs_pixels = (inputs.image, inputs.height, inputs.width, inputs.scorer) != (None,) * 4
+        if inputs.output_type != "codes" or needs_pixels:
+            pipe.require("vq_model", "without which it draws only output_type='codes'")
+        inputs.check(
+            config,
+            pipe.image_size if pipe.vq_model is not None else 0,
+            pipe.tokenizer if pipe.text_encoder is not None else None,
+        )
         settings = pipe.sampling_settings(**inputs.sampling)
         check_sampling(**settings)
 
@@ -86,17 +125,62 @@ class Drawing:
             generators = [generators] * count
         return [generator for generator in generators for _ in range(self.inputs.num_candidates)]
 
+    def draw(self, callback: Callable | None, tensor_inputs: list[str]) -> torch.LongTensor:
+        """Draw the codes `(batch, n)`, fewer than all if that is interrupted; arguments as for the pipeline's call.
+
+        Raises:
+            ValueError: If the callback wants tensors that there are not, or makes of them what can't be drawn on.
+        """
+        pipe, config = self.pipe, self.pipe.transformer.config
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            tensor_inputs = callback.tensor_inputs
+        if unknown := set(tensor_inputs) - set(pipe._callback_tensor_inputs):
+            raise FieldError(
+                "callback_on_step_end_tensor_inputs",
+                f"`callback_on_step_end_tensor_inputs` names {sorted(unknown)}; there is only "
+                f"{pipe._callback_tensor_inputs}.",
+            )
+        first = self.arguments["prefix_codes"].shape[1] if "prefix_codes" in self.arguments else 0
+        condition = self.arguments.get("prompt_embeds")
+        tensors = {"prompt_embeds": self.arguments["class_ids"][:, None] if condition is None else condition}
+        scale, changed_scale = self.arguments["guidance_scale"], None
+        pipe._guidance_scale, pipe._num_timesteps, pipe._interrupt = scale, config.num_codes - first, False
+        progress_bar = pipe.progress_bar(total=config.num_codes)
+        with progress_bar, closing(pipe.decoder.stream(**self.arguments)) as stream:
+            for index in range(first, config.num_codes):
+                codes = stream.send(changed_scale)
+                progress_bar.update(codes.shape[1] - progress_bar.n)
+                if callback is not None:
+                    pipe._guidance_scale = scale  # of this call, whatever runs beside it
+                    tensors["codes"] = codes
+                    given = {name: tensors[name] for name in tensor_inputs}
+                    changed = (callback(pipe, index - first, index, given) or {}).get("codes")
+                    if changed is not None:
+                        check_codes(changed, codes.shape, config.vocab_size)
+                        codes.copy_(changed)
+                    if pipe._guidance_scale != scale:
+                        scale = pipe._guidance_scale
+                        changed_scale = scale or 1.0  # diffusers' callbacks turn guidance off by 0
+                        check_sampling(guidance_scale=changed_scale)
+                if pipe.interrupt:
+                    break
+        return codes
+
     def finish(self, codes: torch.LongTensor) -> AutoregressiveImageOutput:
         """Turn the codes `(batch, num_codes)` that were drawn into pictures, and choose among candidates."""
         inputs, pipe = self.inputs, self.pipe
         grid_size = pipe.transformer.config.grid_size
-        images = codes = codes.unflatten(1, (grid_size, grid_size))
-        if inputs.output_type != "codes":
-            images = pipe.decode_codes(codes, inputs.output_type)
+        decode = pipe.decode_codes
+        if codes.shape[1] == grid_size**2:
+            codes = codes.unflatten(1, (grid_size, grid_size))
+        else:  # interrupted
+            self.parameters = [each | {"interrupted_after": codes.shape[1]} for each in self.parameters]
+            decode = pipe.preview
+        images = codes if inputs.output_type == "codes" else decode(codes, inputs.output_type)
         if inputs.num_candidates == 1:
             return AutoregressiveImageOutput(images, codes, self.parameters)
 
-        pictures = images if inputs.output_type == "pil" else pipe.decode_codes(codes)
+        pictures = images if inputs.output_type == "pil" else decode(codes)
         scores = score_pictures(inputs.scorer, pictures, self.names)
         drawn = [Candidate(*row) for row in zip(images, scores, codes, self.parameters, strict=True)]
         groups = [
@@ -109,4 +193,15 @@ class Drawing:
             codes=codes[best],
             parameters=[self.parameters[i] for i in best],
             candidates=[[drawn[i] for i in rank] for rank in ranked],
+        )
+
+
+def check_codes(codes: torch.Tensor, shape: torch.Size, vocab_size: int) -> None:
+    """Raise a `ValueError` if codes that a callback gives back can't take the place of those that it was given."""
+    if not isinstance(codes, torch.Tensor) or codes.is_floating_point() or codes.shape != shape:
+        found = f"of shape {tuple(codes.shape)}, {codes.dtype}" if isinstance(codes, torch.Tensor) else repr(codes)
+        raise ValueError(f"The callback gave back `codes` {found}; expected integers of shape {tuple(shape)}.")
+    if not (0 <= codes.min() and codes.max() < vocab_size):
+        raise ValueError(
+            f"The callback gave back `codes` of {int(codes.min())}..{int(codes.max())}; expected 0..{vocab_size - 1}."
         )

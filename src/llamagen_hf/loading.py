@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from .configuration import LlamaGenConfig
 from .weights import find_missing_weights, read_weight_names
 
 
@@ -33,6 +34,8 @@ class CheckpointLoaderMixin:
 
     # What `from_pretrained` loaded, so that a picture can say what it was drawn with.
     _origin: dict[str, str] = {}
+    # The configuration of a transformer that was left out.
+    _generator_config: LlamaGenConfig | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path=None, **kwargs):
@@ -59,7 +62,11 @@ class CheckpointLoaderMixin:
                     raise OSError(f"The weights of {name} in {str(path)!r} miss {', '.join(missing)}.")
         # Saving would publish this path, of interest on this machine only.
         pipe.register_to_config(_name_or_path=None if Path(path).is_dir() else str(path))
-        pipe.vq_model.register_to_config(_name_or_path=None)
+        if pipe.vq_model is not None:
+            pipe.vq_model.register_to_config(_name_or_path=None)
+        if pipe.transformer is None and (folder / "transformer").is_dir():
+            # Prompts are encoded to its length, and images to its grid.
+            pipe._generator_config = LlamaGenConfig.from_pretrained(folder / "transformer")
         name = "./emoji" if str(path) == "emoji" else str(path)  # a folder, for another one is meant by "emoji"
         pipe._origin = {"checkpoint": "emoji" if path == EMOJI_CHECKPOINT else name}
         if folder.parent.name == "snapshots":

@@ -1,11 +1,15 @@
 """LoRA adapters of the generator (arXiv 2106.09685), through PEFT."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
-from diffusers.utils import recurse_remove_peft_layers
+from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.utils import delete_adapter_layers, recurse_remove_peft_layers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 
 
 # Every linear layer of the Llama. The conditions' embeddings and the output head stay as they are.
@@ -21,43 +25,90 @@ def lora_config(rank: int, alpha: int | None = None):
     return LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=TARGET_MODULES)
 
 
-class LoraLoaderMixin:
-    """Loads adapters into a pipeline's `transformer`, under the names that diffusers' pipelines use."""
+class LoraLoaderMixin(LoraBaseMixin):
+    """Loads adapters into a pipeline's `transformer`; all else is [`~diffusers.loaders.lora_base.LoraBaseMixin`]'s.
 
-    # The adapters that the pipeline draws with, so that a picture can say so: `path`, and where they apply `revision`
-    # (a commit of the Hub), `name` and `fused`.
-    loras: list[dict] = []
+    What draws is what PEFT has switched on. Where it came from is kept with the transformer, which pipelines may
+    share: `lora_origins` by name, and the entries of [`loras`] within the weights, `merged_loras` by name while they
+    can be taken out, then `fused_loras`.
+    """
 
-    def load_lora_weights(self, path: str, adapter_name: str = "default", **kwargs) -> None:
-        """Add an adapter that PEFT or generator training with `lora_rank` saved, and draw with it.
+    _lora_loadable_modules = ["transformer"]
+
+    @property
+    def loras(self) -> list[dict]:
+        """The adapters that the pipeline draws with, so that an image can say so.
+
+        Each has `path` and, where they apply, `revision` (a commit of the Hub), `name`, `weight` and `fused`. A weight
+        that differs between layers is given by layer.
+        """
+        layers = adapter_layers(self.transformer)
+        first = next(iter(layers.values()), None)
+        final = getattr(self.transformer, "fused_loras", [])
+        if first is None or first.disable_adapters:  # which takes out what is fused and still loaded
+            return final
+        if first.merged:
+            return final + self._merged_loras(first)
+        return final + [describe_adapter(self.transformer, layers, name) for name in first.active_adapters]
+
+    def _merged_loras(self, layer) -> list[dict]:
+        """The entries of the adapters that a layer has in its weights and could take out again."""
+        recorded = getattr(self.transformer, "merged_loras", {})
+        return [recorded.get(name, {"name": name, "fused": True}) for name in layer.merged_adapters]
+
+    def load_lora_weights(self, path: str, adapter_name: str | None = None, **options) -> None:
+        """Add an adapter that PEFT or generator training with `lora_rank` saved, and draw with it alone.
 
         Args:
             path (`str`): Folder or Hub id with `adapter_config.json`.
-            adapter_name (`str`, *optional*, defaults to `"default"`): Its name in this pipeline.
-            kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download` for the Hub; others are
-                those of [`~transformers.PreTrainedModel.load_adapter`].
+            adapter_name (`str`, *optional*):
+                Its name in this pipeline; by default `"default"`, then `"default_1"` and so on. [`set_adapters`] draws
+                with several.
+            options: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download` for the Hub.
 
         Raises:
-            ValueError: If there is no adapter, or if it is made for other sizes.
+            ValueError: If there is no adapter, if it is made for other sizes, or if the name is taken.
         """
-        path, lora = str(path), {"path": str(path)}
-        if adapter_name != "default":
-            lora["name"] = adapter_name
-        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        folder = Path(path)
+        from peft import PeftConfig, inject_adapter_in_model
+        from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+        if unknown := options.keys() - set(HUB_OPTIONS):
+            raise TypeError(f"load_lora_weights takes no {', '.join(sorted(unknown))}; it takes {HUB_OPTIONS}.")
+        path, model = str(path), self.require("transformer", "adapters belong to it")
+        taken = getattr(model, "peft_config", {})
+        if adapter_name is None:
+            adapter_name = "default" if "default" not in taken else f"default_{len(taken)}"
+        if adapter_name in taken:
+            raise ValueError(f"There is an adapter {adapter_name!r} already: pass another adapter_name, or delete it.")
+        self._check_not_fused("before loading another")
+        folder, origin = Path(path), {"path": path}
         if not folder.is_dir():
             folder = download_adapter(path, **options)
-            lora["revision"] = folder.name  # so that weights that are changed later are not taken for these
+            origin["revision"] = folder.name  # so that weights that are changed later are not taken for these
         if not (folder / "adapter_config.json").is_file():
             raise ValueError(f"{path!r} is no adapter: it has no adapter_config.json.")
-        try:
-            self.transformer.load_adapter(str(folder), adapter_name=adapter_name, **kwargs)
-        except RuntimeError as error:
-            raise ValueError(f"The adapter {path!r} does not fit this generator: {error}") from error
-        self.loras = [*self.loras, lora]
+        with self._changing_adapters():
+            active = self.get_active_adapters()
+            try:
+                config = PeftConfig.from_pretrained(str(folder))
+                config.inference_mode = True
+                weights = load_peft_weights(str(folder), device="cpu")
+                inject_adapter_in_model(config, model, adapter_name)
+                names = {name.removeprefix("base_model.model.") for name in weights}
+                if names != (expected := set(get_peft_model_state_dict(model, adapter_name=adapter_name))):
+                    raise ValueError(f"its layers differ, at {min(names ^ expected)}.")
+                set_peft_model_state_dict(model, weights, adapter_name)
+            except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+                remove_adapters(model, [adapter_name])
+                if active:
+                    self.set_adapters(active, None)
+                raise ValueError(f"The adapter {path!r} does not fit this generator: {error}") from error
+            model._hf_peft_config_loaded = True  # transformers then knows about them
+            model.train(model.training)  # new layers start in training mode
+        model.lora_origins = getattr(model, "lora_origins", {}) | {adapter_name: origin}
 
     def load_loras(self, loras: list[dict]) -> None:
-        """Load adapters as the parameters of a picture name them, and fuse those that were fused.
+        """Load adapters as the parameters of an image name them, and fuse those that were fused.
 
         Args:
             loras (`list[dict]`): The `lora` of an output's `parameters`.
@@ -68,46 +119,172 @@ class LoraLoaderMixin:
         if not all(isinstance(lora, dict) and isinstance(lora.get("path"), str) for lora in loras):
             raise ValueError(f"These parameters are damaged: lora is {loras!r}.")
         for is_fused, group in groupby(loras, key=lambda lora: lora.get("fused", False)):
+            weights = {}
             for lora in group:
                 revision = {"revision": lora["revision"]} if "revision" in lora else {}
-                self.load_lora_weights(lora["path"], lora.get("name", "default"), **revision)
+                name = lora.get("name", "default")
+                self.load_lora_weights(lora["path"], name, **revision)
+                weights[name] = {"transformer": lora.get("weight", 1.0)}
+            self.set_adapters(list(weights), list(weights.values()))
             if is_fused:
                 self.fuse_lora()
+                self.unload_lora_weights()
 
-    def fuse_lora(self) -> None:
-        """Add the active adapters to the weights for good, so that the pipeline saves and compiles like any other."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
+    def fuse_lora(self, components: list[str] = ["transformer"], **kwargs) -> None:  # noqa: B006 (diffusers' default)
+        """Add the active adapters to the weights, see [`~diffusers.loaders.lora_base.LoraBaseMixin.fuse_lora`].
 
-        for module in self.transformer.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.merge()
-        fused = [lora | {"fused": True} for lora in self.loras]  # rounded otherwise than beside the weights
-        self.unload_lora_weights()
-        self.loras = fused
+        The pipeline then saves like any other. [`unfuse_lora`] takes them out again, [`unload_lora_weights`] makes it
+        final, with which it also compiles like any other.
 
-    def unload_lora_weights(self) -> None:
-        """Remove all adapters."""
+        Raises:
+            ValueError: If there is no adapter.
+        """
         if not has_adapter(self.transformer):
             raise ValueError("There is no adapter; load one with load_lora_weights.")
-        recurse_remove_peft_layers(self.transformer)
-        del self.transformer.peft_config
-        self.transformer._hf_peft_config_loaded = False
-        self.loras = [lora for lora in self.loras if lora.get("fused")]
-        # Loading has left the adapter's renamings here, by which saving would rename all weights.
-        self.transformer.__dict__.pop("_weight_conversions", None)
+        layers = adapter_layers(self.transformer)
+        first = next(iter(layers.values()))
+        before = list(first.merged_adapters)
+        if kwargs.get("lora_scale", 1.0) != 1:
+            self._check_not_fused("before fusing with another lora_scale")
+        with self._changing_adapters():
+            super().fuse_lora(components=components, **kwargs)
+        # Beside the weights they round otherwise, and weights that are set later change nothing.
+        new = [name for name in first.merged_adapters if name not in before]
+        fused = [describe_adapter(self.transformer, layers, name) | {"fused": True} for name in new]
+        recorded = getattr(self.transformer, "merged_loras", {})
+        self.transformer.merged_loras = recorded | dict(zip(new, fused, strict=True))
+
+    def unfuse_lora(self, components: list[str] = ["transformer"], **kwargs) -> None:  # noqa: B006
+        """Take the adapters that are loaded out of the weights again."""
+        with self._changing_adapters():
+            super().unfuse_lora(components=components, **kwargs)
+
+    def unload_lora_weights(self) -> None:
+        """Remove all adapters; those that are fused stay within the weights."""
+        for first in list(adapter_layers(self.transformer).values())[:1]:
+            final = getattr(self.transformer, "fused_loras", [])
+            self.transformer.fused_loras = final + self._merged_loras(first)
+        with self._changing_adapters():
+            remove_adapters(self.transformer, list(getattr(self.transformer, "peft_config", {})))
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Remove some adapters.
+
+        Raises:
+            ValueError: If one of them is not loaded, or if any are fused.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        loaded = list(getattr(self.transformer, "peft_config", {}))
+        if missing := [name for name in names if name not in loaded]:
+            raise ValueError(f"There is no adapter {missing[0]!r}; there are {loaded}.")
+        self._check_not_fused("before deleting any")
+        with self._changing_adapters():
+            remove_adapters(self.transformer, names)
+
+    def set_adapters(self, *args, **kwargs) -> None:
+        """Choose the adapters to draw with, see [`~diffusers.loaders.lora_base.LoraBaseMixin.set_adapters`]."""
+        self._check_not_compiled()
+        self._check_not_fused("before choosing others")  # they are taken out again by the weights that are set then
+        super().set_adapters(*args, **kwargs)
+
+    def enable_lora(self) -> None:
+        """Draw with the adapters again."""
+        self._check_not_compiled()
+        super().enable_lora()
+
+    def disable_lora(self) -> None:
+        """Draw without the adapters, which stay loaded."""
+        self._check_not_compiled()
+        super().disable_lora()
+
+    def _check_not_fused(self, when: str) -> None:
+        if any(layer.merged for layer in adapter_layers(self.transformer).values()):
+            raise ValueError(f"Adapters are fused: call unfuse_lora() or unload_lora_weights() {when}.")
+
+    def _check_not_compiled(self) -> None:
+        if self.transformer is not None and self.decoder.is_compiled:
+            raise ValueError("The step is compiled with the weights it has: change adapters before compile_step.")
+
+    @contextmanager
+    def _changing_adapters(self) -> Iterator[None]:
+        self._check_not_compiled()
+        with self.offloading_paused():
+            yield
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the pipeline, see [`~diffusers.DiffusionPipeline.save_pretrained`].
 
         Raises:
-            ValueError: If an adapter is loaded: transformers would then save it in place of the generator's weights.
+            ValueError: If an adapter is loaded and not fused: transformers would then save it in place of the
+                generator's weights.
         """
-        if has_adapter(self.transformer):
+        layers = adapter_layers(self.transformer)
+        if not all(layer.merged for layer in layers.values()):
             raise ValueError(
                 "The pipeline has a LoRA adapter: call fuse_lora() to save it within the weights, or "
                 "unload_lora_weights() to save without it."
             )
-        return super().save_pretrained(save_directory, **kwargs)
+        with adapters_lifted(self.transformer, layers):
+            return super().save_pretrained(save_directory, **kwargs)
+
+
+def adapter_layers(transformer) -> dict:
+    """PEFT's layers in a model, by name; an empty dict without adapters."""
+    if not has_adapter(transformer):
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in transformer.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def describe_adapter(transformer, layers: dict, adapter_name: str) -> dict:
+    """What [`LoraLoaderMixin.loras`] says about an adapter."""
+    weights = {}
+    for name, layer in layers.items():
+        if adapter_name in layer.scaling:
+            # PEFT keeps the product of the weight and what the configuration says.
+            rank, config = layer.r[adapter_name], transformer.peft_config[adapter_name]
+            scale = layer.lora_alpha[adapter_name] / (rank**0.5 if config.use_rslora else rank)
+            weights[name] = round(layer.scaling[adapter_name] / scale, 9)
+    lora = dict(getattr(transformer, "lora_origins", {}).get(adapter_name, {}))
+    if adapter_name != "default" or not lora:
+        lora["name"] = adapter_name
+    if len(set(weights.values())) > 1:
+        lora["weight"] = weights
+    elif (weight := next(iter(weights.values()))) != 1:
+        lora["weight"] = weight
+    return lora
+
+
+def remove_adapters(transformer, names: list[str]) -> None:
+    """Remove adapters, and with the last one PEFT's layers."""
+    loaded = getattr(transformer, "peft_config", {})
+    if loaded.keys() - set(names):
+        for name in names:
+            delete_adapter_layers(transformer, name)
+        return
+    recurse_remove_peft_layers(transformer)
+    if hasattr(transformer, "peft_config"):
+        del transformer.peft_config
+    transformer._hf_peft_config_loaded = False
+    # transformers' own loading leaves an adapter's renamings here, by which saving would rename all weights.
+    transformer.__dict__.pop("_weight_conversions", None)
+
+
+@contextmanager
+def adapters_lifted(transformer, layers: dict) -> Iterator[None]:
+    """The weights under their own names, as if PEFT's layers were not around them."""
+    if not layers:
+        yield
+        return
+    config = transformer.peft_config
+    remove_adapters(transformer, list(config))
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            transformer.set_submodule(name, layer)
+        transformer.peft_config, transformer._hf_peft_config_loaded = config, True
 
 
 def download_adapter(repo_id: str, **options) -> Path:

@@ -7,7 +7,7 @@ and text conditions in front of the codes, and the paper's dropouts.
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
@@ -24,6 +24,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration import LlamaGenConfig
+from .generation import CodeGenerationMixin
 from .loss import check_labels, code_loss
 
 
@@ -226,7 +227,7 @@ class LlamaGenModel(LlamaGenPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
 
-class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin):
+class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, CodeGenerationMixin):
     """LlamaGen's generator: next-code prediction under a class or a text condition.
 
     Args:
@@ -249,6 +250,8 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, GenerationMixin)
     """
 
     _tp_plan = LlamaForCausalLM._tp_plan
+    # Layers are offloaded one by one, and the null prompt is called apart from them.
+    _group_offload_block_modules = ["model", "uncond_embedding"]
 
     def __init__(self, config: LlamaGenConfig):
         super().__init__(config)

@@ -3,10 +3,47 @@
 import torch
 
 from .inputs import SAMPLING_SETTINGS, DrawingInputs, plain
+from .outputs import AutoregressiveImageOutput
 
 
 # Left out of the parameters where a drawing does not need them.
 DEFAULTS = {"seed_index": 0, "batch_size": 1, "batch_index": 0, "generator_device": "cpu", "prefix_codes": []}
+
+
+class RedrawMixin:
+    """What the parameters of images say about a pipeline, and the way back from them."""
+
+    @property
+    def facts(self) -> dict:
+        """What the parameters of all images say about the pipeline: checkpoint, device, dtype, versions."""
+        from . import __version__
+
+        facts = self._origin | {"device": self._execution_device.type, "dtype": str(self.transformer.dtype)[6:]}
+        if self.loras:
+            facts["lora"] = self.loras
+        if self.decoder.is_compiled:
+            facts["compiled"] = True
+        return facts | {"llamagen_hf": __version__, "torch": torch.__version__}
+
+    def redraw(self, parameters: dict, output_type: str = "pil") -> AutoregressiveImageOutput:
+        """Draw a picture again from the parameters that made it.
+
+        With the same checkpoint, device, dtype and library versions it is the same to the last bit.
+
+        Args:
+            parameters (`dict`): One of an output's `parameters`, or what [`~llamagen_hf.png.read_parameters`] reads.
+            output_type (`str`, *optional*, defaults to `"pil"`): As for [`AutoregressiveImagePipeline.__call__`].
+
+        Raises:
+            ValueError: In one sentence, if they do not determine a picture, or do not fit the checkpoint.
+        """
+        config, loras = self.require("transformer", "which draws").config, parameters.get("lora", [])
+        if loras != self.loras:
+            raise ValueError(f"The picture was drawn with the adapters {loras}, the pipeline has {self.loras}.")
+        inputs, index = redrawing_inputs(parameters, config.num_codes, self._execution_device)
+        output = self(**inputs, output_type=output_type)
+        one = slice(index, index + 1)
+        return AutoregressiveImageOutput(output.images[one], output.codes[one], [parameters])
 
 
 def fresh_seed(generator: torch.Generator) -> int | None:
@@ -91,6 +128,8 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
         )
     if missing := [name for name in SAMPLING_SETTINGS if name not in parameters]:
         raise ValueError(f"These parameters lack {', '.join(missing)}, so the picture can't be drawn again.")
+    if "interrupted_after" in parameters:
+        raise ValueError("The picture was interrupted; these parameters would draw the whole of it.")
     full = {name: plain(value) for name, value in (DEFAULTS | parameters).items()}
     for name, limit in (("seed", 2**64), ("seed_index", 2**16), ("batch_size", 2**12), ("batch_index", None)):
         limit = full["batch_size"] if limit is None else limit
@@ -106,7 +145,7 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
         except RuntimeError as error:
             raise ValueError(f"There is no device {full['generator_device']!r} here to draw the seed on.") from error
         for _ in range(full["seed_index"]):
-            torch.rand(num_codes, generator=generator, device=generator.device)
+            torch.rand(num_codes, dtype=torch.float32, generator=generator, device=generator.device)
         generators.append(generator)
     inputs = condition | {name: parameters[name] for name in SAMPLING_SETTINGS}
     inputs |= {"num_images_per_prompt": full["batch_size"], "generator": generators}

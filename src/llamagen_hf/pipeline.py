@@ -13,19 +13,20 @@ from transformers.utils import logging
 
 from .candidates import Scorer
 from .class_labels import resolve_class_label
-from .data.transforms import center_crop, to_tensor
-from .decoding import CodeDecoder
-from .drawing import Drawing
+from .configuration import LlamaGenConfig
+from .decoding import CodeDecoder, in_own_precision
+from .drawing import Drawing, DrawingStateMixin
 from .errors import FieldError
-from .images.reading import read_image
+from .image_codes import ImageCodesMixin
 from .inputs import DrawingInputs, is_count, is_integer, plain
 from .loading import EMOJI_CHECKPOINT as EMOJI_CHECKPOINT
 from .loading import CheckpointLoaderMixin
 from .lora import LoraLoaderMixin
 from .modeling import LlamaGenForConditionalGeneration
+from .offloading import OffloadingMixin, is_offloaded
 from .outputs import AutoregressiveImageOutput, DrawingStep
-from .parameters import redrawing_inputs
-from .preview import PreviewSchedule, decode_partly
+from .parameters import RedrawMixin
+from .preview import PreviewSchedule
 from .prompts import PromptLoss, encode_tokens, find_loss, tokenize_prompts
 from .vq_model import LlamaGenVQModel
 
@@ -36,14 +37,24 @@ logger = logging.get_logger(__name__)
 SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
-class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, DiffusionPipeline):
+class AutoregressiveImagePipeline(
+    DrawingStateMixin,
+    ImageCodesMixin,
+    LoraLoaderMixin,
+    RedrawMixin,
+    OffloadingMixin,
+    CheckpointLoaderMixin,
+    DiffusionPipeline,
+):
     r"""Draws images with LlamaGen (arXiv 2406.06525): a Llama writes codes, a decoder turns them into pixels.
 
     It has the loading, saving, device and offloading methods of any [`~diffusers.DiffusionPipeline`].
 
     Args:
-        vq_model ([`LlamaGenVQModel`]): Turns codes into images.
-        transformer ([`LlamaGenForConditionalGeneration`]): Draws the codes.
+        vq_model ([`LlamaGenVQModel`], *optional*): Turns codes into images. Without it `output_type="codes"` works.
+        transformer ([`LlamaGenForConditionalGeneration`], *optional*):
+            Draws the codes. Without it images are encoded and codes decoded, and prompts encoded if the checkpoint
+            that is loaded has one.
         text_encoder ([`~transformers.PreTrainedModel`], *optional*): Any encoder, for text-conditional checkpoints.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The text encoder's.
         sampling_defaults (`dict`, *optional*): What `__call__` uses where it is not told otherwise:
@@ -63,13 +74,13 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vq_model"
-    _optional_components = ["text_encoder", "tokenizer"]
-    _callback_tensor_inputs = ["codes"]
+    _optional_components = ["vq_model", "transformer", "text_encoder", "tokenizer"]
+    _callback_tensor_inputs = ["codes", "prompt_embeds"]
 
     def __init__(
         self,
-        vq_model: LlamaGenVQModel,
-        transformer: LlamaGenForConditionalGeneration,
+        vq_model: LlamaGenVQModel | None = None,
+        transformer: LlamaGenForConditionalGeneration | None = None,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         sampling_defaults: dict | None = None,
@@ -78,12 +89,12 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         self.register_modules(
             vq_model=vq_model, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer
         )
-        if vq_model.config.num_vq_embeddings != transformer.config.vocab_size:
+        if vq_model and transformer and vq_model.config.num_vq_embeddings != transformer.config.vocab_size:
             raise ValueError(
                 f"The transformer draws {transformer.config.vocab_size} codes, but the tokenizer has "
                 f"{vq_model.config.num_vq_embeddings}; they do not belong together."
             )
-        if text_encoder is not None and text_encoder.config.hidden_size != transformer.config.condition_dim:
+        if text_encoder and transformer and text_encoder.config.hidden_size != transformer.config.condition_dim:
             raise ValueError(
                 f"The text encoder's states are {text_encoder.config.hidden_size} wide, but the transformer takes "
                 f"{transformer.config.condition_dim}; they do not belong together."
@@ -93,18 +104,35 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         if sampling_defaults is not None:
             sampling_defaults = {name: plain(value) for name, value in sampling_defaults.items()}
         self.register_to_config(sampling_defaults=sampling_defaults)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample_factor)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample_factor if vq_model else 1)
         self._decoder = CodeDecoder(transformer)
+
+    def require(self, name: str, purpose: str):
+        """The component of this name; a `ValueError` with its purpose if it was left out."""
+        component = getattr(self, name)
+        if component is None:
+            raise ValueError(f"This pipeline has no {name}, {purpose}: load it as well.")
+        return component
+
+    @property
+    def generator_config(self) -> LlamaGenConfig:
+        """The transformer's configuration, also where the checkpoint was loaded with `transformer=None`."""
+        if self.transformer is None and self._generator_config is not None:
+            return self._generator_config
+        return self.require("transformer", "whose configuration is needed here").config
 
     @property
     def is_text_conditional(self) -> bool:
         """Whether the checkpoint draws from prompts; else it draws from classes."""
-        return self.transformer.config.conditioning == "text"
+        return self.generator_config.conditioning == "text"
 
     @property
     def image_size(self) -> int:
         """Side of the images, in pixels."""
-        return self.transformer.config.grid_size * self.vq_model.downsample_factor
+        vq_model = self.require("vq_model", "which says how large images are")
+        if self.transformer is None and self._generator_config is None:
+            return vq_model.config.sample_size
+        return self.generator_config.grid_size * vq_model.downsample_factor
 
     def sampling_settings(self, **given: float | None) -> dict[str, float]:
         """What a call with these settings draws with: `None` means the checkpoint's default, else the library's."""
@@ -116,6 +144,8 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
 
         Call it last, when weights, dtype and device are set. The first image then takes a minute or so to compile.
         """
+        if is_offloaded(self.require("transformer", "which draws")):
+            raise ValueError("The weights are offloaded, which a compiled step can't be: use one or the other.")
         self.decoder.compile(**kwargs)
 
     @property
@@ -127,7 +157,7 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
 
     def get_class_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> torch.LongTensor:
         """Input ids `(batch,)` of classes given by id or by name; a `ValueError` names one that does not exist."""
-        config = self.transformer.config
+        config = self.generator_config
         if isinstance(class_labels, (torch.Tensor, np.ndarray)):
             class_labels = class_labels.flatten().tolist()
         class_labels = plain(class_labels)
@@ -135,6 +165,8 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         ids = [resolve_class_label(plain(label), config.num_classes, config.id2label) for label in labels]
         return config.vocab_size + torch.tensor(ids)
 
+    @torch.no_grad()
+    @in_own_precision
     def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.LongTensor]:
         """Clean, tokenize and encode prompts; a warning says of which nothing is left, and which are cut.
 
@@ -142,22 +174,19 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
             What `__call__` takes as `prompt_embeds` `(batch, condition_length, condition_dim)` and
             `prompt_attention_mask` `(batch, condition_length)`. Padding is on the left and zero.
         """
-        config, prompts = self.transformer.config, [prompt] if isinstance(prompt, str) else prompt
-        self._warn_of_losses(prompts)
+        text_encoder, config = self.require("text_encoder", "which encodes prompts"), self.generator_config
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        for text in prompts:
+            if loss := self.find_loss(text):
+                logger.warning_once(f"{loss.sentence} It is {textwrap.shorten(text, 200)!r}.")
         input_ids, mask = tokenize_prompts(self.tokenizer, prompts, config.condition_length, config.prompt_cleaning)
         device = self._execution_device
-        with torch.no_grad():
-            return encode_tokens(self.text_encoder, input_ids.to(device), mask.to(device), config.condition_length)
+        return encode_tokens(text_encoder, input_ids.to(device), mask.to(device), config.condition_length)
 
     def find_loss(self, prompt: str) -> PromptLoss | None:
         """What this checkpoint does not read of a prompt, see [`~llamagen_hf.prompts.find_loss`]."""
-        config = self.transformer.config
-        return find_loss(self.tokenizer, prompt, config.condition_length, config.prompt_cleaning)
-
-    def _warn_of_losses(self, prompts: list[str]) -> None:
-        for prompt in prompts:
-            if loss := self.find_loss(prompt):
-                logger.warning_once(f"{loss.sentence} It is {textwrap.shorten(prompt, 200)!r}.")
+        tokenizer, config = self.require("tokenizer", "which reads prompts"), self.generator_config
+        return find_loss(tokenizer, prompt, config.condition_length, config.prompt_cleaning)
 
     @torch.no_grad()
     def __call__(
@@ -225,10 +254,14 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
                 `"codes"`, the grid itself, `(batch, grid_size, grid_size)` long.
             return_dict (`bool`, *optional*, defaults to `True`): Else a tuple of one element.
             callback_on_step_end (`Callable`, *optional*):
-                Called after each code as `callback(pipe, step, step, {"codes": codes})` with the `(batch, step + 1)`
-                codes so far; a dict with changed `"codes"` may be returned.
+                Called after each code as `callback(pipe, step, index, {"codes": codes})` with the `(batch, index + 1)`
+                codes so far; `step` counts those that this call drew. A dict with changed `"codes"` may be returned:
+                the last column changes what follows. `pipe._guidance_scale` may be set, to 0 for no more guidance, and
+                `pipe._interrupt` to `True`: the output then holds the `(batch, n)` codes so far, and previews of them.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["codes"]`):
-                What the callback's dict holds.
+                What the callback's dict holds: `"codes"`, `"prompt_embeds"`. The latter, in class mode the input ids
+                of the classes `(batch, 1)`, were read before the first code, so changing them changes nothing. A
+                [`~diffusers.callbacks.PipelineCallback`] brings its own.
             height, width (`int`, *optional*): Only [`image_size`], the one size that a checkpoint draws.
 
         Returns:
@@ -238,12 +271,6 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         Raises:
             ValueError: In one sentence, if an argument does not fit.
         """
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise FieldError(
-                "callback_on_step_end_tensor_inputs",
-                f"`callback_on_step_end_tensor_inputs` names {sorted(unknown)}; there is only "
-                f"{self._callback_tensor_inputs}.",
-            )
         drawing = Drawing(
             self,
             DrawingInputs(
@@ -268,15 +295,7 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
                 width=width,
             ),
         )
-        with self.progress_bar(total=self.transformer.config.num_codes) as progress_bar:
-            for codes in self.decoder.stream(**drawing.arguments):
-                step = codes.shape[1] - 1
-                progress_bar.update(codes.shape[1] - progress_bar.n)
-                if callback_on_step_end is not None:
-                    tensors = {name: codes for name in callback_on_step_end_tensor_inputs}
-                    changed = (callback_on_step_end(self, step, step, tensors) or {}).get("codes")
-                    if changed is not None:
-                        codes.copy_(changed)
+        codes = drawing.draw(callback_on_step_end, callback_on_step_end_tensor_inputs)
         output = drawing.finish(codes)
         self.maybe_free_model_hooks()
         return output if return_dict else (output.images,)
@@ -326,56 +345,6 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         finally:  # also when the loop is left
             self.maybe_free_model_hooks()
 
-    @torch.no_grad()
-    def preview(self, codes: torch.LongTensor, output_type: str = "pil"):
-        """Show pictures of which only the first codes are drawn, such as a callback gets; the rest is a light grey.
-
-        Args:
-            codes (`torch.LongTensor` of shape `(batch, n)`): The codes so far, in raster order.
-            output_type (`str`, *optional*, defaults to `"pil"`): As for [`__call__`].
-
-        Returns:
-            Pictures in the output type; for `"codes"` the codes.
-        """
-        if output_type == "codes":
-            return codes
-        images = decode_partly(self.vq_model, codes, self.transformer.config.grid_size)
-        return self.image_processor.postprocess(images, output_type=output_type)
-
-    @torch.no_grad()
-    def encode_image(self, image: Image.Image | list[Image.Image] | torch.Tensor) -> torch.LongTensor:
-        """Turn pictures into codes.
-
-        Args:
-            image (`PIL.Image.Image`, `list[PIL.Image.Image]` or `torch.Tensor`):
-                Pictures are read by [`~llamagen_hf.images.reading.read_image`], so upright and on white, and cropped
-                to their middle square. A tensor is `(batch, 3, image_size, image_size)` in [0, 1].
-
-        Returns:
-            `torch.LongTensor` of shape `(batch, grid_size, grid_size)`: The codes.
-        """
-        if isinstance(image, torch.Tensor):
-            pixels = 2 * image - 1
-        else:
-            pictures = image if isinstance(image, list) else [image]
-            crops = [center_crop(read_image(picture), self.image_size) for picture in pictures]
-            pixels = torch.stack([to_tensor(crop) for crop in crops])
-        return self.vq_model.encode(pixels.to(self._execution_device, self.vq_model.dtype)).codes
-
-    @torch.no_grad()
-    def decode_codes(self, codes: torch.LongTensor, output_type: str = "pil"):
-        """Turn codes into pictures, the way back from [`encode_image`].
-
-        Args:
-            codes (`torch.LongTensor` of shape `(batch, grid_size, grid_size)`): The codes.
-            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as for [`__call__`].
-        """
-        codes = codes.to(self._execution_device)
-        # On a CPU a batch saves little, and its size changes the last bits of every picture in it.
-        batches = codes.split(1) if codes.device.type == "cpu" else [codes]
-        pixels = torch.cat([self.vq_model.decode_codes(batch) for batch in batches])
-        return self.image_processor.postprocess(pixels, output_type=output_type)
-
     def variation(self, codes: torch.LongTensor, keep_codes: int, **kwargs) -> AutoregressiveImageOutput | tuple:
         """Draw pictures again from a certain code on.
 
@@ -388,7 +357,7 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
         Raises:
             ValueError: In one sentence, if an argument does not fit.
         """
-        num_codes, side = self.transformer.config.num_codes, self.transformer.config.grid_size
+        num_codes, side = self.generator_config.num_codes, self.generator_config.grid_size
         if not isinstance(codes, torch.Tensor) or codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side):
             found = f"of shape {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
             raise FieldError(
@@ -401,38 +370,6 @@ class AutoregressiveImagePipeline(LoraLoaderMixin, CheckpointLoaderMixin, Diffus
                 "keep_codes", f"`keep_codes` is {keep_codes}; expected an integer from 0 to {num_codes - 1}."
             )
         return self(prefix_codes=codes.reshape(-1, num_codes)[:, :keep_codes], **kwargs)
-
-    def redraw(self, parameters: dict, output_type: str = "pil") -> AutoregressiveImageOutput:
-        """Draw a picture again from the parameters that made it.
-
-        With the same checkpoint, device, dtype and library versions it is the same to the last bit.
-
-        Args:
-            parameters (`dict`): One of an output's `parameters`, or what [`~llamagen_hf.png.read_parameters`] reads.
-            output_type (`str`, *optional*, defaults to `"pil"`): As for [`__call__`].
-
-        Raises:
-            ValueError: In one sentence, if they do not determine a picture, or do not fit the checkpoint.
-        """
-        config, loras = self.transformer.config, parameters.get("lora", [])
-        if loras != self.loras:
-            raise ValueError(f"The picture was drawn with the adapters {loras}, the pipeline has {self.loras}.")
-        inputs, index = redrawing_inputs(parameters, config.num_codes, self._execution_device)
-        output = self(**inputs, output_type=output_type)
-        one = slice(index, index + 1)
-        return AutoregressiveImageOutput(output.images[one], output.codes[one], [parameters])
-
-    @property
-    def facts(self) -> dict:
-        """What the parameters of all pictures say about the pipeline: checkpoint, device, dtype, versions."""
-        from . import __version__
-
-        facts = self._origin | {"device": self._execution_device.type, "dtype": str(self.transformer.dtype)[6:]}
-        if self.loras:
-            facts["lora"] = self.loras
-        if self.decoder.is_compiled:
-            facts["compiled"] = True
-        return facts | {"llamagen_hf": __version__, "torch": torch.__version__}
 
 
 # Saved pipelines name the module of a class. The package itself stays where it is, whatever moves within it.

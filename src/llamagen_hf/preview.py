@@ -28,11 +28,11 @@ def decode_partly(vq_model: LlamaGenVQModel, codes: torch.LongTensor, grid_size:
         `torch.Tensor` of shape `(batch, channels, height, width)`: Pixels, nominally in [-1, 1].
     """
     batch, num_drawn = codes.shape
-    lookup, factor = vq_model.quantize.lookup, vq_model.downsample_factor
+    lookup, factor = vq_model.lookup, vq_model.downsample_factor
     mean = lookup(torch.arange(vq_model.config.num_vq_embeddings, device=codes.device)).mean(0)
     latents = mean.repeat(batch, grid_size * grid_size, 1)
     latents[:, :num_drawn] = lookup(codes)
-    images = vq_model.decode(latents.transpose(1, 2).unflatten(2, (grid_size, grid_size)).contiguous())
+    images = vq_model.decode(latents.transpose(1, 2).unflatten(2, (grid_size, grid_size)).contiguous()).sample
     undrawn = torch.arange(grid_size * grid_size, device=codes.device).view(grid_size, grid_size) >= num_drawn
     undrawn = undrawn.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
     return images.masked_fill(undrawn, UNDRAWN)

@@ -115,8 +115,12 @@ def encode_tokens(
     Returns:
         States `(batch, length, width)`, zero at padded positions, and their mask `(batch, length)`.
     """
-    encoder = text_encoder.get_encoder() if text_encoder.config.is_encoder_decoder else text_encoder
-    states = encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if text_encoder.config.is_encoder_decoder:
+        # The whole model, since offloading brings the weights when that is called; its decoder reads a single token.
+        states = text_encoder(**inputs, decoder_input_ids=input_ids[:, :1], use_cache=False).encoder_last_hidden_state
+    else:
+        states = text_encoder(**inputs).last_hidden_state
     states = states * attention_mask[..., None].to(states.dtype)
     # A stable sort by the mask puts the zeros first and keeps the order of the words.
     order = attention_mask.sort(dim=1, stable=True).indices

@@ -169,5 +169,7 @@ def draw_uniforms(
     image of a batch is the one drawn alone.
     """
     generators = generator if isinstance(generator, list) else [generator] * batch_size
-    rows = [torch.rand(length, generator=g, device=g.device if g is not None else device) for g in generators]
+    # In float32 whatever the default is, since a seed draws other numbers in another dtype.
+    options = [{"generator": g, "device": g.device if g is not None else device} for g in generators]
+    rows = [torch.rand(length, dtype=torch.float32, **each) for each in options]
     return torch.stack([row.to(device) for row in rows])

@@ -4,13 +4,15 @@ An encoder, a codebook of unit-length vectors and a decoder, as in section 2.1 o
 follows VQGAN (arXiv 2012.09841) with the small normalised codebook of ViT-VQGAN (arXiv 2110.04627).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, DecoderOutput, Encoder
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
@@ -41,13 +43,17 @@ class LlamaGenVQEncoderOutput(BaseOutput):
 
 @dataclass
 class LlamaGenVQOutput(LlamaGenVQEncoderOutput):
-    """What [`LlamaGenVQModel.forward`] returns: the encoder's output and the reconstruction.
+    """What [`LlamaGenVQModel.forward`] returns: the reconstruction and the encoder's output.
 
     Args:
         sample (`torch.Tensor` of shape `(batch, out_channels, height, width)`): The images, through the codes.
     """
 
     sample: torch.Tensor | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.move_to_end("sample", last=False)  # so that it is `[0]`, as with every autoencoder of diffusers
 
 
 class VectorQuantizer(nn.Module):
@@ -72,7 +78,9 @@ class VectorQuantizer(nn.Module):
         # Distances between unit vectors differ in the last digits: float32 at any dtype, under autocast too.
         with torch.autocast(latents.device.type, enabled=False):
             z = F.normalize(latents.permute(0, 2, 3, 1).float(), dim=-1)
-            codebook = F.normalize(self.embedding.weight.float(), dim=-1)
+            # A call of the module rather than its weight, for offloaded weights are there only while it is called.
+            indices = torch.arange(self.embedding.num_embeddings, device=latents.device)
+            codebook = F.normalize(self.embedding(indices).float(), dim=-1)
             flat = z.flatten(0, 2)
             distances = flat.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * flat @ codebook.T
         codes = distances.argmin(1).view(z.shape[:-1])
@@ -105,11 +113,16 @@ def entropy_loss(affinity: torch.Tensor, temperature: float = 0.01) -> torch.Ten
     return sample_entropy + (mean_probs * (mean_probs + 1e-5).log()).sum()
 
 
-class LlamaGenVQModel(ModelMixin, ConfigMixin):
+class LlamaGenVQModel(ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""LlamaGen's image tokenizer.
 
     The defaults are the released VQ-16: 256x256 pixels to a 16x16 grid out of 16,384 codes. VQ-8 has
     `block_out_channels=(128, 256, 256, 512)`. Each level but the last halves the side.
+
+    `enable_slicing()` encodes and decodes one image at a time, which takes less memory. `enable_tiling()` does so with
+    tiles of `tile_sample_min_size` pixels, the `sample_size` at first, where an image is larger. Tiles overlap by
+    `tile_overlap_factor` and are blended there, but each is encoded and decoded without seeing the others, so codes
+    and pixels are not those of the whole image.
 
     Args:
         in_channels (`int`, *optional*, defaults to 3): Channels of the input images.
@@ -140,6 +153,8 @@ class LlamaGenVQModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock2D", "VectorQuantizer"]
+    # Called apart from each other. `embedding` is the codebook within `quantize`.
+    _group_offload_block_modules = ["encoder", "quant_conv", "quantize", "embedding", "post_quant_conv", "decoder"]
     _skip_layerwise_casting_patterns = ["quantize"]
 
     @register_to_config
@@ -179,6 +194,11 @@ class LlamaGenVQModel(ModelMixin, ConfigMixin):
             layers_per_block=layers_per_block,
             norm_num_groups=norm_num_groups,
         )
+        # Under the names of AutoencoderKL.
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tile_sample_min_size = sample_size
+        self.tile_overlap_factor = 0.25
 
     @property
     def downsample_factor(self) -> int:
@@ -186,12 +206,13 @@ class LlamaGenVQModel(ModelMixin, ConfigMixin):
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     @apply_forward_hook
-    def encode(self, images: torch.Tensor) -> LlamaGenVQEncoderOutput:
+    def encode(self, images: torch.Tensor, return_dict: bool = True) -> LlamaGenVQEncoderOutput | tuple:
         """Turn images into codes.
 
         Args:
             images (`torch.Tensor` of shape `(batch, in_channels, height, width)`):
                 Pixels in [-1, 1]; both sides a multiple of `downsample_factor`.
+            return_dict (`bool`, *optional*, defaults to `True`): Else a tuple, the codes first.
 
         Returns:
             [`~llamagen_hf.vq_model.LlamaGenVQEncoderOutput`]: Codes, their vectors, and the losses of a training.
@@ -208,12 +229,63 @@ class LlamaGenVQModel(ModelMixin, ConfigMixin):
         if images.shape[2] % factor or images.shape[3] % factor:
             height, width = images.shape[2:]
             raise ValueError(f"Images are {height}x{width} pixels; both sides must be multiples of {factor}.")
-        return self.quantize(self.quant_conv(self.encoder(images)))
+        output = self.quantize(self._in_parts(self._encode, images, factor, 1))
+        return output if return_dict else output.to_tuple()
+
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
+        return self.quant_conv(self.encoder(images))
 
     @apply_forward_hook
-    def decode(self, quantized: torch.Tensor) -> torch.Tensor:
-        """Turn codebook vectors `(batch, vq_embed_dim, height, width)` into images, see [`decode_codes`]."""
+    def lookup(self, codes: torch.LongTensor) -> torch.Tensor:
+        """Codes of any shape `(...)` to their codebook vectors `(..., vq_embed_dim)`, of unit length."""
+        return self.quantize.lookup(codes)
+
+    @apply_forward_hook
+    def decode(self, quantized: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """Turn codebook vectors `(batch, vq_embed_dim, height, width)` into images, see [`decode_codes`].
+
+        Returns:
+            [`~diffusers.models.autoencoders.vae.DecoderOutput`]: The images as `sample`, else a tuple.
+        """
+        sample = self._in_parts(self._decode, quantized, 1, self.downsample_factor)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _decode(self, quantized: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.post_quant_conv(quantized))
+
+    def _in_parts(
+        self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, cell_in: int, cell_out: int
+    ) -> torch.Tensor:
+        """Run all images at once, or one by one and in tiles, where that is enabled.
+
+        Args:
+            run (`Callable`): From images to latents or back.
+            x (`torch.Tensor` of shape `(batch, channels, height, width)`): What goes in.
+            cell_in, cell_out (`int`): Side of one code in what goes in and in what comes out.
+        """
+        if self.use_slicing and len(x) > 1:
+            return torch.cat([self._in_parts(run, one, cell_in, cell_out) for one in x.split(1)])
+        tile = max(1, self.tile_sample_min_size // self.downsample_factor)  # its side in codes
+        if not self.use_tiling or max(x.shape[2:]) <= tile * cell_in:
+            return run(x)
+        stride = max(1, int(tile * (1 - self.tile_overlap_factor)))
+        size, step = tile * cell_in, stride * cell_in
+        overlap, kept = (tile - stride) * cell_out, stride * cell_out
+        above: list[torch.Tensor] = []
+        rows = []
+        for top in range(0, x.shape[2], step):
+            row, pieces = [], []
+            for column, left in enumerate(range(0, x.shape[3], step)):
+                part = run(x[:, :, top : top + size, left : left + size])
+                if above:
+                    part = AutoencoderKL.blend_v(self, above[column], part, overlap)
+                if row:
+                    part = AutoencoderKL.blend_h(self, row[-1], part, overlap)
+                row.append(part)
+                pieces.append(part[:, :, :kept, :kept])
+            above = row
+            rows.append(torch.cat(pieces, dim=3))
+        return torch.cat(rows, dim=2)
 
     @apply_forward_hook
     def decode_codes(self, codes: torch.LongTensor) -> torch.Tensor:
@@ -231,17 +303,24 @@ class LlamaGenVQModel(ModelMixin, ConfigMixin):
         """
         if codes.ndim != 3:
             raise ValueError(f"`codes` has shape {tuple(codes.shape)}; expected (batch, height, width).")
-        if codes.numel() and not (0 <= codes.min() and codes.max() < self.config.num_vq_embeddings):
+        is_traced = torch.compiler.is_compiling()  # a graph can't depend on the values of codes
+        if codes.numel() and not is_traced and not (0 <= codes.min() and codes.max() < self.config.num_vq_embeddings):
             raise ValueError(
                 f"`codes` holds {int(codes.min())}..{int(codes.max())}; "
                 f"expected 0..{self.config.num_vq_embeddings - 1}."
             )
-        return self.decode(self.quantize.lookup(codes).permute(0, 3, 1, 2).contiguous())
+        return self.decode(self.lookup(codes).permute(0, 3, 1, 2).contiguous()).sample
 
-    def forward(self, images: torch.Tensor) -> LlamaGenVQOutput:
-        """Encode images `(batch, in_channels, height, width)` in [-1, 1] and decode them again."""
-        encoded = self.encode(images)
-        return LlamaGenVQOutput(sample=self.decode(encoded.quantized), **encoded)
+    def forward(self, sample: torch.Tensor, return_dict: bool = True) -> LlamaGenVQOutput | tuple:
+        """Encode images `(batch, in_channels, height, width)` in [-1, 1] and decode them again.
+
+        Args:
+            sample (`torch.Tensor`): The images.
+            return_dict (`bool`, *optional*, defaults to `True`): Else a tuple, the reconstruction first.
+        """
+        encoded = self.encode(sample)
+        output = LlamaGenVQOutput(sample=self.decode(encoded.quantized).sample, **encoded)
+        return output if return_dict else output.to_tuple()
 
 
 # Saved pipelines name the module of a class. The package itself stays where it is, whatever moves within it.

@@ -175,7 +175,7 @@ def reconstruct(autoencoder: nn.Module, pixels: torch.Tensor) -> RoundTrip:
 
 def _through_llamagen(autoencoder: LlamaGenVQModel, pixels: torch.Tensor) -> RoundTrip:
     encoded = autoencoder.encode(pixels)
-    return RoundTrip(autoencoder.decode(encoded.quantized), encoded.quantized, encoded.codes)
+    return RoundTrip(autoencoder.decode(encoded.quantized).sample, encoded.quantized, encoded.codes)
 
 
 def _through_vq_model(autoencoder: VQModel, pixels: torch.Tensor) -> RoundTrip:

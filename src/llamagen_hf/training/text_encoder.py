@@ -90,7 +90,7 @@ def pretrain_text_encoder(
         `float`: Share of the variance that is explained, over the last tenth of the steps.
     """
     device = text_encoder.device
-    codebook = vq_model.quantize.lookup(torch.arange(vq_model.config.num_vq_embeddings, device=device)).detach()
+    codebook = vq_model.lookup(torch.arange(vq_model.config.num_vq_embeddings, device=device)).detach()
     head, explained = None, []
     text_encoder.train()
     for step, batch in enumerate(itertools.islice(batches, steps), start=1):
