@@ -330,7 +330,9 @@ def test_schemathesis_finds_nothing(server):
         @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         def fuzz(case):
             answer = case.call(timeout=60)
-            if answer.status_code == 504:  # which is right, but no server's error, if that was asked for
+            if b"unreadable_prompt" in answer.content:  # as a schema can't say which characters mean nothing
+                assert answer.status_code == 400
+            elif answer.status_code == 504:  # which is right, but no server's error, if that was asked for
                 assert float((case.body.get("parameters") or case.body)["timeout"]) < 5
             else:
                 case.validate_response(answer, excluded_checks=no_picture if "edits" in case.path else None)

@@ -103,7 +103,7 @@ class Drawing:
         if embeds is None:
             embeds, mask = pipe.encode_prompt(inputs.prompt)
         elif mask is None:
-            mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         tensors = {
             "prompt_embeds": embeds.to(device, pipe.transformer.dtype),
             "prompt_attention_mask": mask.to(device, torch.long),
@@ -120,7 +120,8 @@ class Drawing:
         generators, count = self.inputs.generator, self.inputs.num_images
         if generators is None:
             # Seeds rather than numbers from torch's own state: with them a picture can be drawn again.
-            generators = [torch.Generator().manual_seed(seed) for seed in torch.randint(2**62, (count,)).tolist()]
+            seeds = torch.randint(2**62, (count,), device="cpu").tolist()
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         elif isinstance(generators, torch.Generator):
             generators = [generators] * count
         return [generator for generator in generators for _ in range(self.inputs.num_candidates)]

@@ -19,7 +19,7 @@ class ImageCodesMixin:
 
         Args:
             codes (`torch.LongTensor` of shape `(batch, n)`): The codes so far, in raster order.
-            output_type (`str`, *optional*, defaults to `"pil"`): As for [`__call__`].
+            output_type (`str`, *optional*, defaults to `"pil"`): As for [`AutoregressiveImagePipeline.__call__`].
 
         Returns:
             Pictures in the output type; for `"codes"` the codes.
@@ -59,7 +59,8 @@ class ImageCodesMixin:
 
         Args:
             codes (`torch.LongTensor` of shape `(batch, grid_size, grid_size)`): The codes.
-            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as for [`__call__`].
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                `"pil"`, `"np"` or `"pt"`, as for [`AutoregressiveImagePipeline.__call__`].
         """
         vq_model, codes = self.require("vq_model", "which turns codes into images"), codes.to(self._execution_device)
         # On a CPU a batch saves little, and its size changes the last bits of every picture in it.

@@ -163,7 +163,7 @@ class AutoregressiveImagePipeline(
         class_labels = plain(class_labels)
         labels = [class_labels] if isinstance(class_labels, (int, str)) else class_labels
         ids = [resolve_class_label(plain(label), config.num_classes, config.id2label) for label in labels]
-        return config.vocab_size + torch.tensor(ids)
+        return config.vocab_size + torch.tensor(ids, device="cpu")
 
     @torch.no_grad()
     @in_own_precision
@@ -238,7 +238,7 @@ class AutoregressiveImagePipeline(
             prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*):
                 1 for words, 0 for padding; all words by default.
             image (`PIL.Image.Image`, `list[PIL.Image.Image]` or `torch.Tensor`, *optional*):
-                A picture to complete, or one for each prompt or image, see [`encode_image`].
+                A picture to complete, or one for each prompt or image, see [`ImageCodesMixin.encode_image`].
             keep_rows (`int`, *optional*):
                 With `image`, the rows of its codes to keep, less than `grid_size`; what is below them is drawn.
             prefix_codes (`torch.LongTensor` of shape `(batch, n)`, *optional*):
@@ -350,7 +350,7 @@ class AutoregressiveImagePipeline(
 
         Args:
             codes (`torch.LongTensor` of shape `(grid_size, grid_size)` or `(batch, grid_size, grid_size)`):
-                Codes of the pictures, as in an output's `codes` or from [`encode_image`].
+                Codes of the pictures, as in an output's `codes` or from [`ImageCodesMixin.encode_image`].
             keep_codes (`int`): How many of them to keep, in raster order; fewer than all.
             kwargs: As for [`__call__`], the prompt or class among them. Another seed gives another picture.
 

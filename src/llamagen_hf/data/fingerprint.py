@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from ..images.files import SUFFIXES, find_files
 from ..vq_model import LlamaGenVQModel
 
 
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 INPUTS_FILE = ".inputs.json"  # hidden, so that load_dataset passes over it, and nothing publishes it
 HASHED_BYTES = 2**30  # read within seconds; files of more than that in all are told by their sizes and times
-NOT_READ = re.compile(r"\..*|@eaDir|Thumbs\.db|desktop\.ini|.*\.md", re.IGNORECASE)
+NOT_READ = re.compile(r"Thumbs\.db|desktop\.ini|\..*|.*\.md", re.IGNORECASE)
 NAMED = 3  # files in a sentence
 
 # By what is read: a hash or a revision, or of files each one's size, time and hash.
@@ -66,13 +67,13 @@ def fingerprint_dataset(
             names pictures by their paths, these files belong to it.
         image_column (`str`, *optional*): The rows' column with the pictures.
     """
-    from .source import READERS, _expand_ranges
+    from .source import READERS, file_patterns
 
     path = os.path.expanduser(dataset)
     if os.path.isdir(path):
-        files = dict(_walk(Path(path), Path(output_dir).resolve()))
-    elif "://" in path or re.search(r"[*?\[{]", path) or READERS.keys() & {s.lower() for s in Path(path).suffixes}:
-        files = _expand_pattern(_expand_ranges(path))
+        files = _files_below(Path(path), Path(output_dir))
+    elif "://" in path or re.search(r"[*?\[{]", path) or (READERS.keys() | SUFFIXES) & set(_suffixes(path)):
+        files = _expand_patterns(file_patterns(path))
     else:
         return {f"the dataset {dataset}": _dataset_revision(dataset)}
     found = {"the dataset": fingerprint_files(files)}
@@ -210,19 +211,22 @@ def claim_inputs(folder: Path, inputs: Inputs, goes_on: bool, is_checked_otherwi
     partial.replace(path)
 
 
-def _walk(folder: Path, left_out: Path) -> Iterator[tuple[str, str]]:
-    """Name and path of all files below, through links too."""
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        here = Path(parent).resolve()
-        below = {name: (here / name).resolve() for name in folders if not NOT_READ.fullmatch(name)}
-        # A link to a folder above would never end.
-        folders[:] = [name for name, path in below.items() if path != left_out and path not in (here, *here.parents)]
-        for name in names:
-            if not NOT_READ.fullmatch(name):
-                yield Path(parent, name).relative_to(folder).as_posix(), os.path.join(parent, name)
+def _files_below(folder: Path, left_out: Path) -> dict[str, str]:
+    """Name and path of the files in a folder that may belong to a dataset, less those of another folder in it."""
+    found = find_files(folder)
+    names = [name for name in found.images + found.others if not NOT_READ.fullmatch(name.rpartition("/")[2])]
+    left_out, root = left_out.resolve(), folder.resolve()
+    if left_out != root and left_out.is_relative_to(root):
+        own = f"{left_out.relative_to(root).as_posix()}/"
+        names = [name for name in names if not name.startswith(own)]
+    return {name: os.path.join(folder, name) for name in names}
 
 
-def _expand_pattern(patterns: list[str]) -> dict[str, str]:
+def _suffixes(path: str) -> list[str]:
+    return [suffix.lower() for suffix in Path(path).suffixes]
+
+
+def _expand_patterns(patterns: list[str]) -> dict[str, str]:
     """Name and path or URL of the files that patterns stand for, found as `load_dataset` finds them."""
     from datasets.data_files import resolve_pattern
 

@@ -199,13 +199,13 @@ def open_dataset(
         return load_dataset(path, name, split=split, streaming=streaming, **folder)
     kinds = [kind.lower() for kind in reversed(Path(path).suffixes)]  # of `a.jsonl.gz` the second
     if kinds and kinds[0] in SUFFIXES:
-        files = [file for pattern in _expand_ranges(path) for file in glob.glob(_as_pattern(pattern), recursive=True)]
+        files = [file for pattern in file_patterns(path) for file in glob.glob(pattern, recursive=True)]
         if not files:
             raise ValueError("there are no such files")
         return _choose(read_image_files(files), split, streaming)
     for kind in kinds:
         if kind in READERS:
-            patterns = {(split or "train").partition("[")[0]: [_as_pattern(part) for part in _expand_ranges(path)]}
+            patterns = {(split or "train").partition("[")[0]: file_patterns(path)}
             return load_dataset(READERS[kind], name, data_files=patterns, split=split, streaming=streaming)
     if re.search(r"[*?\[{]", path):
         raise ValueError(f"a file pattern must end in one of {', '.join(READERS)}, or be of images")
@@ -242,6 +242,11 @@ def _folder_reader(path: str) -> str:
     if not readers:
         raise ValueError(f"there are no files of {', '.join(READERS)} or images in it")
     return readers.most_common(1)[0][0]
+
+
+def file_patterns(path: str) -> list[str]:
+    """The patterns, as `glob` takes them, of a dataset that is a file or a file pattern."""
+    return [_as_pattern(part) for part in _expand_ranges(path)]
 
 
 def _as_pattern(path: str) -> str:

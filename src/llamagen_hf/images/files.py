@@ -55,7 +55,7 @@ def find_files(folder: str | Path) -> FoundFiles:
                 found.left_out["hidden"] += 1
             elif is_folder:
                 real = os.path.realpath(entry.path)
-                if real in above:
+                if any(Path(folder).is_relative_to(real) for folder in above):
                     found.left_out["link to a folder around it"] += 1
                 else:
                     waiting.append((entry.path, f"{prefix}{entry.name}/", (*above, real)))
