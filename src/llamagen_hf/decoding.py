@@ -147,6 +147,7 @@ class CodeDecoder:
             raise ValueError("The weights are offloaded, which a compiled step can't be: use one or the other.")
         # The model's own device means nothing while its weights are offloaded.
         (batch, num_codes), device = uniforms.shape, uniforms.device
+        in_own_precision = torch.autocast(device.type, enabled=False)
         guided = guidance_scale != 1
         if prefix_codes is None:
             prefix_codes = torch.empty(batch, 0, dtype=torch.long, device=device)
@@ -162,8 +163,8 @@ class CodeDecoder:
             if prompt_attention_mask is None:
                 prompt_attention_mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.long, device=device)
             if guided:
+                null = model.model.uncond_embedding(batch).to(prompt_embeds)
                 with in_own_precision:
-                    null = model.model.uncond_embedding(batch).to(prompt_embeds)
                     prompt_embeds = torch.cat([prompt_embeds, null])
                 prompt_attention_mask = prompt_attention_mask.repeat(2, 1)
             condition = {"prompt_embeds": prompt_embeds}

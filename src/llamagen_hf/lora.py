@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from diffusers.loaders.lora_base import LoraBaseMixin
-from diffusers.utils import delete_adapter_layers, recurse_remove_peft_layers
+from diffusers.utils import delete_adapter_layers, is_peft_available, recurse_remove_peft_layers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
@@ -69,6 +69,8 @@ class LoraLoaderMixin(LoraBaseMixin):
         Raises:
             ValueError: If there is no adapter, if it is made for other sizes, or if the name is taken.
         """
+        if not is_peft_available():
+            raise ImportError("Adapters need PEFT: pip install 'llamagen-hf[lora]'.")
         from peft import PeftConfig, inject_adapter_in_model
         from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
