@@ -157,7 +157,6 @@ class CodeDecoder:
         if guided:
             prefix_codes = prefix_codes.repeat(2, 1)
 
-        in_own_precision = torch.autocast(device.type, enabled=False)
         if prompt_embeds is not None:
             condition_length = prompt_embeds.shape[1]
             if prompt_attention_mask is None:
