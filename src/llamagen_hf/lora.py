@@ -183,6 +183,11 @@ class LoraLoaderMixin(LoraBaseMixin):
         with self._changing_adapters():
             remove_adapters(self.transformer, names)
 
+    def get_active_adapters(self) -> list[str]:
+        """Names of the adapters to draw with; those of diffusers 0.41 are of its own models alone."""
+        first = next(iter(adapter_layers(self.transformer).values()), None)
+        return [] if first is None else list(first.active_adapters)
+
     def set_adapters(self, *args, **kwargs) -> None:
         """Choose the adapters to draw with, see [`~diffusers.loaders.lora_base.LoraBaseMixin.set_adapters`]."""
         self._check_not_compiled()
