@@ -121,13 +121,9 @@ def test_the_last_word_stands_right_before_the_first_code(words, prefix, codes):
 
 def test_wider_heads_compute_the_same():
     torch.manual_seed(0)
-    query, key, value, output = (
-        torch.randn(200, 32),
-        torch.randn(200, 32),
-        torch.randn(200, 32),
-        torch.randn(32, 200),
-    )
-    x = torch.randn(7, 32)
+    # In double precision, since the order of sums differs with the width.
+    shapes = [(200, 32), (200, 32), (200, 32), (32, 200), (7, 32)]
+    query, key, value, output, x = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
     wide = [pad_heads(weight, 100, 112, dim) for weight, dim in ((query, 0), (key, 0), (value, 0), (output, 1))]
     assert wide[0].shape == (224, 32) and wide[3].shape == (32, 224)
 
