@@ -271,6 +271,7 @@ def test_a_cancelled_drawing_stops_working(slow_pipe):
         assert len(steps) == 16
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_so_and_serves_the_others(slow_pipe):
     pipe, _ = slow_pipe
     with running(pipe, queue_size=2) as url:

@@ -75,6 +75,7 @@ def shell_commands(text: str) -> list[list[str]]:
     return commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RUNNABLE, ids=name)
 def test_snippets_run(path, tmp_path, monkeypatch):
     """As a reader would run them: from the top, Python and shell, in one folder."""

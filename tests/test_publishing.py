@@ -428,6 +428,7 @@ def assert_no_paths(files, root):
         assert [name for name, content in files.items() if str(place).encode() in content] == []
 
 
+@pytest.mark.slow
 def test_a_trained_pipeline_brings_its_facts(user, trained):
     user.publish(trained / "pipeline", "user/shapes")
     files = user.hub.repos["user/shapes"][-1]

@@ -73,6 +73,7 @@ def test_the_same_stages_by_the_command_line(tmp_path):
     assert pipe("a cat").images[0].size == (32, 32)
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path):
     """All through one process, since each takes seconds to start."""
     recipe = write_recipe(tmp_path)

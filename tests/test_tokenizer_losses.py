@@ -352,6 +352,7 @@ print(model.features[28].weight.double().sum().item())
 """
 
 
+@pytest.mark.slow
 def test_default_weights_come_from_the_hub(vgg16, tmp_path):
     pytest.importorskip("torchmetrics")
     env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
