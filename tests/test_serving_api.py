@@ -190,11 +190,14 @@ def test_a_prompt_that_can_not_be_read_is_a_bad_request(client, prompt):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_that_is_cut_has_a_warning_in_the_headers(server, client, stream):
+def test_a_prompt_that_is_cut_has_a_warning_in_the_headers(server, stream, monkeypatch):
+    logged = []
+    monkeypatch.setattr("llamagen_hf.pipeline.logger.warning_once", logged.append)
     url = f"{server.url}/v1/images/generations"
     answer = httpx.post(url, json={"prompt": "apples and péars", "stream": stream}, timeout=60)
     assert answer.status_code == 200 and "leaves out its end: 'p\\u00e9ars'" in answer.headers["Warning"]
     assert "Warning" not in httpx.post(url, json={"prompt": "apples", "stream": stream}, timeout=60).headers
+    assert not logged  # prompts are not for the log
 
 
 def test_wrong_uploads_are_bad_requests(client):

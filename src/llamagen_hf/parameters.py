@@ -2,7 +2,7 @@
 
 import torch
 
-from .inputs import SAMPLING_SETTINGS, DrawingInputs, plain
+from .inputs import SAMPLING_SETTINGS, DrawingInputs, is_integer, plain
 from .outputs import AutoregressiveImageOutput
 
 
@@ -133,7 +133,7 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
     full = {name: plain(value) for name, value in (DEFAULTS | parameters).items()}
     for name, limit in (("seed", 2**64), ("seed_index", 2**16), ("batch_size", 2**12), ("batch_index", None)):
         limit = full["batch_size"] if limit is None else limit
-        if isinstance(full[name], bool) or not isinstance(full[name], int) or not 0 <= full[name] < limit:
+        if not is_integer(full[name]) or not 0 <= full[name] < limit:
             raise ValueError(f"These parameters are damaged: {name} is {full[name]!r}.")
     codes = full["prefix_codes"]
     if not isinstance(codes, list) or not all(isinstance(code, int) for code in codes):

@@ -176,9 +176,7 @@ class AutoregressiveImagePipeline(
         """
         text_encoder, config = self.require("text_encoder", "which encodes prompts"), self.generator_config
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        for text in prompts:
-            if loss := self.find_loss(text):
-                logger.warning_once(f"{loss.sentence} It is {textwrap.shorten(text, 200)!r}.")
+        self._warn_of_losses(prompts)
         input_ids, mask = tokenize_prompts(self.tokenizer, prompts, config.condition_length, config.prompt_cleaning)
         device = self._execution_device
         return encode_tokens(text_encoder, input_ids.to(device), mask.to(device), config.condition_length)
@@ -187,6 +185,11 @@ class AutoregressiveImagePipeline(
         """What this checkpoint does not read of a prompt, see [`~llamagen_hf.prompts.find_loss`]."""
         tokenizer, config = self.require("tokenizer", "which reads prompts"), self.generator_config
         return find_loss(tokenizer, prompt, config.condition_length, config.prompt_cleaning)
+
+    def _warn_of_losses(self, prompts: list[str]) -> None:
+        for prompt in prompts:
+            if loss := self.find_loss(prompt):
+                logger.warning_once(f"{loss.sentence} It is {textwrap.shorten(prompt, 200)!r}.")
 
     @torch.no_grad()
     def __call__(

@@ -5,6 +5,7 @@ import math
 import torch
 
 from .errors import FieldError
+from .inputs import is_integer
 
 
 def check_sampling(
@@ -19,15 +20,12 @@ def check_sampling(
     def is_number(value):
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
-    def is_whole(value):
-        return isinstance(value, int) and not isinstance(value, bool)
-
     if not is_number(guidance_scale) or guidance_scale < 0:
         raise FieldError(
             "guidance_scale",
             f"`guidance_scale` is {guidance_scale}; expected a number of at least 0 (1 turns it off).",
         )
-    if not is_whole(guidance_interval) or guidance_interval < -1:
+    if not is_integer(guidance_interval) or guidance_interval < -1:
         raise FieldError(
             "guidance_interval", f"`guidance_interval` is {guidance_interval}; expected -1 (always) or a code index."
         )
@@ -36,7 +34,7 @@ def check_sampling(
             "temperature",
             f"`temperature` is {temperature}; expected a number of at least 0 (0 takes the likeliest code).",
         )
-    if not is_whole(top_k) or top_k < 0:
+    if not is_integer(top_k) or top_k < 0:
         raise FieldError("top_k", f"`top_k` is {top_k}; expected an integer of at least 0 (0 keeps all codes).")
     if not is_number(top_p) or not 0 <= top_p <= 1:
         raise FieldError("top_p", f"`top_p` is {top_p}; expected a number in [0, 1] (1 keeps all codes).")
