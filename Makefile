@@ -22,8 +22,8 @@ test: .venv/installed
 
 # What people see in a browser has deadlines in seconds, and so runs alone.
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow $(PARALLEL) --ignore tests/test_demo_browser.py
-	$(BIN)/python -m pytest -m slow tests/test_demo_browser.py
+	$(BIN)/python -m pytest -m slow $(PARALLEL) --ignore tests/demo/test_browser.py
+	$(BIN)/python -m pytest -m slow tests/demo/test_browser.py
 
 # vLLM wants versions of its own. The torchvision that comes with it is for another torch and breaks transformers.
 .venv-vllm/installed: pyproject.toml constraints-vllm.txt
@@ -35,8 +35,8 @@ test-slow: .venv/installed
 	touch $@
 
 test-vllm: .venv-vllm/installed  ## the generator on vLLM, on a CPU: 3.5 GB of packages, some minutes
-	.venv-vllm/bin/python -m pytest -m "" tests/vllm_plugin
-	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 .venv-vllm/bin/python -m pytest tests/vllm_plugin -k "released or settings"
+	.venv-vllm/bin/python -m pytest -m "" tests/llamagen/vllm
+	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 .venv-vllm/bin/python -m pytest tests/llamagen/vllm -k "released or settings"
 
 scoreboard: .venv/installed  ## measure how well CHECKPOINT draws the emoji of DATASET
 	$(BIN)/python benchmarks/scoreboard.py --checkpoint "$$CHECKPOINT" --dataset "$$DATASET"

@@ -25,9 +25,9 @@ import torch
 import transformers
 
 from llamagen_hf import LlamaGenConfig, LlamaGenForConditionalGeneration, LlamaGenVQModel
-from llamagen_hf.conversion import VARIANTS
-from llamagen_hf.decoding import CodeDecoder
-from llamagen_hf.sampling import guide, sample
+from llamagen_hf.llamagen.conversion import VARIANTS
+from llamagen_hf.llamagen.decoding import CodeDecoder
+from llamagen_hf.llamagen.sampling import guide, sample
 
 
 class Bench:

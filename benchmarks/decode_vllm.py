@@ -32,10 +32,10 @@ from llamagen_hf import (
     LlamaGenForConditionalGeneration,
     LlamaGenVQModel,
 )
-from llamagen_hf.conversion import VARIANTS
-from llamagen_hf.decoding import CodeDecoder
-from llamagen_hf.sampling import draw_uniforms
-from llamagen_hf.vllm import DrawingSettings, class_prompt, engine_arguments, sampling_params
+from llamagen_hf.llamagen.conversion import VARIANTS
+from llamagen_hf.llamagen.decoding import CodeDecoder
+from llamagen_hf.llamagen.sampling import draw_uniforms
+from llamagen_hf.llamagen.vllm import GenerationSettings, class_prompt, engine_arguments, sampling_params
 
 
 class Bench:
@@ -63,7 +63,7 @@ class Bench:
         self.uniforms = draw_uniforms(args.images, config.num_codes, generators, self.device)
         self.prompts = [class_prompt(config, class_id, []) for class_id in self.classes.tolist()]
         self.params = [
-            sampling_params(config, DrawingSettings(seed=seed, **self.settings)) for seed in range(args.images)
+            sampling_params(config, GenerationSettings(seed=seed, **self.settings)) for seed in range(args.images)
         ]
         for params in self.params:
             params.max_tokens = args.num_codes

@@ -1,4 +1,4 @@
-"""The network that scores drawn emoji: what a picture shows, in which style, and how well it fits a caption.
+"""The network that scores drawn emoji: what an image shows, in which style, and how well it fits a caption.
 
 A small ResNet of transformers (arXiv 1512.03385) with a linear head for each label, and CLIP's contrastive pair of
 projections (arXiv 2103.00020) beside them, the text side being a bag of word pieces.
@@ -26,11 +26,11 @@ class EmojiClassifierConfig(ResNetConfig):
     r"""Sizes and classes of [`EmojiClassifier`]; the sizes of the ResNet are [`~transformers.ResNetConfig`]'s.
 
     Args:
-        image_size (`int`, *optional*, defaults to 64): Side of the pictures it looks at.
+        image_size (`int`, *optional*, defaults to 64): Side of the images it looks at.
         classes (`dict[str, list[str]]`, *optional*): Names of the classes of each label, by column of the dataset.
         vocab_size (`int`, *optional*, defaults to 2048): Word pieces of the tokenizer.
         word_size (`int`, *optional*, defaults to 192): Width of their vectors.
-        projection_dim (`int`, *optional*, defaults to 128): Width of the space of pictures and captions.
+        projection_dim (`int`, *optional*, defaults to 128): Width of the space of images and captions.
         feature_dropout (`float`, *optional*, defaults to 0.2): Dropout of the features before the heads.
     """
 
@@ -45,7 +45,7 @@ class EmojiClassifierConfig(ResNetConfig):
 
 
 class EmojiClassifier(PreTrainedModel):
-    """Features of pictures, and from them labels and the likeness to captions.
+    """Features of images, and from them labels and the likeness to captions.
 
     Args:
         config ([`EmojiClassifierConfig`]): Its sizes and classes.
@@ -71,7 +71,7 @@ class EmojiClassifier(PreTrainedModel):
         self.post_init()
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Of pictures `(batch, 3, image_size, image_size)` in [-1, 1]: `(batch, hidden_sizes[-1])`, at least 0."""
+        """Of images `(batch, 3, image_size, image_size)` in [-1, 1]: `(batch, hidden_sizes[-1])`, at least 0."""
         return self.resnet(pixel_values).pooler_output.flatten(1)
 
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -79,7 +79,7 @@ class EmojiClassifier(PreTrainedModel):
         return {label: head(features) for label, head in self.heads.items()}
 
     def embed_features(self, features: torch.Tensor) -> torch.Tensor:
-        """Embeddings of pictures beside those of captions: `(batch, projection_dim)` of length 1."""
+        """Embeddings of images beside those of captions: `(batch, projection_dim)` of length 1."""
         return F.normalize(self.picture_projection(features), dim=-1)
 
     def embed_captions(self, input_ids: torch.LongTensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ class EmojiClassifier(PreTrainedModel):
 
     @torch.no_grad()
     def look_at(self, pictures: Images) -> torch.Tensor:
-        """[`features`] of pictures that were opened at `image_size`."""
+        """[`features`] of images that were opened at `image_size`."""
         batches = (torch.from_numpy(batch).permute(0, 3, 1, 2) for batch in pictures.batches(BATCH_SIZE))
         return torch.cat([self.features(batch.float() / 127.5 - 1) for batch in batches])
 
@@ -101,7 +101,7 @@ def tokenize_captions(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -
 
 
 def accuracies(model: EmojiClassifier, features: torch.Tensor, rows) -> dict[str, float]:
-    """Share of the pictures whose labels are those of their rows, by label."""
+    """Share of the images whose labels are those of their rows, by label."""
     with torch.no_grad():
         logits = model.classify(features)
     return {
@@ -125,7 +125,7 @@ def caption_precision(
     captions: list[str],
     num_candidates: int = 100,
 ) -> float:
-    """R-precision: how often a picture is more like its own caption than all others of `num_candidates`.
+    """R-precision: how often an image is more like its own caption than all others of `num_candidates`.
 
     See [`~llamagen_hf.evaluation.text.r_precision`]; with fewer captions, it is among all of them.
     """

@@ -22,7 +22,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--checkpoint", default="emoji")
     arguments.add_argument("--prompt", default="a red apple", help="A class id for a class-conditional checkpoint.")
-    arguments.add_argument("--count", type=int, default=1, help="Pictures drawn together.")
+    arguments.add_argument("--count", type=int, default=1, help="Images drawn together.")
     arguments.add_argument("--repeats", type=int, default=15)
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--dtype", default="float32")

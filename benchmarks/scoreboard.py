@@ -4,14 +4,14 @@ make scoreboard [CHECKPOINT=FOLDER_OR_ID] [DATASET=../shared/data/emoji]
 python benchmarks/scoreboard.py [--checkpoint emoji] [--dataset ../shared/data/emoji] [--count 419]
 
 Takes captions of both splits at even distances and draws each once, caption i with the seed i. What is drawn, the
-captions' own pictures, and what the tokenizer makes of these, are measured side by side: the tokenizer's is the best
-that its generator could reach. A line of the first table is a set of pictures:
+captions' own images, and what the tokenizer makes of these, are measured side by side: the tokenizer's is the best
+that its generator could reach. A line of the first table is a set of images:
 
-- Frechet distance, precision and recall (k = 3) compare it with all pictures of a split, in the features of the
+- Frechet distance, precision and recall (k = 3) compare it with all images of a split, in the features of the
   network in benchmarks/scoreboard, not of Inception: they are no FID, and compare with nothing that another network
   measured. A set that is a part of the split it is compared with is nearly perfect by that.
 - Accuracies: how often the network names the subgroup, style or group of the caption's row.
-- R-precision: how often it finds a picture more like its own caption than 99 others of the set.
+- R-precision: how often it finds an image more like its own caption than 99 others of the set.
 """
 
 import argparse
@@ -34,27 +34,27 @@ from emoji_classifier import CLASSIFIER, EmojiClassifier, accuracies, caption_pr
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llamagen_hf import AutoregressiveImagePipeline
+from llamagen_hf.conditioning.text import tokenize_prompts
 from llamagen_hf.data.source import DataConfig
 from llamagen_hf.evaluation import frechet_distance, precision_recall
 from llamagen_hf.evaluation.images import Images, open_images
-from llamagen_hf.evaluation.sampling import SamplingConfig, sample_pictures
-from llamagen_hf.prompts import tokenize_prompts
-from llamagen_hf.training.condition_to_codes import ConditionToCodes, mean_loss
-from llamagen_hf.training.facts import public_name
-from llamagen_hf.training.tokenizer import evaluate_tokenizer
+from llamagen_hf.evaluation.sampling import SamplingConfig, sample_images
+from llamagen_hf.llamagen.training.condition_to_codes import ConditionToCodes, mean_loss
+from llamagen_hf.llamagen.training.vq_trainer import evaluate_tokenizer
+from llamagen_hf.training.record import public_name
 
 
 SPLITS = ("test", "train")
-BATCH_SIZE = 64  # pictures drawn and encoded together
+BATCH_SIZE = 64  # images drawn and encoded together
 
 
 class Judge:
-    """The network that looks at pictures, and what it saw in those of each split.
+    """The network that looks at images, and what it saw in those of each split.
 
     Args:
         model (`EmojiClassifier`): The network.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): What it reads captions by.
-        splits (`dict[str, datasets.Dataset]`): Rows with pictures, captions and labels.
+        splits (`dict[str, datasets.Dataset]`): Rows with images, captions and labels.
     """
 
     def __init__(self, model: EmojiClassifier, tokenizer: PreTrainedTokenizerBase, splits: dict[str, Dataset]):
@@ -67,8 +67,8 @@ class Judge:
         return self.model.look_at(open_images(source, self.model.config.image_size))
 
     def score(self, source: Dataset | np.ndarray | Path | Images, rows: Dataset) -> dict[str, float]:
-        """All scores of pictures that show what `rows` say."""
-        features, scores = self.look_at(source), {"pictures": len(rows)}
+        """All scores of images that show what `rows` say."""
+        features, scores = self.look_at(source), {"images": len(rows)}
         for split, reference in self.references.items():
             scores[f"distance_to_{split}"] = frechet_distance(reference, features)
             scores[f"precision_{split}"], scores[f"recall_{split}"] = precision_recall(reference, features)
@@ -84,21 +84,21 @@ def evenly(rows: Dataset, count: int) -> Dataset:
 
 
 def as_batches(rows: Dataset, size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Pictures as `images` `(batch, 3, size, size)` in [-1, 1]."""
+    """Images as `images` `(batch, 3, size, size)` in [-1, 1]."""
     for batch in open_images(rows, size).batches(BATCH_SIZE):
         yield {"images": torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1}
 
 
 @torch.no_grad()
 def reconstruct(pipe: AutoregressiveImagePipeline, rows: Dataset) -> np.ndarray:
-    """What the tokenizer makes of pictures: `(n, size, size, 3)`, uint8."""
+    """What the tokenizer makes of images: `(n, size, size, 3)`, uint8."""
     images = torch.cat([pipe.vq_model(batch["images"]).sample for batch in as_batches(rows, pipe.image_size)])
     return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 @torch.no_grad()
 def losses(pipe: AutoregressiveImagePipeline, rows: Dataset) -> dict[str, float]:
-    """The generator's loss on pictures' codes, with their captions and without."""
+    """The generator's loss on images' codes, with their captions and without."""
     config, batches = pipe.transformer.config, []
     for i, batch in enumerate(as_batches(rows, pipe.image_size)):
         captions = list(rows["caption"])[i * BATCH_SIZE :][: len(batch["images"])]
@@ -117,22 +117,22 @@ def measure(pipe: AutoregressiveImagePipeline, judge: Judge, splits: dict[str, D
 
     Args:
         pipe ([`AutoregressiveImagePipeline`]): Draws from captions.
-        judge ([`Judge`]): Looks at the pictures.
+        judge ([`Judge`]): Looks at the images.
         splits (`dict[str, datasets.Dataset]`): All rows of both splits.
-        count (`int`): Captions of each split, and pictures of each set.
+        count (`int`): Captions of each split, and images of each set.
 
     Returns:
-        `dict`: `sets`, the scores of each set of pictures by its name; and by split, the tokenizer's measurements and
+        `dict`: `sets`, the scores of each set of images by its name; and by split, the tokenizer's measurements and
         the generator's losses.
     """
     results = {"sets": {}}
     for split, rows in splits.items():
         chosen = evenly(rows, count)
-        results["sets"][f"{split} pictures"] = judge.score(chosen, chosen)
-        results["sets"][f"{split} pictures, reconstructed"] = judge.score(reconstruct(pipe, chosen), chosen)
+        results["sets"][f"{split} images"] = judge.score(chosen, chosen)
+        results["sets"][f"{split} images, reconstructed"] = judge.score(reconstruct(pipe, chosen), chosen)
         with tempfile.TemporaryDirectory() as folder:
             config = SamplingConfig(count, prompts=list(chosen["caption"]), batch_size=BATCH_SIZE)
-            drawn = sample_pictures(pipe, config, folder)
+            drawn = sample_images(pipe, config, folder)
             results["sets"][f"drawn for {split} captions"] = judge.score(drawn, chosen)
         results[split] = evaluate_tokenizer(pipe.vq_model, as_batches(chosen, pipe.image_size)) | losses(pipe, chosen)
     return results

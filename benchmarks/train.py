@@ -35,12 +35,12 @@ from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from llamagen_hf import LlamaGenVQModel
-from llamagen_hf.conversion import VARIANTS
-from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes
 from llamagen_hf.data.source import DataConfig
-from llamagen_hf.training.generator import GeneratorTraining
-from llamagen_hf.training.generator_config import GeneratorTrainingConfig
-from llamagen_hf.training.throughput import flops_per_image, peak_flops
+from llamagen_hf.llamagen.conversion import VARIANTS
+from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig, extract_codes
+from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
+from llamagen_hf.llamagen.training.generator_trainer import GeneratorTraining
+from llamagen_hf.llamagen.training.throughput import flops_per_image, peak_flops
 
 
 # Sizes of the Llama, the side of its grid and the number of its codes; "emoji" is pipelines/recipes/emoji.yaml's.
@@ -58,15 +58,15 @@ def write_codes(folder: Path, grid_size: int, vocab_size: int, rows: int) -> dic
     noise = rng.integers(0, 256, (rows, 2 * grid_size, 2 * grid_size, 3), np.uint8)
     columns = {"image": [Image.fromarray(picture) for picture in noise], "label": rng.integers(0, CLASSES, rows)}
     features = datasets.Features(image=datasets.Image(), label=datasets.Value("int32"))
-    (folder / "pictures").mkdir()
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "pictures" / "train.parquet")
+    (folder / "images").mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "images" / "train.parquet")
     torch.manual_seed(0)
     LlamaGenVQModel(
         block_out_channels=(8, 8), layers_per_block=1, latent_channels=8, norm_num_groups=4,
         num_vq_embeddings=vocab_size, sample_size=2 * grid_size,
     ).save_pretrained(folder / "tokenizer")  # fmt: skip
     paths = {"codes_dir": str(folder / "codes"), "tokenizer": str(folder / "tokenizer")}
-    data = DataConfig(str(folder / "pictures"), image_size=2 * grid_size, test_fraction=0.0)
+    data = DataConfig(str(folder / "images"), image_size=2 * grid_size, test_fraction=0.0)
     extract_codes(data, CodeExtractionConfig(paths["tokenizer"], paths["codes_dir"]))
     return paths
 

@@ -2,7 +2,7 @@
 
 OMP_NUM_THREADS=1 python benchmarks/train_scoreboard.py [--dataset ../shared/data/emoji] [--output FOLDER]
 
-It learns subgroup, style and group of a picture, and to tell its caption from those of the other pictures of a batch.
+It learns subgroup, style and group of an image, and to tell its caption from those of the other images of a batch.
 A twentieth of the training emoji is held out, in all styles, tones and genders at once, to choose settings by; the
 test split is measured once, in the end.
 """
@@ -32,8 +32,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llamagen_hf.data.source import DataConfig
 from llamagen_hf.evaluation.images import open_images
-from llamagen_hf.loading import EMOJI_CHECKPOINT
-from llamagen_hf.training.checkpoints import replace_result
+from llamagen_hf.files import replace_result
+from llamagen_hf.loading.checkpoint import EMOJI_CHECKPOINT
 
 
 LABELS = {"subgroup": 1.0, "style": 0.3, "group": 0.3}  # weights of their losses
@@ -58,9 +58,9 @@ class TrainingRows:
     """Rows in memory, as batches that are changed at random.
 
     Args:
-        rows (`datasets.Dataset`): Pictures, captions and labels.
+        rows (`datasets.Dataset`): Images, captions and labels.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Of the captions.
-        config ([`EmojiClassifierConfig`]): Size of the pictures, and the classes.
+        config ([`EmojiClassifierConfig`]): Size of the images, and the classes.
     """
 
     def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: EmojiClassifierConfig):
@@ -68,7 +68,7 @@ class TrainingRows:
         self.pictures = torch.from_numpy(next(pictures)).permute(0, 3, 1, 2).contiguous()
         self.labels = {label: class_ids(rows, label, names) for label, names in config.classes.items()}
         captions, tags = list(rows["caption"]), list(rows["tags"])
-        # A picture's keywords in its style: words that the captions of other emoji may have.
+        # An image's keywords in its style: words that the captions of other emoji may have.
         keywords = [f"{' '.join(tag)}, {text.rpartition(', ')[2]}" for tag, text in zip(tags, captions, strict=True)]
         self.texts = torch.stack([tokenize_captions(tokenizer, texts) for texts in (captions, keywords)])
         # Mirrored, a text or a flag is another, and what faces left no longer does.
@@ -78,21 +78,21 @@ class TrainingRows:
         self.may_flip = ~(letters[self.labels["group"]] | sides)
 
     def batch(self, indices: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor, dict]:
-        """Pictures, captions or keywords with some words left out, and labels."""
-        pictures = change_pictures(self.pictures[indices].float() / 127.5 - 1, self.may_flip[indices])
+        """Images, captions or keywords with some words left out, and labels."""
+        pictures = change_images(self.pictures[indices].float() / 127.5 - 1, self.may_flip[indices])
         which = (torch.rand(len(indices)) < KEYWORDS).long()
         words = self.texts[which, indices]
         words = words.masked_fill(torch.rand(words.shape) < WORD_DROPOUT, 0)
         return pictures, words, {label: values[indices] for label, values in self.labels.items()}
 
 
-def change_pictures(pictures: torch.Tensor, may_flip: torch.Tensor) -> torch.Tensor:
-    """Move, scale and turn pictures a little, mirror half of those that may be, and change their colours slightly.
+def change_images(pictures: torch.Tensor, may_flip: torch.Tensor) -> torch.Tensor:
+    """Move, scale and turn images a little, mirror half of those that may be, and change their colours slightly.
 
     What comes in from outside is white, and white stays white.
     """
     count = len(pictures)
-    ink = 1 - pictures  # 0 where the picture is white
+    ink = 1 - pictures  # 0 where the image is white
     angle = (torch.rand(count) * 2 - 1) * math.radians(8)
     scale = 1 + (torch.rand(count) * 2 - 1) * 0.12
     mirror = torch.where(may_flip & (torch.rand(count) < 0.5), -1.0, 1.0)
@@ -118,7 +118,7 @@ def loss_of(model: EmojiClassifier, pictures: torch.Tensor, words: torch.Tensor,
 
 
 def evaluate(model: EmojiClassifier, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> dict[str, float]:
-    """Accuracies and caption R-precision of a split's own pictures."""
+    """Accuracies and caption R-precision of a split's own images."""
     model.eval()
     features = model.look_at(open_images(rows, model.config.image_size))
     metrics = {f"{label} accuracy": value for label, value in accuracies(model, features, rows).items()}
@@ -160,7 +160,7 @@ def main(args: list[str] | None = None) -> None:
     groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, args.learning_rate)
     scheduler = get_scheduler("cosine", optimizer, None, steps, args.epochs * steps)
-    print(f"{len(train)} pictures, {len(validation)} held out, {model.num_parameters():,} parameters", flush=True)
+    print(f"{len(train)} images, {len(validation)} held out, {model.num_parameters():,} parameters", flush=True)
     for epoch in range(1, args.epochs + 1):
         model.train()
         total = 0.0

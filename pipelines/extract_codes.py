@@ -1,9 +1,9 @@
-"""Stage 2: turn the pictures of a dataset into codes, once.
+"""Stage 2: turn the images of a dataset into codes, once.
 
 accelerate launch pipelines/extract_codes.py --config pipelines/recipes/emoji.yaml [--num_crops 1 ...]
 """
 
-from llamagen_hf.stages import extract_codes
+from llamagen_cli.stages import extract_codes
 
 
 if __name__ == "__main__":

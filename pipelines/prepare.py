@@ -1,13 +1,13 @@
-"""Stage 0: choose, score and recaption pictures from the web.
+"""Stage 0: choose, score and recaption images from the web.
 
 python pipelines/prepare.py filter --config pipelines/recipes/laion_stage1.yaml [--min_side 512 ...]
 accelerate launch pipelines/prepare.py score --config RECIPE [--scores aesthetic ...]
 accelerate launch pipelines/prepare.py recaption --config RECIPE [--model llava-hf/llava-1.5-7b-hf ...]
 
-Between filter and the others, the pictures have to be downloaded, for instance by img2dataset.
+Between filter and the others, the images have to be downloaded, for instance by img2dataset.
 """
 
-from llamagen_hf.stages import prepare
+from llamagen_cli.stages import prepare
 
 
 if __name__ == "__main__":

@@ -12,19 +12,19 @@ from pathlib import Path
 import torch
 
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenVQModel
-from llamagen_hf.contact_sheet import contact_sheet
-from llamagen_hf.conversion import save_complete
-from llamagen_hf.data.codes import CodeCollator, CodeSamples, load_codes
-from llamagen_hf.data.extraction import tokenizer_fingerprint
-from llamagen_hf.data.pictures import PictureSamples, stack_pictures
-from llamagen_hf.data.samples import batches_once
+from llamagen_hf.conditioning.text import tokenize_prompts
+from llamagen_hf.data.images import ImageSamples, stack_images
+from llamagen_hf.data.loader import batches_once
 from llamagen_hf.data.source import DataConfig
-from llamagen_hf.pipeline import EMOJI_CHECKPOINT
-from llamagen_hf.prompts import tokenize_prompts
-from llamagen_hf.training.condition_to_codes import ConditionToCodes, mean_loss
-from llamagen_hf.training.generator_config import GeneratorTrainingConfig
+from llamagen_hf.images.grid import contact_sheet
+from llamagen_hf.llamagen.conversion import save_complete
+from llamagen_hf.llamagen.pipeline import EMOJI_CHECKPOINT
+from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes
+from llamagen_hf.llamagen.training.condition_to_codes import ConditionToCodes, mean_loss
+from llamagen_hf.llamagen.training.extraction import tokenizer_fingerprint
+from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
+from llamagen_hf.llamagen.training.vq_trainer import evaluate_tokenizer
 from llamagen_hf.training.recipe import parse_recipe
-from llamagen_hf.training.tokenizer import evaluate_tokenizer
 
 
 TRAIN_CAPTIONS, TEST_CAPTIONS = 40, 20
@@ -38,7 +38,7 @@ def evenly(captions: list[str], count: int) -> list[str]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--config", required=True, help="The recipe of the run.")
-    arguments.add_argument("--dataset", help="The pictures, if not where the recipe says.")
+    arguments.add_argument("--dataset", help="The images, if not where the recipe says.")
     arguments.add_argument("--vq_model", help="A tokenizer with a better decoder for the same codes.")
     arguments.add_argument("--output", type=Path, default=EMOJI_CHECKPOINT, help="Replaced, if it is a checkpoint.")
     own = arguments.parse_args()
@@ -76,7 +76,7 @@ def main() -> None:
         batches = list(batches_once(rows, samples, CodeCollator(tokenize), 64))
         losses[f"{split}_loss"], _ = mean_loss(model, batches)
         losses[f"{split}_loss_without_prompt"], _ = mean_loss(model, batches, without_condition=True)
-    images = batches_once(data.load("test"), PictureSamples(data), stack_pictures, 32)
+    images = batches_once(data.load("test"), ImageSamples(data), stack_images, 32)
     generator = pipe.transformer.config
 
     def millions(component):

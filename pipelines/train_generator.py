@@ -3,7 +3,7 @@
 accelerate launch pipelines/train_generator.py --config pipelines/recipes/emoji.yaml [--learning_rate 1e-4 ...]
 """
 
-from llamagen_hf.stages import train_generator
+from llamagen_cli.stages import train_generator
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 accelerate launch pipelines/train_tokenizer.py --config pipelines/recipes/emoji.yaml [--learning_rate 1e-4 ...]
 """
 
-from llamagen_hf.stages import train_tokenizer
+from llamagen_cli.stages import train_tokenizer
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A module of its own, since each process of vLLM runs it, whatever model it serve
 import.
 """
 
-MODEL = "llamagen_hf.vllm.model:LlamaGenTwin"
+MODEL = "llamagen_hf.llamagen.vllm.model:LlamaGenTwin"
 
 
 def register() -> None:

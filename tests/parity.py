@@ -10,8 +10,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llamagen_hf import LlamaGenConfig, LlamaGenForConditionalGeneration
+from llamagen_hf.llamagen.conversion import convert_transformer_state_dict
+
 
 FOLDER = Path(__file__).parent / "parity"
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "grid_size": 4,
+}
 _spec = importlib.util.spec_from_file_location("parity_weights", FOLDER / "weights.py")
 weights = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(weights)
@@ -30,3 +41,16 @@ def goldens(name: str) -> dict[str, torch.Tensor]:
     arrays = np.load(FOLDER / f"{name}.npz")
     tensors = {key: torch.from_numpy(arrays[key]) for key in arrays}
     return {key: value.long() if value.dtype == torch.int32 else value for key, value in tensors.items()}
+
+
+def released_transformer(name: str) -> LlamaGenForConditionalGeneration:
+    """The model of a checkpoint in the released layout."""
+    condition = (
+        {"num_classes": 10}
+        if name == "c2i_tiny"
+        else {"conditioning": "text", "condition_length": 120, "condition_dim": 24}
+    )
+    config = LlamaGenConfig(**SIZES, **condition)
+    model = LlamaGenForConditionalGeneration(config).eval()
+    model.load_state_dict(convert_transformer_state_dict(released_state_dict(name), config))
+    return model

@@ -16,7 +16,7 @@ from mdit_py_plugins.anchors import anchors_plugin
 from typer.testing import CliRunner
 
 import llamagen_cli
-from llamagen_hf import stages
+from llamagen_cli import stages
 from llamagen_hf.training.recipe import parse_recipe
 
 
@@ -105,7 +105,7 @@ def test_python_snippets_are_python(path):
 def recipes(tmp_path, monkeypatch):
     """A folder like a reader's: a checkout with a recipe of one's own."""
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
-    shutil.copy(ROOT / "pipelines" / "recipes" / "own_pictures.yaml", tmp_path / "my_recipe.yaml")
+    shutil.copy(ROOT / "pipelines" / "recipes" / "own_images.yaml", tmp_path / "my_recipe.yaml")
     monkeypatch.chdir(tmp_path)
     # Stages read their flags, and stop before the work.
     monkeypatch.setattr(
@@ -157,7 +157,7 @@ def test_commands_that_do_not_exist_are_noticed(text, message, recipes):
 
 
 class Addresses(HTMLParser):
-    """Where the links and pictures of a piece of HTML lead, and the anchors that it sets."""
+    """Where the links and images of a piece of HTML lead, and the anchors that it sets."""
 
     def __init__(self, html: str):
         super().__init__()

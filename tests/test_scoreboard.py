@@ -18,11 +18,11 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 from transformers import AutoTokenizer  # noqa: E402
 
 from llamagen_hf.data.source import DataConfig  # noqa: E402
-from llamagen_hf.loading import EMOJI_CHECKPOINT  # noqa: E402
+from llamagen_hf.loading.checkpoint import EMOJI_CHECKPOINT  # noqa: E402
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-EMOJI = Path(__file__).parent / "emoji"  # 40 pictures of the training split, in one style
+EMOJI = Path(__file__).parent / "emoji"  # 40 images of the training split, in one style
 DATASET = Path(__file__).parents[2] / "shared" / "data" / "emoji"
 
 
@@ -92,16 +92,16 @@ def test_the_network_knows_emoji_and_their_captions(benchmarks, rows, network):
     assert benchmarks["emoji_classifier"].caption_precision(model, tokenizer, features, shuffled) < 0.1
 
 
-def test_real_pictures_are_perfect_against_themselves_and_the_worse_the_noisier(benchmarks, rows, network):
+def test_real_images_are_perfect_against_themselves_and_the_worse_the_noisier(benchmarks, rows, network):
     judge = benchmarks["scoreboard"].Judge(*network, {"test": rows})
-    pictures = np.stack([np.array(image.resize((64, 64))) for image in rows["image"]])
-    noise = np.random.default_rng(0).integers(0, 256, pictures.shape)
-    noisy = (pictures * 0.8 + noise * 0.2).astype(np.uint8)
+    images = np.stack([np.array(image.resize((64, 64))) for image in rows["image"]])
+    noise = np.random.default_rng(0).integers(0, 256, images.shape)
+    noisy = (images * 0.8 + noise * 0.2).astype(np.uint8)
     same, worse, worst = (judge.score(source, rows) for source in (rows, noisy, noise.astype(np.uint8)))
     assert same["distance_to_test"] == pytest.approx(0, abs=1e-6)
     assert same["precision_test"] == same["recall_test"] == 1
     assert 0 < worse["distance_to_test"] < worst["distance_to_test"]
-    assert 1 > worse["recall_test"] > worst["recall_test"] == 0  # all noise is one place, which may be near a picture
+    assert 1 > worse["recall_test"] > worst["recall_test"] == 0  # all noise is one place, which may be near an image
     assert same["group_accuracy"] > worst["group_accuracy"] and same["r_precision"] > worst["r_precision"]
 
 
@@ -112,7 +112,7 @@ def test_features_do_not_depend_on_the_batch(benchmarks, rows, network, monkeypa
     torch.testing.assert_close(judge.look_at(rows), together, rtol=1e-4, atol=1e-5)
 
 
-def test_caption_precision_is_chance_for_pictures_that_say_nothing(benchmarks, network):
+def test_caption_precision_is_chance_for_images_that_say_nothing(benchmarks, network):
     model, tokenizer = network
     captions = [f"thing {i}" for i in range(200)]
     features = torch.rand(200, model.config.hidden_sizes[-1])
@@ -129,10 +129,10 @@ def test_the_scoreboard_measures_a_pipeline_the_same_way_twice(benchmarks, rows,
     results = scoreboard.measure(pipe, judge, splits, 8)
     assert list(results["sets"]) == [
         name for split in ("test", "train")
-        for name in (f"{split} pictures", f"{split} pictures, reconstructed", f"drawn for {split} captions")
+        for name in (f"{split} images", f"{split} images, reconstructed", f"drawn for {split} captions")
     ]  # fmt: skip
-    real = results["sets"]["test pictures"]
-    assert real["pictures"] == 8 and real["precision_test"] == 1
+    real = results["sets"]["test images"]
+    assert real["images"] == 8 and real["precision_test"] == 1
     assert real["distance_to_test"] < results["sets"]["drawn for test captions"]["distance_to_test"]
     assert results["test"]["loss"] > 0 and results["test"]["loss"] != results["test"]["loss_without_prompt"]
     assert results["test"]["psnr"] > 0 and 0 < results["test"]["codebook_usage"] <= 1
@@ -173,8 +173,8 @@ def test_an_emoji_is_held_out_in_all_tones_and_genders(benchmarks):
     assert 0.03 < share < 0.07
 
 
-def test_changed_pictures_keep_their_white_ground_and_mirror_only_where_allowed(benchmarks, rows):
-    change = benchmarks["train_scoreboard"].change_pictures
+def test_changed_images_keep_their_white_ground_and_mirror_only_where_allowed(benchmarks, rows):
+    change = benchmarks["train_scoreboard"].change_images
     white = torch.ones(16, 3, 32, 32)
     assert change(white, torch.ones(16, dtype=torch.bool)).equal(white)
     left = torch.ones(64, 3, 32, 32)

@@ -61,7 +61,7 @@ def build_janus() -> JanusVQVAE:
 
 
 def build_janus_model() -> JanusForConditionalGeneration:
-    """All of Janus: its tokenizer beside a language model and an encoder of pictures with as many patches as codes."""
+    """All of Janus: its tokenizer beside a language model and an encoder of images with as many patches as codes."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     return JanusForConditionalGeneration(
@@ -88,6 +88,6 @@ KINDS = {
 
 
 def build_autoencoder(kind: str) -> nn.Module:
-    """All take pictures of 32 x 32 pixels."""
+    """All take images of 32 x 32 pixels."""
     torch.manual_seed(0)
     return KINDS[kind][0]().eval()

@@ -5,11 +5,11 @@ from pathlib import Path
 import datasets
 from PIL import Image, ImageDraw
 
-from llamagen_hf.data.extraction import CodeExtractionConfig, extract_codes
 from llamagen_hf.data.source import DataConfig
-from llamagen_hf.training.generator_config import GeneratorTrainingConfig
-from llamagen_hf.training.tokenizer import train_tokenizer
-from llamagen_hf.training.tokenizer_config import TokenizerTrainingConfig
+from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig, extract_codes
+from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
+from llamagen_hf.llamagen.training.vq_config import TokenizerTrainingConfig
+from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer
 
 
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "black": (0, 0, 0)}

@@ -29,7 +29,7 @@ def convert(
     with one_sentence_errors():
         import torch
 
-        from llamagen_hf.conversion import convert_checkpoint
+        from llamagen_hf.llamagen.conversion import convert_checkpoint
 
         if dtype not in (None, "float32", "float16", "bfloat16"):
             raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
@@ -120,7 +120,7 @@ def publish(
             library.utils.logging.disable_progress_bar()
             library.utils.logging.set_verbosity_error()
         try:
-            from llamagen_hf.hub import publish as publish_folder
+            from llamagen_hf.publishing.publish import publish as publish_folder
         except ImportError as error:
             raise ValueError(f"{error}; publishing needs `pip install llamagen-hf[train]`.") from error
         for url in publish_folder(folder, repo_id, private, space, license, draw, data_license=data_license):

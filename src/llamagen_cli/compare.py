@@ -12,7 +12,7 @@ from .app import app, check_writable, find_device, one_sentence_errors
 
 @app.command()
 def compare_tokenizers(
-    source: Annotated[str, typer.Argument(help="Pictures: a folder, an .npz of ADM's kind, or a dataset's Hub id.")],
+    source: Annotated[str, typer.Argument(help="Images: a folder, an .npz of ADM's kind, or a dataset's Hub id.")],
     autoencoders: Annotated[
         list[str],
         typer.Argument(
@@ -22,10 +22,10 @@ def compare_tokenizers(
         ),
     ],
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side to crop and resize to. Default: as the pictures are.")
+        int | None, typer.Option(min=1, help="Side to crop and resize to. Default: as the images are.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
-    count: Annotated[int | None, typer.Option(min=1, help="Take so many of the first pictures. Default: all.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    count: Annotated[int | None, typer.Option(min=1, help="Take so many of the first images. Default: all.")] = None,
     split: Annotated[str, typer.Option(help="Split of a dataset.")] = "test",
     inception: Annotated[
         Path | None, typer.Option(help="Inception's weights, torch-fidelity's file: adds the column rFID.")
@@ -39,7 +39,7 @@ def compare_tokenizers(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")] = None,
 ):
-    """Measure how close image tokenizers come to pictures, and print one table."""
+    """Measure how close image tokenizers come to images, and print one table."""
     with one_sentence_errors():
         if output is not None:
             if output.suffix.lower() not in (".md", ".json"):
@@ -64,7 +64,7 @@ def measure(source, paths, image_size, batch_size, count, split, inception, vgg1
     import diffusers
     import transformers
 
-    from llamagen_hf.evaluation.autoencoders import load_autoencoder
+    from llamagen_hf.autoencoders import load_autoencoder
     from llamagen_hf.evaluation.images import open_images
     from llamagen_hf.evaluation.tokenizers import compare_tokenizers, evaluate_tokenizer
 
@@ -79,7 +79,7 @@ def measure(source, paths, image_size, batch_size, count, split, inception, vgg1
 
         extractor = InceptionFeatures(inception, device)
     if vgg16 is not None:
-        from llamagen_hf.training.perceptual import PerceptualLoss
+        from llamagen_hf.evaluation.perceptual import PerceptualLoss
 
         perceptual_loss = PerceptualLoss.from_pretrained(vgg16).to(device)
     results = []
@@ -89,4 +89,4 @@ def measure(source, paths, image_size, batch_size, count, split, inception, vgg1
             evaluate_tokenizer(autoencoder, images, extractor, perceptual_loss, batch_size, count, name=path)
         )
     numbers = [{key: "inf" if value == math.inf else value for key, value in result.items()} for result in results]
-    return compare_tokenizers(results), {"pictures": images.name, "tokenizers": numbers}
+    return compare_tokenizers(results), {"images": images.name, "tokenizers": numbers}

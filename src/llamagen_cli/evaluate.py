@@ -10,43 +10,41 @@ import typer
 from .app import app, find_device, one_sentence_errors
 
 
-SHEET = 24  # pictures on a report's sheet
+SHEET = 24  # images on a report's sheet
 
 
 @app.command()
 def evaluate(
     subjects: Annotated[
         list[str],
-        typer.Argument(help="Checkpoints of any diffusers pipelines to draw from; or pictures: folder, .npz."),
+        typer.Argument(help="Checkpoints of any diffusers pipelines to draw from; or images: folder, .npz."),
     ],
-    reference: Annotated[
-        str, typer.Option(help="Pictures to compare with: a folder, .npz, or dataset; or statistics.")
-    ],
-    output: Annotated[Path, typer.Option(help="Folder for the reports and for the pictures that are drawn.")],
+    reference: Annotated[str, typer.Option(help="Images to compare with: a folder, .npz, or dataset; or statistics.")],
+    output: Annotated[Path, typer.Option(help="Folder for the reports and for the images that are drawn.")],
     preset: Annotated[str | None, typer.Option(help="Settings of a paper: imagenet256_paper, or demo.")] = None,
     count: Annotated[
-        int | None, typer.Option(min=2, help="Pictures to draw. Default: the preset's, or the reference's.")
+        int | None, typer.Option(min=2, help="Images to draw. Default: the preset's, or the reference's.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Text file with a prompt a line. Default: classes.")] = None,
     classes: Annotated[str, typer.Option(help="Which classes to draw: random or balanced.")] = "random",
     num_classes: Annotated[int | None, typer.Option(help="How many, if the pipeline does not say.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Picture i draws with seed + i.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Image i draws with seed + i.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     guidance_scale: Annotated[
         list[float] | None, typer.Option(help="Several for a sweep. Default: the checkpoint's.")
     ] = None,
     argument: Annotated[
         list[str] | None, typer.Option(help="More for the pipelines' calls, as name=value: top_k=0.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Side to bring all pictures to.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side to bring all images to.")] = None,
     split: Annotated[str, typer.Option(help="Of a dataset.")] = "test",
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that can't be used.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that can't be used.")] = False,
     inception: Annotated[
         Path | None, typer.Option(help="File with Inception's weights. Default: torch-fidelity downloads it.")
     ] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP model for CLIP score and R-precision of prompts.")] = None,
     pack: Annotated[
-        bool, typer.Option("--pack", help="Also write the drawn pictures as .npz for ADM's evaluator.")
+        bool, typer.Option("--pack", help="Also write the drawn images as .npz for ADM's evaluator.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: an accelerator, if any.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
@@ -65,7 +63,7 @@ def evaluate(
         from llamagen_hf.evaluation.report import write_report
         from llamagen_hf.evaluation.run import EvaluationConfig
         from llamagen_hf.evaluation.run import evaluate as run
-        from llamagen_hf.evaluation.sampling import pack_pictures
+        from llamagen_hf.evaluation.sampling import pack_images
         from llamagen_hf.processes import leave_processes, this_process
 
         if dtype not in ("float32", "float16", "bfloat16"):
@@ -108,7 +106,7 @@ def evaluate(
             page = write_report(folder, results, sheet, score_images(source, config, results))
             typer.echo(f"Wrote {page}")
             if pack and Path(source).is_dir() and "checkpoint" in results:
-                pack_pictures(source, folder / "samples.npz")
+                pack_images(source, folder / "samples.npz")
                 typer.echo(f"Wrote {folder / 'samples.npz'}")
         leave_processes()
 
@@ -140,20 +138,20 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def score_images(source, config, results: dict) -> dict[str, list]:
-    """The first picture of each prompt that is among the worst or the best."""
+    """The first image of each prompt that is among the worst or the best."""
     from llamagen_hf.evaluation.results import worst_and_best
 
     wanted = {entry["name"] for entries in worst_and_best(results) for entry in entries}
     found = {}
     if wanted:
-        for picture, prompt in with_prompts(source, config, len(config.prompts)):
+        for image, prompt in with_prompts(source, config, len(config.prompts)):
             if prompt in wanted:
-                found.setdefault(prompt, [picture])
+                found.setdefault(prompt, [image])
     return found
 
 
 def with_prompts(source, config, count: int) -> Iterator[tuple]:
-    """The first `count` pictures, each with its prompt, if there are prompts."""
+    """The first `count` images, each with its prompt, if there are prompts."""
     from itertools import islice
 
     from PIL import Image
@@ -162,5 +160,5 @@ def with_prompts(source, config, count: int) -> Iterator[tuple]:
 
     images = open_images(source, config.image_size, config.split, skip_bad=config.skip_bad)
     prompts = config.prompts or [""]
-    for index, picture in enumerate(islice(images, count)):
-        yield Image.fromarray(picture), prompts[index % len(prompts)]
+    for index, image in enumerate(islice(images, count)):
+        yield Image.fromarray(image), prompts[index % len(prompts)]

@@ -37,7 +37,7 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option(help="Probability to draw from, 1 for all. Default: the checkpoint's.")
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="Picture to complete.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image to complete.")] = None,
     keep_rows: Annotated[
         int | None, typer.Option(help="Rows of codes to keep of --image. Default: the upper half.")
     ] = None,
@@ -46,7 +46,7 @@ def generate(
         str, typer.Option(help="CLIP model that chooses among candidates: a folder or Hub id.")
     ] = "openai/clip-vit-base-patch32",
     redraw: Annotated[
-        Path | None, typer.Option("--from", help="Draw this picture again, by the parameters in its metadata.")
+        Path | None, typer.Option("--from", help="Draw this image again, by the parameters in its metadata.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: float32.")] = None,
@@ -111,36 +111,36 @@ def generate(
 
 
 def planned(output: Path, count: int) -> list[Path]:
-    """The files of so many images, as [`~llamagen_hf.outputs.AutoregressiveImageOutput.save`] numbers them."""
+    """The files of so many images, as `AutoregressiveImageOutput.save` numbers them."""
     return [output] if count == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(count)]
 
 
 def name_output(subject: str, count: int) -> Path:
     """A file that is named after a prompt, and where it replaces none."""
-    from llamagen_hf.file_names import file_stem, free_path
+    from llamagen_hf.files import file_stem, free_path
 
     return free_path(file_stem(subject), ".png", [""] if count == 1 else [f"-{i}" for i in range(count)])
 
 
 def check_redrawing(context: typer.Context) -> None:
-    """Raise a `ValueError` if the command line says anything that `--from` takes from its picture."""
+    """Raise a `ValueError` if the command line says anything that `--from` takes from its image."""
     free = {"redraw", "checkpoint", "output", "device"}
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
     if given - free:
         names = ", ".join(sorted(given - free))
-        raise ValueError(f"`--from` takes {names} from the picture; leave it out.")
+        raise ValueError(f"`--from` takes {names} from the image; leave it out.")
 
 
 def draw_again(picture: Path, checkpoint: str | None, device: str | None):
-    """What the pipeline returns for the picture of a PNG, drawn again by its parameters."""
-    from llamagen_hf.png import read_parameters
+    """What the pipeline returns for the image of a PNG, drawn again by its parameters."""
+    from llamagen_hf.provenance import read_parameters
 
     parameters = read_parameters(picture)
     loaded = {name: parameters[name] for name in ("revision", "variant") if name in parameters}
     if checkpoint is None:
         checkpoint = parameters.get("checkpoint")
         if checkpoint is None:
-            raise ValueError(f"The picture {str(picture)!r} does not say which checkpoint drew it; pass --checkpoint.")
+            raise ValueError(f"The image {str(picture)!r} does not say which checkpoint drew it; pass --checkpoint.")
     else:
         loaded.pop("revision", None)
     pipe = load_pipeline(checkpoint, device or parameters.get("device"), parameters.get("dtype"), **loaded)
@@ -151,11 +151,11 @@ def draw_again(picture: Path, checkpoint: str | None, device: str | None):
 
 
 def save_grid(result, path: Path) -> None:
-    """Write all pictures of a drawing side by side, with what they have in common as parameters."""
+    """Write all images of a drawing side by side, with what they have in common as parameters."""
     from diffusers.utils import make_image_grid
     from PIL import Image
 
-    from llamagen_hf.png import save_png
+    from llamagen_hf.provenance import save_png
 
     images, every = result.images, result.parameters
     columns = math.ceil(len(images) ** 0.5)

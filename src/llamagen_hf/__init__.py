@@ -8,10 +8,10 @@ import diffusers
 from diffusers import ModelMixin
 from transformers import PreTrainedModel
 
-from .configuration import LlamaGenConfig
-from .modeling import LlamaGenForConditionalGeneration, LlamaGenModel
-from .pipeline import AutoregressiveImagePipeline
-from .vq_model import LlamaGenVQModel
+from .llamagen.configuration import LlamaGenConfig
+from .llamagen.modeling import LlamaGenForConditionalGeneration, LlamaGenModel
+from .llamagen.pipeline import AutoregressiveImagePipeline
+from .llamagen.vq_model import LlamaGenVQModel
 
 
 # `DiffusionPipeline.from_pretrained` looks for a pipeline's class here, and for its components' library there, or else

@@ -1,4 +1,4 @@
-"""How well pictures fit texts, by CLIP (arXiv 2103.00020)."""
+"""How well images fit texts, by CLIP (arXiv 2103.00020)."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -23,7 +23,7 @@ def load_clip(path: str, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:
         `tuple[PreTrainedModel, ProcessorMixin]`: The model, ready to be measured with, and its processor.
 
     Raises:
-        OSError: In one sentence, if there is no model, or none with embeddings of pictures and texts.
+        OSError: In one sentence, if there is no model, or none with embeddings of images and texts.
     """
     try:
         model, processor = AutoModel.from_pretrained(path, **kwargs), AutoProcessor.from_pretrained(path)
@@ -34,16 +34,16 @@ def load_clip(path: str, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:
     return model.eval(), processor
 
 
-def embed_pictures(
+def embed_images(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     pictures: Iterable[Image.Image | np.ndarray],
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """CLIP's embeddings of pictures, whatever `read_image` reads: (pictures, width) of length 1, in float32."""
+    """CLIP's embeddings of images, whatever `read_image` reads: (images, width) of length 1, in float32."""
     embeddings = []
     for batch in _batches(pictures, batch_size):
-        images = [read_image(picture) for picture in batch]
+        images = [read_image(image) for image in batch]
         inputs = processor.image_processor(images, return_tensors="pt").to(model.device, model.dtype)
         embeddings.append(F.normalize(model.get_image_features(**inputs).pooler_output.float(), dim=-1))
     return torch.cat(embeddings)
@@ -75,7 +75,7 @@ def _first_line(error: Exception) -> str:
 
 
 class CLIPScorer:
-    """Scores pictures by the cosine between CLIP's embeddings of picture and prompt, for `num_candidates`.
+    """Scores images by the cosine between CLIP's embeddings of image and prompt, for `num_candidates`.
 
     Args:
         model ([`~transformers.CLIPModel`]): A CLIP model of transformers.
@@ -102,14 +102,14 @@ class CLIPScorer:
 
     @torch.no_grad()
     def __call__(self, images: list[Image.Image], prompts: list[str]) -> list[float]:
-        """Score pictures.
+        """Score images.
 
         Args:
-            images (`list[PIL.Image.Image]`): The pictures.
+            images (`list[PIL.Image.Image]`): The images.
             prompts (`list[str]`): A prompt or class name for each.
 
         Returns:
-            `list[float]`: Cosines in [-1, 1], one for each picture.
+            `list[float]`: Cosines in [-1, 1], one for each image.
         """
         texts = embed_texts(self.model, self.processor, [self.template.format(prompt) for prompt in prompts])
-        return (embed_pictures(self.model, self.processor, images) * texts).sum(-1).tolist()
+        return (embed_images(self.model, self.processor, images) * texts).sum(-1).tolist()

@@ -1,4 +1,4 @@
-"""Paths of this machine, looked for in the files that go to the Hub."""
+"""Paths of this machine: names in place of them, and a search for them in files that go to the Hub."""
 
 import re
 import tempfile
@@ -7,6 +7,13 @@ from pathlib import Path
 
 from PIL import Image
 from safetensors import safe_open
+
+
+def public_name(source: str) -> str:
+    """A Hub id as it is; of a folder, a file or a pattern of this machine the last name alone."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).exists() and source[0] != ".":
+        return source
+    return Path(source).name
 
 
 def local_places(folder: Path) -> list[str]:
@@ -28,14 +35,14 @@ def find_local_path(texts: Iterable[str], places: list[str]) -> str | None:
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """What people could read in a file: metadata of weights and pictures, strings of tables, all of others."""
+    """What people could read in a file: metadata of weights and images, strings of tables, all of others."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             yield str(file.metadata() or "")
     elif path.suffix == ".png":
-        with Image.open(path) as picture:
-            picture.load()  # text may stand behind the pixels
-            yield str(picture.info)
+        with Image.open(path) as image:
+            image.load()  # text may stand behind the pixels
+            yield str(image.info)
     elif path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -47,3 +54,20 @@ def read_texts(path: Path) -> Iterator[str]:
                     yield str(batch.to_pylist())
     else:
         yield path.read_bytes().decode("utf-8", "replace")
+
+
+def public_value(value, places: list[str]):
+    """A value of JSON in which what lies in one of some folders goes by its last name."""
+    if isinstance(value, dict):
+        return {public_value(key, places): public_value(item, places) for key, item in value.items()}
+    if isinstance(value, list):
+        return [public_value(item, places) for item in value]
+    return public_text(value, places) if isinstance(value, str) else value
+
+
+def public_text(text: str, places: list[str]) -> str:
+    """A text in which paths of this machine are names."""
+    if re.match(r"(/|~/|\./|\.\./|[A-Za-z]:\\)\S*$", text):  # nothing but a path
+        return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+    inside = "|".join(re.escape(place) for place in sorted(places, key=len, reverse=True))
+    return re.sub(rf"({inside})(/[^\s'\"`,;:]*)?(?![\w.-])", lambda found: Path(found[0]).name, text)

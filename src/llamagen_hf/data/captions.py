@@ -1,4 +1,4 @@
-"""Captions made from a row's columns, so that a model sees one picture under many descriptions."""
+"""Captions made from a row's columns, so that a model sees one image under many descriptions."""
 
 import random
 import re

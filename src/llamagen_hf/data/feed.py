@@ -11,7 +11,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Sampler
 
 from .bad_rows import BadRows
-from .samples import MakeSample, RowDataset, StreamDataset, collate_with_bad_rows
+from .loader import MakeSample, RowDataset, StreamDataset, collate_with_bad_rows
 
 
 class RunOrder(Sampler):

@@ -1,4 +1,4 @@
-"""Metadata filter: which rows of a web-scale table of pictures are worth downloading.
+"""Metadata filter: which rows of a web-scale table of images are worth downloading.
 
 LlamaGen (arXiv 2406.06525, text-conditional image generation) keeps 50M of the 600M rows of LAION-COCO, by valid URL,
 aesthetic score, watermark score, CLIP similarity and image size. The paper names no thresholds.
@@ -16,8 +16,8 @@ from datasets import IterableDataset
 
 from ..processes import on_main_process
 from .fingerprint import fingerprint_dataset
+from .shards import open_folder, open_rows, shard_path, write_record, write_shard
 from .source import files_report
-from .tables import open_folder, open_rows, shard_path, write_record, write_shard
 
 
 VALID_URL = r"^https?://([^\s/?#@]*@)?(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:\d*)?([/?#]|$)"
@@ -39,7 +39,7 @@ class FilterConfig:
         default=None, metadata={"help": "Highest watermark probability to keep (Stable Diffusion 1: 0.5); unset: any."}
     )
     min_similarity: float | None = field(
-        default=None, metadata={"help": "Lowest CLIP similarity of picture and text to keep; unset: any."}
+        default=None, metadata={"help": "Lowest CLIP similarity of image and text to keep; unset: any."}
     )
     min_side: int | None = field(
         default=None, metadata={"help": "Lowest width and height to keep, in pixels; unset: any."}
@@ -50,7 +50,7 @@ class FilterConfig:
     rank_by: str | None = field(
         default=None, metadata={"help": "Column that says which rows are best, high is good; unset: aesthetic_column."}
     )
-    url_column: str = field(default="URL", metadata={"help": "Column with the pictures' addresses."})
+    url_column: str = field(default="URL", metadata={"help": "Column with the images' addresses."})
     aesthetic_column: str = field(default="aesthetic", metadata={"help": "Column with aesthetic scores."})
     watermark_column: str = field(default="pwatermark", metadata={"help": "Column with watermark probabilities."})
     similarity_column: str = field(default="similarity", metadata={"help": "Column with CLIP similarities."})

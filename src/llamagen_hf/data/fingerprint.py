@@ -18,7 +18,6 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from ..images.files import SUFFIXES, find_files
-from ..vq_model import LlamaGenVQModel
 
 
 logger = logging.getLogger(__name__)
@@ -27,6 +26,8 @@ INPUTS_FILE = ".inputs.json"  # hidden, so that load_dataset passes over it, and
 HASHED_BYTES = 2**30  # read within seconds; files of more than that in all are told by their sizes and times
 NOT_READ = re.compile(r"Thumbs\.db|desktop\.ini|\..*|.*\.md", re.IGNORECASE)
 NAMED = 3  # files in a sentence
+# What earlier versions noted under another name.
+RENAMED = {"the pictures that the dataset names": "the images that the dataset names"}
 
 # By what is read: a hash or a revision, or of files each one's size, time and hash.
 Inputs = dict[str, str | None | dict[str, list | None]]
@@ -64,8 +65,8 @@ def fingerprint_dataset(
             the folder or to what they have in common.
         output_dir (`str` or `os.PathLike`): Where the results go; in the dataset's folder it is passed over.
         splits (`Iterable[datasets.Dataset | datasets.IterableDataset | None]`, *optional*): Its rows. Where a table
-            names pictures by their paths, these files belong to it.
-        image_column (`str`, *optional*): The rows' column with the pictures.
+            names images by their paths, these files belong to it.
+        image_column (`str`, *optional*): The rows' column with the images.
     """
     from .source import READERS, file_patterns
 
@@ -79,7 +80,7 @@ def fingerprint_dataset(
     found = {"the dataset": fingerprint_files(files)}
     named = {name for rows in splits if rows is not None for name in _named_files(rows, image_column, files.values())}
     if named:
-        found["the pictures that the dataset names"] = fingerprint_files({name: name for name in sorted(named)})
+        found["the images that the dataset names"] = fingerprint_files({name: name for name in sorted(named)})
     return found
 
 
@@ -100,7 +101,7 @@ def fingerprint_checkpoint(source: str | Path, pattern: str = "*") -> str | dict
     return fingerprint_files({path.name: path for path in files})
 
 
-def tokenizer_fingerprint(model: LlamaGenVQModel) -> str:
+def tokenizer_fingerprint(model: torch.nn.Module) -> str:
     """What tells one tokenizer's codes from another's: a hash of its codebook and encoder."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -192,7 +193,8 @@ def claim_inputs(folder: Path, inputs: Inputs, goes_on: bool, is_checked_otherwi
     """
     path = folder / INPUTS_FILE
     if goes_on and path.is_file():
-        if changes := describe_changes(json.loads(path.read_text(encoding="utf-8")), inputs):
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        if changes := describe_changes({RENAMED.get(what, what): value for what, value in noted.items()}, inputs):
             raise ValueError(
                 f"{folder} was made from other input: {changes}; go on with that input, take another folder, or start "
                 "over with --overwrite."
@@ -238,7 +240,7 @@ def _expand_patterns(patterns: list[str]) -> dict[str, str]:
 
 
 def _named_files(rows, column: str, files: Iterable[str]) -> set[str]:
-    """The paths that a table holds in place of pictures, unless they are among `files`; none of archives."""
+    """The paths that a table holds in place of images, unless they are among `files`; none of archives."""
     from datasets import Image
 
     rows = rows.select_columns([column]).cast_column(column, Image(decode=False))

@@ -1,6 +1,6 @@
-"""Recaptioning: long captions of pictures by a vision-language model.
+"""Recaptioning: long captions of images by a vision-language model.
 
-LlamaGen (arXiv 2406.06525) trains its second text-conditional stage on 10M pictures with long captions by LLaVA.
+LlamaGen (arXiv 2406.06525) trains its second text-conditional stage on 10M images with long captions by LLaVA.
 """
 
 import json
@@ -22,21 +22,21 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from ..processes import on_main_process, this_process
 from .bad_rows import BadRow
 from .fingerprint import Inputs, fingerprint_checkpoint, fingerprint_dataset
-from .picture_files import decode_picture
+from .images import decode_image
+from .shards import COUNTS, open_folder, open_rows, shard_path, write_shard
 from .source import files_report
-from .tables import COUNTS, open_folder, open_rows, shard_path, write_shard
 
 
 logger = logging.getLogger(__name__)
 
-ROW_GROUP_SIZE = 100  # rows with pictures are large, and a reader holds a row group at a time
+ROW_GROUP_SIZE = 100  # rows with images are large, and a reader holds a row group at a time
 
 
 @dataclass
 class RecaptionConfig:
     """One run of [`recaption`]: the recipe's section `recaption`."""
 
-    dataset: str = field(metadata={"help": "Hub id, folder, or file pattern such as 'pictures/*.parquet'."})
+    dataset: str = field(metadata={"help": "Hub id, folder, or file pattern such as 'images/*.parquet'."})
     output_dir: str = field(metadata={"help": "Folder for the rows with long captions, as Parquet shards."})
     split: str = field(default="train", metadata={"help": "Split to read."})
     model: str = field(
@@ -44,12 +44,12 @@ class RecaptionConfig:
         metadata={"help": "Folder or Hub id of an image-text-to-text model with a chat template."},
     )
     prompt: str = field(
-        default="Describe this image in as much detail as possible.", metadata={"help": "What to ask of each picture."}
+        default="Describe this image in as much detail as possible.", metadata={"help": "What to ask of each image."}
     )
-    image_column: str = field(default="image", metadata={"help": "Column with the pictures."})
+    image_column: str = field(default="image", metadata={"help": "Column with the images."})
     long_caption_column: str = field(default="long_caption", metadata={"help": "New column for the long captions."})
     max_new_tokens: int = field(default=256, metadata={"help": "Tokens of a caption at the most."})
-    batch_size: int = field(default=16, metadata={"help": "Pictures captioned at a time."})
+    batch_size: int = field(default=16, metadata={"help": "Images captioned at a time."})
     dtype: str = field(default="auto", metadata={"help": "bfloat16, float32, ...; auto: the checkpoint's own."})
     device_map: str | None = field(
         default=None, metadata={"help": "auto spreads one model over all devices; unset: one model for each process."}
@@ -59,14 +59,14 @@ class RecaptionConfig:
 
 
 def recaption(config: RecaptionConfig) -> dict:
-    """Add long captions to a dataset of pictures; all its columns stay, so the short captions do.
+    """Add long captions to a dataset of images; all its columns stay, so the short captions do.
 
-    Captions are decoded greedily. A picture that can't be decoded stays in its row and gets no caption. Started by
+    Captions are decoded greedily. An image that can't be decoded stays in its row and gets no caption. Started by
     `accelerate launch`, each process reads the whole dataset and captions shards of its own. A killed run goes on with
     the first shard that is missing, if dataset and model are still the same.
 
     Returns:
-        `dict`: `shards`, `rows`, `captioned` and `undecodable` pictures in the output folder; `files` of a folder of
+        `dict`: `shards`, `rows`, `captioned` and `undecodable` images in the output folder; `files` of a folder of
         images.
 
     Raises:
@@ -84,8 +84,8 @@ def recaption(config: RecaptionConfig) -> dict:
     def add_captions(shard):
         cells = shard[config.image_column]
         captions = [None] * len(cells)
-        for indices, pictures in picture_batches(cells, range(len(cells)), config.batch_size):
-            texts = caption_pictures(model, processor, pictures, config.prompt, config.max_new_tokens)
+        for indices, pictures in image_batches(cells, range(len(cells)), config.batch_size):
+            texts = caption_images(model, processor, pictures, config.prompt, config.max_new_tokens)
             for index, text in zip(indices, texts, strict=True):
                 captions[index] = text
         undecodable = captions.count(None)
@@ -96,19 +96,19 @@ def recaption(config: RecaptionConfig) -> dict:
 
 
 def inputs_of(config, rows: IterableDataset) -> Inputs:
-    """Fingerprints of a stage's pictures and model."""
+    """Fingerprints of a stage's images and model."""
     inputs = fingerprint_dataset(config.dataset, config.output_dir, [rows], config.image_column)
     return inputs | {"the model": fingerprint_checkpoint(config.model)}
 
 
 @torch.no_grad()
-def caption_pictures(
+def caption_images(
     model: PreTrainedModel, processor: ProcessorMixin, pictures: list[Image.Image], prompt: str, max_new_tokens: int
 ) -> list[str]:
-    """Ask the same about each picture and decode the answers greedily."""
+    """Ask the same about each image and decode the answers greedily."""
     chats = [
-        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]}]
-        for picture in pictures
+        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
+        for image in pictures
     ]
     inputs = processor.apply_chat_template(
         chats,
@@ -116,7 +116,7 @@ def caption_pictures(
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        # Some models spend more tokens on some pictures, and an answer has to follow its question at once.
+        # Some models spend more tokens on some images, and an answer has to follow its question at once.
         processor_kwargs={"padding": True, "padding_side": "left"},
     ).to(model.device, model.dtype)
     answers = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
@@ -124,21 +124,21 @@ def caption_pictures(
     return [text.strip() for text in texts]
 
 
-def picture_batches(
+def image_batches(
     cells: list[dict | None], indices: Iterable[int], batch_size: int
 ) -> Iterator[tuple[list[int], list[Image.Image]]]:
-    """The pictures at `indices` that can be decoded, as RGB, in batches with their indices."""
+    """The images at `indices` that can be decoded, as RGB, in batches with their indices."""
 
     def decode():
         for index in indices:
             try:
-                yield index, decode_picture(cells[index])
+                yield index, decode_image(cells[index])
             except BadRow:
                 continue
 
     decoded = decode()
     while batch := list(islice(decoded, batch_size)):
-        yield [index for index, _ in batch], [picture for _, picture in batch]
+        yield [index for index, _ in batch], [image for _, image in batch]
 
 
 def add_columns(
@@ -148,7 +148,7 @@ def add_columns(
 
     Args:
         config: Settings of the stage.
-        rows (`datasets.IterableDataset`): Rows with pictures in `config.image_column`.
+        rows (`datasets.IterableDataset`): Rows with images in `config.image_column`.
         features (`dict[str, datasets.Value]`): Types of the columns.
         compute (`Callable`): From a shard's columns to those columns, and numbers to add up for the report.
 
@@ -162,7 +162,7 @@ def add_columns(
         path = shard_path(config, index)
         if index % process.num_processes != process.process_index or path.exists():
             continue
-        # A file that is not there can't be stored; as a missing picture it counts as undecodable.
+        # A file that is not there can't be stored; as a missing image it counts as undecodable.
         shard[config.image_column] = [None if _is_absent(cell) else cell for cell in shard[config.image_column]]
         columns, counts = compute(shard)
         table = Dataset.from_dict(shard | columns, features=features).data.table
@@ -178,6 +178,6 @@ def add_columns(
 
 
 def _is_absent(cell: dict | None) -> bool:
-    """Whether a picture is nothing but the path of a file that is not on this machine."""
+    """Whether an image is nothing but the path of a file that is not on this machine."""
     path = cell and cell["bytes"] is None and cell["path"]
     return bool(path) and is_local_path(path) and not Path(path).is_file()

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoProcessor, CLIPModel
 
-from ..clip import embed_pictures, embed_texts
+from ..clip import embed_images, embed_texts
 from ..processes import on_main_process, this_process
 from .fingerprint import hash_file
-from .recaptioning import add_columns, inputs_of, picture_batches
-from .tables import open_folder, open_rows
+from .recaptioning import add_columns, image_batches, inputs_of
+from .shards import open_folder, open_rows
 
 
 # Linear layers of LAION's aesthetic predictors: one in the first version (LAION-AI/aesthetic-predictor), five with
@@ -27,7 +27,7 @@ AESTHETIC_LAYERS = ([""], ["layers.0.", "layers.2.", "layers.4.", "layers.6.", "
 class ScoreConfig:
     """One run of [`score`]: the recipe's section `score`."""
 
-    dataset: str = field(metadata={"help": "Hub id, folder, or file pattern such as 'pictures/*.parquet'."})
+    dataset: str = field(metadata={"help": "Hub id, folder, or file pattern such as 'images/*.parquet'."})
     output_dir: str = field(metadata={"help": "Folder for the rows with scores, as Parquet shards."})
     split: str = field(default="train", metadata={"help": "Split to read."})
     scores: list[str] = field(
@@ -41,11 +41,11 @@ class ScoreConfig:
         default="ttj/sac-logos-ava1-l14-linearMSE/model.safetensors",
         metadata={"help": "LAION's predictor for this CLIP model: a .safetensors or .pth file, or owner/name/file."},
     )
-    image_column: str = field(default="image", metadata={"help": "Column with the pictures."})
+    image_column: str = field(default="image", metadata={"help": "Column with the images."})
     caption_column: str = field(default="caption", metadata={"help": "Column with the texts to compare with."})
     similarity_column: str = field(default="similarity", metadata={"help": "Column for CLIP similarities."})
     aesthetic_column: str = field(default="aesthetic", metadata={"help": "Column for aesthetic scores."})
-    batch_size: int = field(default=64, metadata={"help": "Pictures scored at a time."})
+    batch_size: int = field(default=64, metadata={"help": "Images scored at a time."})
     dtype: str = field(default="float32", metadata={"help": "Of the CLIP model: float32, bfloat16 or float16."})
     rows_per_shard: int = field(default=1000, metadata={"help": "Rows of an output file, held in memory."})
     overwrite: bool = field(default=False, metadata={"help": "Start over: remove the shards in output_dir first."})
@@ -54,13 +54,13 @@ class ScoreConfig:
 def score(config: ScoreConfig) -> dict:
     """Fill in CLIP similarities and aesthetic scores where they are null or NaN; the columns are added if need be.
 
-    Similarity is the cosine between CLIP's embeddings of picture and text; a text longer than CLIP reads is cut off.
-    The aesthetic score is a linear head's, on the normalized embedding of the picture; LAION's are trained on ratings
-    from 1 to 10. A row whose picture can't be decoded keeps its null, as does the similarity of a row without text.
+    Similarity is the cosine between CLIP's embeddings of image and text; a text longer than CLIP reads is cut off.
+    The aesthetic score is a linear head's, on the normalized embedding of the image; LAION's are trained on ratings
+    from 1 to 10. A row whose image can't be decoded keeps its null, as does the similarity of a row without text.
     Resumes, and shares out shards to processes, as [`~llamagen_hf.data.recaptioning.recaption`] does.
 
     Returns:
-        `dict`: `shards`, `rows` and `undecodable` pictures among those needed, for each score how many were computed
+        `dict`: `shards`, `rows` and `undecodable` images among those needed, for each score how many were computed
         and how many are still missing, and `files` of a folder of images.
 
     Raises:
@@ -102,8 +102,8 @@ def score(config: ScoreConfig) -> dict:
             if name == "similarity":
                 wanted[name] = [i for i in wanted[name] if texts[i] is not None]
         needed = sorted(set().union(*wanted.values()))
-        for indices, pictures in picture_batches(cells, needed, config.batch_size):
-            embedded |= zip(indices, embed_pictures(model, processor, pictures), strict=True)
+        for indices, images in image_batches(cells, needed, config.batch_size):
+            embedded |= zip(indices, embed_images(model, processor, images), strict=True)
         counts = {"undecodable": len(needed) - len(embedded)}
         for name in columns:
             chosen = [i for i in wanted[name] if i in embedded]

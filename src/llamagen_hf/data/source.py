@@ -1,4 +1,4 @@
-"""Where the pictures come from: any dataset that the `datasets` library reads, as a training and a test split."""
+"""Where the images come from: any dataset that the `datasets` library reads, as a training and a test split."""
 
 import glob
 import logging
@@ -35,14 +35,14 @@ READERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": 
 READERS |= {".tar": "webdataset"}
 STREAM_SHARDS = 64  # parts of a streamed folder that workers and processes share out
 
-PICTURE_TYPES = [Value(dtype) for dtype in ("string", "large_string", "binary", "large_binary")]
+IMAGE_TYPES = [Value(dtype) for dtype in ("string", "large_string", "binary", "large_binary")]
 
 
 @dataclass
 class DataConfig:
-    """Where the pictures are: the recipe's section `data`.
+    """Where the images are: the recipe's section `data`.
 
-    A folder holds pictures (in one folder a class, with captions in a `metadata.jsonl` or in text files, or flat; see
+    A folder holds images (in one folder a class, with captions in a `metadata.jsonl` or in text files, or flat; see
     [`~llamagen_hf.data.image_folder.read_image_folder`]), Parquet files or WebDataset tar shards.
 
     The rows to measure on are those of `test_split`. If it is null, or if the dataset has no such split, they are
@@ -68,15 +68,15 @@ class DataConfig:
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the choice of held out rows."})
     image_column: str = field(
-        default="image", metadata={"help": "Column with the pictures; in tar shards their extension, such as 'jpg'."}
+        default="image", metadata={"help": "Column with the images; in tar shards their extension, such as 'jpg'."}
     )
     label_column: str | None = field(default=None, metadata={"help": "Column with the class ids."})
     image_size: int = field(default=256, metadata={"help": "Side to crop and resize to, in pixels."})
     min_image_size: int = field(
-        default=0, metadata={"help": "Pictures with a shorter side below it, in pixels, can't be used."}
+        default=0, metadata={"help": "Images with a shorter side below it, in pixels, can't be used."}
     )
     max_bad_rows: int = field(
-        default=0, metadata={"help": "Rows that can't be used, such as broken pictures, to skip before the run stops."}
+        default=0, metadata={"help": "Rows that can't be used, such as broken images, to skip before the run stops."}
     )
     streaming: bool = field(default=False, metadata={"help": "Read while training, without a copy on the disk."})
     shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Rows among which a stream is shuffled."})
@@ -92,8 +92,8 @@ class DataConfig:
             split (`str`): `"train"` or `"test"`.
 
         Returns:
-            Rows whose pictures are not decoded yet: `image_column` has type `Image(decode=False)`, so a broken picture
-            raises only where [`~llamagen_hf.data.picture_files.decode_picture`] opens it. An `IterableDataset` if
+            Rows whose images are not decoded yet: `image_column` has type `Image(decode=False)`, so a broken image
+            raises only where [`~llamagen_hf.data.images.decode_image`] opens it. An `IterableDataset` if
             `streaming`; `None` for a test split that does not exist.
 
         Raises:
@@ -136,8 +136,8 @@ class DataConfig:
                     f"The dataset {self.dataset!r} has no column {column!r}; it has {', '.join(rows.features)}."
                 )
         feature = rows.features[self.image_column]
-        if not isinstance(feature, Image | dict) and feature not in PICTURE_TYPES:
-            raise ValueError(f"The column {self.image_column!r} of {self.dataset!r} holds no pictures but {feature}.")
+        if not isinstance(feature, Image | dict) and feature not in IMAGE_TYPES:
+            raise ValueError(f"The column {self.image_column!r} of {self.dataset!r} holds no images but {feature}.")
         if self.label_column is not None:
             feature = rows.features[self.label_column]
             if not isinstance(feature, ClassLabel | Value) or "int" not in feature.dtype:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import gradio as gr
 import torch
+from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
-from ..pipeline import AutoregressiveImagePipeline
+from ..families import load_pipeline
 from .studio import MAX_COUNT, MAX_PROMPT, PREVIEWS, Studio
 from .style import CSS, THEME
 
@@ -34,7 +35,7 @@ def build_demo(checkpoint: str | None = None, device: str | None = None, dtype: 
     if device is None:
         device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    pipe = AutoregressiveImagePipeline.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(device)
+    pipe = load_pipeline(checkpoint, dtype=getattr(torch, dtype)).to(device)
     pipe.set_progress_bar_config(disable=True)
     return lay_out(pipe, read_examples(pipe, checkpoint), title(checkpoint))
 
@@ -49,7 +50,7 @@ def title(checkpoint: str | None) -> str:
     return Path(checkpoint).name if checkpoint and Path(checkpoint).is_dir() else checkpoint or "emoji"
 
 
-def read_examples(pipe: AutoregressiveImagePipeline, checkpoint: str | None) -> list:
+def read_examples(pipe: DiffusionPipeline, checkpoint: str | None) -> list:
     """Prompts of the widget in the checkpoint's card, or some others; class ids for a class-conditional one."""
     if not pipe.is_text_conditional:
         return sorted({pipe.transformer.config.num_classes * i // 5 for i in range(5)})
@@ -62,7 +63,7 @@ def read_examples(pipe: AutoregressiveImagePipeline, checkpoint: str | None) -> 
     return prompts or EXAMPLES
 
 
-def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_size: int = QUEUE_SIZE) -> gr.Blocks:
+def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int = QUEUE_SIZE) -> gr.Blocks:
     """The parts of the app and their events."""
     studio, config = Studio(pipe, name), pipe.transformer.config
 
@@ -72,7 +73,7 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
             with gr.Row():
                 # No gr.Number: an empty one turns into 0. The value is a default for clients of the API.
                 seed = gr.Textbox("", label="Seed", placeholder="random", max_length=16, min_width=100)
-                count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Pictures", min_width=100)
+                count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Images", min_width=100)
             with gr.Row():
                 scale = gr.Slider(
                     1, max(10, values["guidance_scale"]), values["guidance_scale"], step=0.5, label="Guidance",
@@ -149,7 +150,7 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
 
     with gr.Blocks(title=f"llamagen: {name}", delete_cache=(600, 3600), analytics_enabled=False) as demo:
         gr.Markdown(
-            f"# llamagen\n\n**{name}**: a Llama writes a picture code by code, {config.num_codes} of them, "
+            f"# llamagen\n\n**{name}**: a Llama writes an image code by code, {config.num_codes} of them, "
             f"from the top left to the bottom right."
         )
         with gr.Tabs():
@@ -174,11 +175,9 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
             with gr.Tab("Complete"):
                 with gr.Row(elem_classes="bench"):
                     with gr.Column(elem_classes="asks"):
-                        picture = gr.Image(
-                            type="filepath", label="Picture", sources=["upload", "clipboard"], height=220
-                        )
+                        image = gr.Image(type="filepath", label="Image", sources=["upload", "clipboard"], height=220)
                         # The file as it came, so that it is opened where a refusal is put in words.
-                        picture.preprocess = lambda payload: payload and payload.path
+                        image.preprocess = lambda payload: payload and payload.path
                         rows = gr.Slider(
                             0, config.grid_size - 1, config.grid_size // 2, step=1, label="Rows to keep",
                             info=f"From the top, of {config.grid_size}.",
@@ -192,11 +191,11 @@ def lay_out(pipe: AutoregressiveImagePipeline, examples: list, name: str, queue_
                         with gr.Accordion("Parameters", open=False):
                             parameters = gr.Code(language="json", show_label=False, interactive=False, max_lines=18)
                 gr.on(
-                    [picture.change, rows.release], studio.keep, [picture, rows], [gallery, status],
+                    [image.change, rows.release], studio.keep, [image, rows], [gallery, status],
                     show_progress="hidden", api_visibility="private",
                 )  # fmt: skip
                 triggers = [go.click] + ([condition.submit] if pipe.is_text_conditional else [])
                 outputs = [gallery, status, parameters, share]
-                inputs = [picture, rows, condition, *chosen]
+                inputs = [image, rows, condition, *chosen]
                 connect(triggers, None, stop, go, studio.complete, inputs, outputs, "complete")
     return demo.queue(max_size=queue_size, default_concurrency_limit=1)

@@ -12,16 +12,15 @@ from typing import Any
 
 import gradio as gr
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 from PIL import Image
 
-from ..data.transforms import center_crop
-from ..file_names import file_stem
+from ..files import file_stem
+from ..images.previews import PreviewSchedule
 from ..images.reading import UPLOAD_MEGAPIXELS, read_image
-from ..parameters import in_common
-from ..pipeline import AutoregressiveImagePipeline
-from ..png import save_png
-from ..preview import PreviewSchedule
+from ..images.transforms import center_crop
+from ..provenance import in_common, save_png
 
 
 try:
@@ -35,7 +34,7 @@ except ImportError:
 MAX_COUNT = 8
 MAX_PROMPT = 500  # characters
 MAX_SEED = 2**53 - 1  # what numbers in JSON hold exactly everywhere
-SHARE_SIDE = 512  # pixels that a picture to share has at least
+SHARE_SIDE = 512  # pixels that an image to share has at least
 PREVIEWS = ["every row", "now and then", "off"]
 UNDRAWN = (237, 237, 237)  # as in previews
 
@@ -44,34 +43,34 @@ class Studio:
     """The app's events. All of them raise `gr.Error`, which the app shows as a toast.
 
     Args:
-        pipe ([`AutoregressiveImagePipeline`]): What draws.
+        pipe ([`~diffusers.DiffusionPipeline`]): What draws.
         name (`str`): What its checkpoint is called in parameters, which everyone can read.
     """
 
-    def __init__(self, pipe: AutoregressiveImagePipeline, name: str):
+    def __init__(self, pipe: DiffusionPipeline, name: str):
         self.pipe = pipe
         self.name = name
         self.config = pipe.transformer.config
         self._stream = GPU(self._stream)
 
     def draw(self, condition, guidance_scale, temperature, top_k, top_p, seed, count, preview) -> Iterator[tuple]:
-        """Draw pictures of a prompt or a class."""
+        """Draw images of a prompt or a class."""
         settings = self._settings(guidance_scale, temperature, top_k, top_p)
         yield from self._show(self._condition(condition) | settings, seed, count, preview)
 
     def complete(
-        self, picture, keep_rows, condition, guidance_scale, temperature, top_k, top_p, seed, count, preview
+        self, image, keep_rows, condition, guidance_scale, temperature, top_k, top_p, seed, count, preview
     ) -> Iterator[tuple]:
-        """Keep the upper rows of a picture and draw the others."""
-        start = {"image": self._open(picture), "keep_rows": int(keep_rows)}
+        """Keep the upper rows of an image and draw the others."""
+        start = {"image": self._open(image), "keep_rows": int(keep_rows)}
         settings = self._settings(guidance_scale, temperature, top_k, top_p)
         yield from self._show(start | self._condition(condition) | settings, seed, count, preview)
 
-    def keep(self, picture, keep_rows) -> tuple[Any, str]:
-        """Show what a completion would keep of a picture, without the model, so that nobody waits for it."""
-        if picture is None:
+    def keep(self, image, keep_rows) -> tuple[Any, str]:
+        """Show what a completion would keep of an image, without the model, so that nobody waits for it."""
+        if image is None:
             return gr.update(value=None), ""
-        kept = center_crop(self._open(picture), self.pipe.image_size)
+        kept = center_crop(self._open(image), self.pipe.image_size)
         top = int(keep_rows) * self.pipe.vq_model.downsample_factor
         kept.paste(UNDRAWN, (0, top, kept.width, kept.height))
         return gr.update(value=[(kept, "kept")], columns=1), "This part is kept." if top else "Nothing of it is kept."
@@ -97,7 +96,7 @@ class Studio:
 
     def _open(self, path: str | None) -> Image.Image:
         if path is None:
-            raise refusal("Choose a picture first.")
+            raise refusal("Choose an image first.")
         try:
             with open(path, "rb") as file:  # so that nobody is told the name of a temporary file
                 return read_image(file, max_megapixels=UPLOAD_MEGAPIXELS)
@@ -105,7 +104,7 @@ class Studio:
             raise refusal(str(error)) from error
 
     def _show(self, arguments: dict, seed: str | None, count: int, preview: str) -> Iterator[tuple]:
-        """Frames of the gallery, a line of status, and in the end the parameters and a picture to share."""
+        """Frames of the gallery, a line of status, and in the end the parameters and an image to share."""
         seed = (seed or "").strip()
         if seed and not (seed.isdecimal() and int(seed) <= MAX_SEED):
             raise refusal(
@@ -120,7 +119,7 @@ class Studio:
                 for num_drawn, images, parameters in steps:
                     if parameters is None:
                         gallery = facts = share = gr.skip()
-                        if images is not None:  # of which the picture before had others
+                        if images is not None:  # of which the image before had others
                             captions = [f"seed {seed}" for seed in seeds]
                             gallery = gr.update(value=list(zip(images, captions, strict=True)), columns=columns)
                             facts, share = "", gr.update(interactive=False)
@@ -142,8 +141,8 @@ class Studio:
                 save_png(image, path, facts)
                 gallery.append((str(path), f"seed {facts['seed']}"))
             share = Path(folder) / f"{file_name(arguments)}.png"
-            save_png(share_picture(images), share, in_common(parameters))
-            noun = "1 picture" if len(images) == 1 else f"{len(images)} pictures"
+            save_png(share_image(images), share, in_common(parameters))
+            noun = "1 image" if len(images) == 1 else f"{len(images)} images"
             yield (
                 gr.update(value=gallery, columns=columns),
                 f"{noun} in {seconds:.1f} s",
@@ -154,9 +153,9 @@ class Studio:
     def _stream(
         self, arguments: dict, seeds: list[int], preview: str
     ) -> Iterator[tuple[int, list | None, list | None]]:
-        """Codes drawn, pictures if there are new ones, and in the end parameters.
+        """Codes drawn, images if there are new ones, and in the end parameters.
 
-        These can go from one process to another. There is a step after every row, whether it brings pictures or not,
+        These can go from one process to another. There is a step after every row, whether it brings images or not,
         since only between steps a drawing can be stopped.
         """
         side = self.config.grid_size
@@ -197,12 +196,12 @@ def file_name(arguments: dict) -> str:
 
 
 def count_columns(count: int) -> int:
-    """Pictures side by side, of which about as many are one above the other."""
+    """Images side by side, of which about as many are one above the other."""
     return math.ceil(count**0.5)
 
 
-def share_picture(images: list[Image.Image]) -> Image.Image:
-    """All pictures side by side, large enough to look well where they are shared."""
+def share_image(images: list[Image.Image]) -> Image.Image:
+    """All images side by side, large enough to look well where they are shared."""
     columns = count_columns(len(images))
     rows = -(-len(images) // columns)
     side = images[0].width * max(1, -(-SHARE_SIDE // images[0].width))

@@ -29,7 +29,7 @@ THEME = gr.themes.Default(
     button_primary_text_color="white",
 )
 
-# Wide: what to draw on the left, pictures on the right. Narrow: pictures right below the buttons.
+# Wide: what to draw on the left, images on the right. Narrow: images right below the buttons.
 CSS = """
 .gradio-container { width: 100%; max-width: 1040px !important; margin: 0 auto !important; }
 .bench { display: grid !important; gap: 20px; align-items: start;
@@ -40,7 +40,7 @@ CSS = """
 .go button { min-width: 0 !important; }
 .go button:first-child { flex-grow: 3; }
 .easel .grid-wrap { max-height: none !important; min-height: 0 !important; }
-/* As high as with one picture or four, and their captions below them, so that nothing jumps. */
+/* As high as with one image or four, and their captions below them, so that nothing jumps. */
 .easel .empty { aspect-ratio: 1; height: auto !important; min-height: 0 !important;
   box-sizing: content-box !important; padding-bottom: 22px; }
 .easel .thumbnail-item { display: flex; flex-direction: column; height: auto !important; aspect-ratio: auto !important;

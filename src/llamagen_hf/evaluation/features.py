@@ -1,4 +1,4 @@
-"""Features of pictures as matrices: what every metric here is computed from."""
+"""Features of images as matrices: what every metric here is computed from."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ def as_features(features: np.ndarray | torch.Tensor, name: str, minimum: int) ->
     """Features as a tensor on the CPU, in the floating point type they came in.
 
     Args:
-        features (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): One row a picture.
+        features (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): One row an image.
         name (`str`): What they are called in an error.
         minimum (`int`): How many rows there must be.
 

@@ -101,9 +101,9 @@ def frechet_distance(
 
     Args:
         reference_features (`np.ndarray` or `torch.Tensor` of shape `(n, d)`, or [`FeatureStatistics`]):
-            Features of the reference pictures, or their statistics.
+            Features of the reference images, or their statistics.
         sample_features (`np.ndarray` or `torch.Tensor` of shape `(m, d)`, or [`FeatureStatistics`]):
-            Those of the pictures to judge.
+            Those of the images to judge.
 
     Returns:
         `float`: At least 0; 0 for equal means and covariances.

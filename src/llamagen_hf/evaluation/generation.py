@@ -1,18 +1,18 @@
-"""How well pictures resemble others: every metric of generation in one go."""
+"""How well images resemble others: every metric of generation in one go."""
 
 from .frechet import frechet_distance
 from .inception_score import inception_score
 from .kernel import kernel_distance
 from .manifold import precision_recall
-from .statistics import PictureStatistics
+from .statistics import ImageStatistics
 
 
-def evaluate_generation(reference: PictureStatistics, samples: PictureStatistics, k: int = 3) -> dict[str, float]:
-    """Compare pictures with a reference.
+def evaluate_generation(reference: ImageStatistics, samples: ImageStatistics, k: int = 3) -> dict[str, float]:
+    """Compare images with a reference.
 
     Args:
-        reference ([`~llamagen_hf.evaluation.statistics.PictureStatistics`]): Of the reference pictures.
-        samples ([`~llamagen_hf.evaluation.statistics.PictureStatistics`]): Of the pictures to judge.
+        reference ([`~llamagen_hf.evaluation.statistics.ImageStatistics`]): Of the reference images.
+        samples ([`~llamagen_hf.evaluation.statistics.ImageStatistics`]): Of the images to judge.
         k (`int`, *optional*, defaults to 3): For precision and recall.
 
     Returns:
@@ -20,13 +20,13 @@ def evaluate_generation(reference: PictureStatistics, samples: PictureStatistics
         both sides have what it takes.
 
     Raises:
-        ValueError: In one sentence, if the pictures differ in size, or there are too few.
+        ValueError: In one sentence, if the images differ in size, or there are too few.
     """
     sizes = reference.image_size, samples.image_size
     if None not in sizes and sizes[0] != sizes[1]:
         (height, width), (other_height, other_width) = sizes
         raise ValueError(
-            f"The reference {reference.name!r} has pictures of {width} x {height} pixels, the samples "
+            f"The reference {reference.name!r} has images of {width} x {height} pixels, the samples "
             f"{samples.name!r} of {other_width} x {other_height}; bring both to one size."
         )
     metrics = {"fid": frechet_distance(reference.pool, samples.pool)}

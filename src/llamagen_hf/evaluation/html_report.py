@@ -2,18 +2,18 @@
 
 import base64
 import io
+from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image
 
-from .. import __version__
 from ..images.reading import read_image
 from .metric import METRICS, metric
 from .plots import Point, plot, templates
 from .results import caveats, headline, settings, summary, sweep_table, title, worst_and_best
 
 
-PICTURE_SIDE = 256  # of pictures on the page at most, in pixels
+IMAGE_SIDE = 256  # of images on the page at most, in pixels
 
 Picture = Image.Image | str | Path
 
@@ -46,7 +46,7 @@ def html_report(results: dict, sheet: list[tuple[str, str]], images: dict[str, l
         sheet=sheet,
         settings=settings(results),
         known=[METRICS[name] for name in results["metrics"] if name in METRICS],
-        version=__version__,
+        version=version("llamagen-hf"),
     )
 
 
@@ -90,9 +90,9 @@ def guidance_plots(sweep: list[dict]) -> list[tuple[str, str, str]]:
 
 
 def data_uri(picture: Picture) -> str:
-    """A picture within the page: small, and without what its file notes about itself."""
+    """An image within the page: small, and without what its file notes about itself."""
     image = read_image(picture)
-    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "WEBP", quality=90, method=4, lossless=max(image.size) <= 128)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""Pictures to measure, from wherever they are: files, `.npz` batches, datasets, arrays."""
+"""Images to measure, from wherever they are: files, `.npz` batches, datasets, arrays."""
 
 import hashlib
 import logging
@@ -8,30 +8,30 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.transforms import center_crop
 from ..images.files import count_others, find_files, in_words
 from ..images.reading import read_image
-from .npz import NpzPictures
+from ..images.transforms import center_crop
+from .npz import NpzImages
 
 
 logger = logging.getLogger(__name__)
 
 
 class Images:
-    """Pictures of one size, in an order of their own; see [`open_images`].
+    """Images of one size, in an order of their own; see [`open_images`].
 
     Args:
         name (`str`): What they are called in reports, without a folder of this machine.
         names (`Sequence[str]`): A name for each, for errors.
-        open_one (`Callable`): Opens the picture at an index: a PIL image, or `(height, width, 3)` uint8. It is called
+        open_one (`Callable`): Opens the image at an index: a PIL image, or `(height, width, 3)` uint8. It is called
             in ascending order.
         read_bytes (`Callable`): The content at an index, to be hashed.
         image_size (`int`, *optional*): Side to crop and resize to; by default they must be of one size as they are.
         skip_bad (`bool`): Leave out what can't be used, instead of raising.
 
     Attributes:
-        skipped (`dict[str, str]`): Pictures left out so far, and why.
-        left_out (`dict[str, int]`): Of a folder, the files that do not count as pictures, by reason.
+        skipped (`dict[str, str]`): Images left out so far, and why.
+        left_out (`dict[str, int]`): Of a folder, the files that do not count as images, by reason.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Images:
         skip_bad: bool = False,
     ):
         if not names:
-            raise ValueError(f"There are no pictures in {name!r}.")
+            raise ValueError(f"There are no images in {name!r}.")
         self.name = name
         self.skipped: dict[str, str] = {}
         self.left_out: dict[str, int] = {}
@@ -55,33 +55,33 @@ class Images:
         return len(self._names)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Pictures `(height, width, 3)`, uint8.
+        """Images `(height, width, 3)`, uint8.
 
         Raises:
-            ValueError: In one sentence that names the picture, if one is broken or of another size.
+            ValueError: In one sentence that names the image, if one is broken or of another size.
         """
         size = first = None
         for index, name in enumerate(self._names):
             try:
-                picture = self._prepare(self._open_one(index))
+                image = self._prepare(self._open_one(index))
             except ValueError as error:
                 if not self._skip_bad:
                     raise
                 self.skipped[name] = str(error)
                 continue
-            if size is not None and picture.shape != size:
+            if size is not None and image.shape != size:
                 raise ValueError(
-                    f"The pictures of {self.name!r} differ in size: {first} is {size[1]} x {size[0]} pixels, {name} "
-                    f"{picture.shape[1]} x {picture.shape[0]}; give a size to bring them all to."
+                    f"The images of {self.name!r} differ in size: {first} is {size[1]} x {size[0]} pixels, {name} "
+                    f"{image.shape[1]} x {image.shape[0]}; give a size to bring them all to."
                 )
-            size, first = picture.shape, first or name
-            yield picture
+            size, first = image.shape, first or name
+            yield image
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        """Batches `(n, height, width, 3)` of up to `batch_size` pictures, uint8; errors as for iteration."""
+        """Batches `(n, height, width, 3)` of up to `batch_size` images, uint8; errors as for iteration."""
         batch = []
-        for picture in self:
-            batch.append(picture)
+        for image in self:
+            batch.append(image)
             if len(batch) == batch_size:
                 yield np.stack(batch)
                 batch = []
@@ -89,7 +89,7 @@ class Images:
             yield np.stack(batch)
 
     def fingerprint(self) -> str:
-        """Hash of the content and of how it is prepared; the same pictures elsewhere have the same."""
+        """Hash of the content and of how it is prepared; the same images elsewhere have the same."""
         digest = hashlib.sha256(f"sRGB {self._image_size} {self._skip_bad} {len(self)}".encode())
         for index in range(len(self)):
             try:
@@ -99,14 +99,14 @@ class Images:
             digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
 
-    def _prepare(self, picture: Image.Image | np.ndarray) -> np.ndarray:
-        if isinstance(picture, np.ndarray) and self._image_size is None:
-            return picture
-        if isinstance(picture, np.ndarray):
-            picture = Image.fromarray(picture)
+    def _prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        if isinstance(image, np.ndarray) and self._image_size is None:
+            return image
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
         if self._image_size is not None:
-            picture = center_crop(picture, self._image_size)
-        return np.array(picture)
+            image = center_crop(image, self._image_size)
+        return np.array(image)
 
 
 def open_images(
@@ -116,23 +116,23 @@ def open_images(
     image_column: str = "image",
     skip_bad: bool = False,
 ) -> Images:
-    """Open pictures to measure.
+    """Open images to measure.
 
     Args:
-        source: A folder of picture files, read with all its folders in the order of their paths; an `.npz` as ADM's
+        source: A folder of image files, read with all its folders in the order of their paths; an `.npz` as ADM's
             evaluator reads it; a dataset of the Hub or of the `datasets` library, or its id; an array
             `(n, height, width, 3)` of uint8; a list of PIL images; or [`Images`], which are returned as they are.
-        image_size (`int`, *optional*): Side to crop and resize to, as ADM prepares ImageNet. By default pictures stay
+        image_size (`int`, *optional*): Side to crop and resize to, as ADM prepares ImageNet. By default images stay
             as they are, and must be of one size.
         split (`str`, *optional*, defaults to `"test"`): Split of a dataset.
-        image_column (`str`, *optional*, defaults to `"image"`): Column of a dataset with the pictures.
-        skip_bad (`bool`, *optional*, defaults to `False`): Leave out, and count, pictures that can't be used.
+        image_column (`str`, *optional*, defaults to `"image"`): Column of a dataset with the images.
+        skip_bad (`bool`, *optional*, defaults to `False`): Leave out, and count, images that can't be used.
 
     Returns:
         [`Images`]: RGB, as [`~llamagen_hf.images.reading.read_image`] reads them.
 
     Raises:
-        OSError or ValueError: In one sentence, if there are no pictures there, or not such.
+        OSError or ValueError: In one sentence, if there are no images there, or not such.
     """
     options = {"image_size": image_size, "skip_bad": skip_bad}
     if isinstance(source, Images):
@@ -142,12 +142,12 @@ def open_images(
             raise ValueError(f"The array is {source.dtype} {source.shape}; expected uint8 (n, height, width, 3).")
         return Images("array", _numbers(source), source.__getitem__, lambda i: _content(source[i]), **options)
     if isinstance(source, list):
-        if not all(isinstance(picture, Image.Image) for picture in source):
-            raise ValueError("A list of pictures must hold PIL images alone.")
+        if not all(isinstance(image, Image.Image) for image in source):
+            raise ValueError("A list of images must hold PIL images alone.")
         return Images(
             "list",
             _numbers(source),
-            lambda i: read_image(source[i], f"picture {i}"),
+            lambda i: read_image(source[i], f"image {i}"),
             lambda i: _content(np.array(read_image(source[i]))),
             **options,
         )
@@ -179,16 +179,16 @@ def open_images(
 
 
 def _numbers(values) -> list[str]:
-    return [f"picture {index}" for index in range(len(values))]
+    return [f"image {index}" for index in range(len(values))]
 
 
-def _content(picture: np.ndarray) -> bytes:
-    """What an open picture shows: its size and its numbers."""
-    return f"{picture.shape}".encode() + picture.tobytes()
+def _content(image: np.ndarray) -> bytes:
+    """What an open image shows: its size and its numbers."""
+    return f"{image.shape}".encode() + image.tobytes()
 
 
 def _from_npz(path: Path, options: dict) -> Images:
-    pictures = NpzPictures(path)
+    pictures = NpzImages(path)
     state = {"next": 0, "reader": iter(pictures)}
 
     def open_one(index: int) -> np.ndarray:
@@ -204,15 +204,15 @@ def _from_rows(rows, name: str, image_column: str, options: dict) -> Images:
     import datasets
 
     from ..data.bad_rows import BadRow
-    from ..data.picture_files import decode_picture
+    from ..data.images import decode_image
 
     if not isinstance(rows, datasets.Dataset) or image_column not in rows.features:
-        raise ValueError(f"{name!r} is no dataset with a column {image_column!r}, and nothing else with pictures.")
+        raise ValueError(f"{name!r} is no dataset with a column {image_column!r}, and nothing else with images.")
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
 
     def open_one(index: int) -> Image.Image:
         try:
-            return decode_picture(rows[index][image_column])
+            return decode_image(rows[index][image_column])
         except BadRow as error:
             raise ValueError(f"Row {index} of {name!r} can't be used: {error}.") from error
 

@@ -13,11 +13,11 @@ SPATIAL_CHANNELS = 7  # of the first branch of Inception's block mixed_6, of whi
 
 
 @dataclass
-class PictureFeatures:
+class ImageFeatures:
     """What metrics are computed from.
 
     Args:
-        pool (`torch.Tensor` of shape `(n, d)`): A feature vector a picture: FID, KID, precision and recall.
+        pool (`torch.Tensor` of shape `(n, d)`): A feature vector an image: FID, KID, precision and recall.
         spatial (`torch.Tensor` of shape `(n, e)`, *optional*): Features with a place: sFID.
         logits (`torch.Tensor` of shape `(n, classes)`, *optional*): A classifier's: the Inception Score.
     """
@@ -28,12 +28,12 @@ class PictureFeatures:
 
 
 class FeatureExtractor(Protocol):
-    """Turns pictures into features. `fingerprint` changes with anything that changes them."""
+    """Turns images into features. `fingerprint` changes with anything that changes them."""
 
     fingerprint: str
 
-    def __call__(self, pictures: np.ndarray) -> PictureFeatures:
-        """Features of pictures `(n, height, width, 3)`, uint8."""
+    def __call__(self, images: np.ndarray) -> ImageFeatures:
+        """Features of images `(n, height, width, 3)`, uint8."""
 
 
 class InceptionFeatures:
@@ -90,8 +90,8 @@ class InceptionFeatures:
         self._spatial = output[:, :SPATIAL_CHANNELS]
 
     @torch.no_grad()
-    def __call__(self, pictures: np.ndarray) -> PictureFeatures:
-        """Features of pictures `(n, height, width, 3)`, uint8: 2048 a picture, 2023 spatial ones, 1008 logits."""
-        pool, logits = self.network(torch.from_numpy(pictures).permute(0, 3, 1, 2).to(self.device))
+    def __call__(self, images: np.ndarray) -> ImageFeatures:
+        """Features of images `(n, height, width, 3)`, uint8: 2048 an image, 2023 spatial ones, 1008 logits."""
+        pool, logits = self.network(torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device))
         spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)  # in TensorFlow's order
-        return PictureFeatures(pool.cpu(), spatial.float().cpu(), logits.cpu())
+        return ImageFeatures(pool.cpu(), spatial.float().cpu(), logits.cpu())

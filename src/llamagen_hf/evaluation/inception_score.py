@@ -7,15 +7,15 @@ from .features import as_features
 
 
 def inception_score(logits: np.ndarray | torch.Tensor, split_size: int = 5000) -> float:
-    """How confident a classifier is of each picture, and how varied it finds them all.
+    """How confident a classifier is of each image, and how varied it finds them all.
 
-    exp(E KL(p(y|x) || p(y))) (Salimans et al. 2016, arXiv 1606.03498), for each `split_size` pictures in the given
+    exp(E KL(p(y|x) || p(y))) (Salimans et al. 2016, arXiv 1606.03498), for each `split_size` images in the given
     order, the last split holding what is left; then the mean over splits, as in ADM's `evaluator.py`. There the logits
     are those of Inception without its bias, 1008 of them.
 
     Args:
         logits (`np.ndarray` or `torch.Tensor` of shape `(n, classes)`): A classifier's logits.
-        split_size (`int`, *optional*, defaults to 5000): Pictures of a split.
+        split_size (`int`, *optional*, defaults to 5000): Images of a split.
 
     Returns:
         `float`: From 1 to the number of classes.

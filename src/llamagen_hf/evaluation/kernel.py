@@ -19,8 +19,8 @@ def kernel_distance(
     the numbers of torch-fidelity.
 
     Args:
-        reference_features (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Features of the reference pictures.
-        sample_features (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Those of the pictures to judge.
+        reference_features (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Features of the reference images.
+        sample_features (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Those of the images to judge.
         num_subsets (`int`, *optional*, defaults to 100): How many subsets to draw.
         subset_size (`int`, *optional*, defaults to 1000): Features of a subset, or all where there are fewer.
         seed (`int`, *optional*, defaults to 0): Seed of the choice of subsets.

@@ -1,4 +1,4 @@
-"""Precision and recall by the neighbourhoods of pictures' features (arXiv 1904.06991), as ADM measures them."""
+"""Precision and recall by the neighbourhoods of images' features (arXiv 1904.06991), as ADM measures them."""
 
 import math
 
@@ -20,16 +20,16 @@ def precision_recall(
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), as ADM's `evaluator.py` prints them.
 
-    A picture's neighbourhood reaches to its k-th nearest neighbour in its own set. Precision is the share of samples
-    in the neighbourhood of some reference picture, recall that of reference pictures in the neighbourhood of a sample.
+    An image's neighbourhood reaches to its k-th nearest neighbour in its own set. Precision is the share of samples
+    in the neighbourhood of some reference image, recall that of reference images in the neighbourhood of a sample.
 
     The numbers that papers quote come from distances in half precision, which ADM takes wherever none of them
     overflows, and half precision is coarse: its last place is about a thousandth of a number. So these are computed in
     the same arithmetic, in the order in which TensorFlow sums on a CPU; exact distances would give other shares.
 
     Args:
-        reference_features (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Features of the reference pictures.
-        sample_features (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Those of the pictures to judge.
+        reference_features (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Features of the reference images.
+        sample_features (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Those of the images to judge.
         k (`int`, *optional*, defaults to 3): Which neighbour a neighbourhood reaches to.
 
     Returns:

@@ -7,7 +7,7 @@ from .results import caveats, headline, settings, summary, sweep_table, title, w
 
 
 def markdown_report(results: dict) -> str:
-    """The report without its pictures, in GitHub's Markdown."""
+    """The report without its images, in GitHub's Markdown."""
     blocks = [f"# {markdown_text(title(results))}", markdown_summary(results), markdown_notes(results)]
     rows = [[markdown_text(cell) for cell in row] for row in settings(results)]
     blocks += ["## Settings", markdown_table(["setting", "value"], rows, "---")] if rows else []

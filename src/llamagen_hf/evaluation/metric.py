@@ -54,22 +54,22 @@ METRICS = {
         "1801.01401", 1000,
     ),
     "clip_score": Metric(
-        "CLIP score", ".2f", "higher", "Cosine of a prompt's and its picture's CLIP embeddings, times 100.",
+        "CLIP score", ".2f", "higher", "Cosine of a prompt's and its image's CLIP embeddings, times 100.",
         "2104.08718",
     ),
     "r_precision": Metric(
-        "R-precision", ".1%", "higher", "Share of the pictures whose own prompt CLIP finds among others.", "1711.10485"
+        "R-precision", ".1%", "higher", "Share of the images whose own prompt CLIP finds among others.", "1711.10485"
     ),
     "rfid": Metric(
-        "rFID", ".2f", "lower", "FID of pictures that were encoded and decoded, against themselves.", "1706.08500"
+        "rFID", ".2f", "lower", "FID of images that were encoded and decoded, against themselves.", "1706.08500"
     ),
-    "psnr": Metric("PSNR (dB)", ".2f", "higher", "Peak signal-to-noise ratio of pictures encoded and decoded."),
-    "ssim": Metric("SSIM", ".3f", "higher", "Structural similarity of pictures encoded and decoded."),
+    "psnr": Metric("PSNR (dB)", ".2f", "higher", "Peak signal-to-noise ratio of images encoded and decoded."),
+    "ssim": Metric("SSIM", ".3f", "higher", "Structural similarity of images encoded and decoded."),
     "lpips": Metric(
-        "LPIPS", ".3f", "lower", "Perceptual distance of pictures encoded and decoded from what they were.",
+        "LPIPS", ".3f", "lower", "Perceptual distance of images encoded and decoded from what they were.",
         "1801.03924",
     ),
-    "codebook_usage": Metric("Codes in use", ".1%", "higher", "Share of the codebook that the pictures use."),
+    "codebook_usage": Metric("Codes in use", ".1%", "higher", "Share of the codebook that the images use."),
     "codebook_perplexity": Metric(
         "Code perplexity", ",.0f", "higher", "How many codes, used equally often, would be as varied."
     ),

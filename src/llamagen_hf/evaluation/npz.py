@@ -1,4 +1,4 @@
-"""Batches of pictures as `.npz`, the format of ADM's evaluator, read and written picture by picture."""
+"""Batches of images as `.npz`, the format of ADM's evaluator, read and written image by image."""
 
 import os
 import zipfile
@@ -12,8 +12,8 @@ import numpy as np
 ARRAY = "arr_0"  # what numpy.savez calls the first array, as ADM's sampling scripts write it
 
 
-class NpzPictures:
-    """The pictures of an `.npz`, read from the disk as they are asked for.
+class NpzImages:
+    """The images of an `.npz`, read from the disk as they are asked for.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -23,7 +23,7 @@ class NpzPictures:
 
     Raises:
         OSError: In one sentence, if the file is no `.npz`, is damaged, or has no array `arr_0`.
-        ValueError: In one sentence, if that array holds no 8-bit RGB pictures.
+        ValueError: In one sentence, if that array holds no 8-bit RGB images.
     """
 
     def __init__(self, path: str | Path):
@@ -44,7 +44,7 @@ class NpzPictures:
             for index in range(shape[0]):
                 data = file.read(size)
                 if len(data) < size:
-                    raise OSError(f"{self.path.name!r} is cut off: picture {index} of {shape[0]} is not complete.")
+                    raise OSError(f"{self.path.name!r} is cut off: image {index} of {shape[0]} is not complete.")
                 yield np.frombuffer(data, np.uint8).reshape(shape[1:])
 
     @contextmanager
@@ -55,7 +55,7 @@ class NpzPictures:
             with zipfile.ZipFile(self.path) as archive:
                 if name not in archive.namelist():
                     names = ", ".join(member.removesuffix(".npy") for member in archive.namelist()) or "nothing"
-                    raise OSError(f"{self.path.name!r} holds no pictures: it has no {ARRAY}, but {names}.")
+                    raise OSError(f"{self.path.name!r} holds no images: it has no {ARRAY}, but {names}.")
                 with archive.open(name) as file:
                     version = np.lib.format.read_magic(file)
                     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -99,12 +99,12 @@ def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_pictures(path: str | Path, pictures: Iterable[np.ndarray], count: int) -> None:
-    """Write pictures as the `.npz` that ADM's `evaluator.py` reads, one in memory at a time; whole or not at all.
+def write_images(path: str | Path, images: Iterable[np.ndarray], count: int) -> None:
+    """Write images as the `.npz` that ADM's `evaluator.py` reads, one in memory at a time; whole or not at all.
 
     Args:
         path (`str` or `os.PathLike`): The file, replaced if it exists.
-        pictures (`Iterable[np.ndarray]`): Pictures `(height, width, 3)`, uint8, all of one size.
+        images (`Iterable[np.ndarray]`): Images `(height, width, 3)`, uint8, all of one size.
         count (`int`): How many there are, which the file says at its beginning.
 
     Raises:
@@ -116,19 +116,17 @@ def write_pictures(path: str | Path, pictures: Iterable[np.ndarray], count: int)
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
             with archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as file:
-                for picture in pictures:
+                for image in images:
                     if shape is None:
-                        shape = picture.shape
+                        shape = image.shape
                         header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
                         np.lib.format.write_array_header_1_0(file, header)
-                    if picture.shape != shape or picture.dtype != np.uint8:
-                        raise ValueError(
-                            f"Picture {written} is {picture.dtype} {picture.shape}, the first uint8 {shape}."
-                        )
-                    file.write(np.ascontiguousarray(picture).data)
+                    if image.shape != shape or image.dtype != np.uint8:
+                        raise ValueError(f"Image {written} is {image.dtype} {image.shape}, the first uint8 {shape}.")
+                    file.write(np.ascontiguousarray(image).data)
                     written += 1
         if written != count:
-            raise ValueError(f"There are {written} pictures, not {count}.")
+            raise ValueError(f"There are {written} images, not {count}.")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

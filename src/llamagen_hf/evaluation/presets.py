@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .statistics import PictureStatistics
+from .statistics import ImageStatistics
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class Preset:
 
     Args:
         description (`str`): Where the settings are from.
-        count (`int`): Pictures to draw.
+        count (`int`): Images to draw.
         image_size (`int`, *optional*): Side that they are brought to; by default they stay as they are.
         sampling (`dict`): Sampling settings of the pipeline's call.
         reference_name (`str`, *optional*): The reference batch that belongs to it; any will do by default.
@@ -27,7 +27,7 @@ class Preset:
 PRESETS = {
     "imagenet256_paper": Preset(
         description=(
-            "FID of the LlamaGen paper (arXiv 2406.06525, section 3.1): 50,000 pictures of random classes from all "
+            "FID of the LlamaGen paper (arXiv 2406.06525, section 3.1): 50,000 images of random classes from all "
             "codes, brought to 256 pixels bicubically, against ADM's batch of the ImageNet training set. The guidance "
             "scale is the one thing to choose: the paper gives it beside each number."
         ),
@@ -53,12 +53,12 @@ def get_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def check_reference(preset: Preset, reference: PictureStatistics, num_samples: int) -> None:
+def check_reference(preset: Preset, reference: ImageStatistics, num_samples: int) -> None:
     """See that a comparison is the one that the preset's papers make.
 
     Args:
         preset ([`Preset`]): The settings.
-        reference ([`~llamagen_hf.evaluation.statistics.PictureStatistics`]): What samples are compared with.
+        reference ([`~llamagen_hf.evaluation.statistics.ImageStatistics`]): What samples are compared with.
         num_samples (`int`): How many samples there are.
 
     Raises:
@@ -74,9 +74,9 @@ def check_reference(preset: Preset, reference: PictureStatistics, num_samples: i
         raise ValueError(f"{name!r} is another reference: {wanted}.")
     size = reference.image_size
     if size is not None and size != (preset.image_size, preset.image_size):
-        raise ValueError(f"{name!r} has pictures of {size[1]} x {size[0]} pixels, not {preset.image_size}: {wanted}.")
+        raise ValueError(f"{name!r} has images of {size[1]} x {size[0]} pixels, not {preset.image_size}: {wanted}.")
     if reference.count not in (0, 10_000):  # 0: the moments alone, which do not say of how many
-        raise ValueError(f"{name!r} holds {reference.count:,} pictures, not 10,000: {wanted}.")
+        raise ValueError(f"{name!r} holds {reference.count:,} images, not 10,000: {wanted}.")
     if num_samples != preset.count:
         raise ValueError(
             f"There are {num_samples:,} samples; the preset's numbers are of {preset.count:,}, and FID depends on it."

@@ -6,20 +6,24 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from ..local_paths import local_places
-from ..publications import REPORT_FILES
-from ..training.checkpoints import replace_result
-from .html_report import Picture, data_uri, html_report
+from ..files import replace_result
+from ..local_paths import local_places, public_text
+from .html_report import Image, data_uri, html_report
 from .markdown_report import markdown_report
 from .metric import metric
-from .results import check_results, metric_values, public_results, public_text
+from .results import check_results, metric_values, public_results
+
+
+# As they lie in the folder of a checkpoint, and in its repository.
+REPORT = "evaluation/report.json"
+REPORT_FILES = (REPORT, "evaluation/report.md", "evaluation/report.html")
 
 
 def write_report(
     folder: str | Path,
     results: dict,
-    samples: list[tuple[Picture, str]] | None = None,
-    score_images: dict[str, list[Picture]] | None = None,
+    samples: list[tuple[Image, str]] | None = None,
+    score_images: dict[str, list[Image]] | None = None,
 ) -> Path:
     """Write what an evaluation found as `report.json`, `report.md` and `report.html`, all of them or none.
 
@@ -40,15 +44,15 @@ def write_report(
             - `sweep`: a list of `{"guidance_scale": ..., "fid": ..., "precision": ..., "recall": ..., ...}`.
             - `scores`: a list of `{"name": ..., "score": ...}`, one for each class or prompt; `score_metric` says what
               the scores are, and by that which are good.
-        samples (`list[tuple[Picture, str]]`, *optional*): Pictures for the sheet, open or as files, with captions.
-        score_images (`dict[str, list[Picture]]`, *optional*): Pictures of the classes or prompts in `scores`.
+        samples (`list[tuple[Image, str]]`, *optional*): Images for the sheet, open or as files, with captions.
+        score_images (`dict[str, list[Image]]`, *optional*): Images of the classes or prompts in `scores`.
 
     Returns:
         `Path`: The page.
 
     Raises:
         ValueError: In one sentence, if the results are no plain JSON, hold a number that is not finite, lack metrics,
-            or if a picture can't be read.
+            or if an image can't be read.
         OSError: In one sentence, if the report can't be written.
 
     Example:
@@ -63,7 +67,7 @@ def write_report(
     check_results(results)
     folder = Path(folder)
     results, places = public_results(results, folder), local_places(folder)
-    sheet = [(data_uri(picture), public_text(caption, places)) for picture, caption in samples or []]
+    sheet = [(data_uri(image), public_text(caption, places)) for image, caption in samples or []]
     images = {public_text(name, places): pictures for name, pictures in (score_images or {}).items()}
     content = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     texts = content, markdown_report(results), html_report(results, sheet, images)

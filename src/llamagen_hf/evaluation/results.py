@@ -2,11 +2,9 @@
 
 import json
 import math
-import re
 from pathlib import Path
 
-from ..local_paths import local_places
-from ..training.facts import public_name
+from ..local_paths import local_places, public_name, public_value
 from .metric import Metric, metric
 
 
@@ -78,23 +76,6 @@ def public_results(results: dict, folder: Path) -> dict:
     if results.get("checkpoint"):
         results["checkpoint"] = public_name(results["checkpoint"])
     return results
-
-
-def public_value(value, places: list[str]):
-    """A value of JSON in which what lies in one of some folders goes by its last name."""
-    if isinstance(value, dict):
-        return {public_value(key, places): public_value(item, places) for key, item in value.items()}
-    if isinstance(value, list):
-        return [public_value(item, places) for item in value]
-    return public_text(value, places) if isinstance(value, str) else value
-
-
-def public_text(text: str, places: list[str]) -> str:
-    """A text in which paths of this machine are names."""
-    if re.match(r"(/|~/|\./|\.\./|[A-Za-z]:\\)\S*$", text):  # nothing but a path
-        return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
-    inside = "|".join(re.escape(place) for place in sorted(places, key=len, reverse=True))
-    return re.sub(rf"({inside})(/[^\s'\"`,;:]*)?(?![\w.-])", lambda found: Path(found[0]).name, text)
 
 
 def metric_values(metrics: dict[str, float]) -> list[tuple[str, float, float | None]]:

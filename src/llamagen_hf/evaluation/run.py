@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import diffusers
@@ -10,15 +11,15 @@ import transformers
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..loading import is_shipped
-from ..pipeline import AutoregressiveImagePipeline
+from ..families import find_family
+from ..loading.checkpoint import EMOJI_CHECKPOINT, is_shipped
+from ..local_paths import public_name
 from ..processes import this_process
-from ..training.facts import public_name
 from .generation import evaluate_generation
 from .images import open_images
 from .inception import FeatureExtractor
 from .presets import Preset, check_reference, get_preset
-from .sampling import SamplingConfig, sample_pictures
+from .sampling import SamplingConfig, sample_images
 from .statistics import compute_statistics, reference_statistics
 from .text import clip_score, embed_pairs, prompt_clip_scores, r_precision
 
@@ -31,21 +32,21 @@ class EvaluationConfig:
     """What to evaluate, and against what.
 
     Args:
-        subjects (`list[str]`): Checkpoints of any diffusers pipelines, to be drawn from; or pictures, as
+        subjects (`list[str]`): Checkpoints of any diffusers pipelines, to be drawn from; or images, as
             [`~llamagen_hf.evaluation.images.open_images`] takes them.
-        reference (`str`): Pictures or statistics, as for
+        reference (`str`): Images or statistics, as for
             [`~llamagen_hf.evaluation.statistics.reference_statistics`].
-        output_dir (`str`): Folder for the pictures that are drawn.
+        output_dir (`str`): Folder for the images that are drawn.
         preset (`str`, *optional*): A name in [`~llamagen_hf.evaluation.presets.PRESETS`]; what is given beside it
             has precedence.
-        count (`int`, *optional*): Pictures to draw of each checkpoint; the preset's, or as many as the reference has.
+        count (`int`, *optional*): Images to draw of each checkpoint; the preset's, or as many as the reference has.
         prompts (`list[str]`, *optional*): What to draw; by default classes.
         classes, seed, batch_size, num_classes: As in [`~llamagen_hf.evaluation.sampling.SamplingConfig`].
         guidance_scales (`list[float]`, *optional*): Evaluate with each of them; by default with the checkpoint's own.
         arguments (`dict`, *optional*): More for the pipelines' calls.
-        image_size (`int`, *optional*): Side that all pictures are brought to; the preset's by default.
+        image_size (`int`, *optional*): Side that all images are brought to; the preset's by default.
         split (`str`, *optional*, defaults to `"test"`): Of a dataset.
-        skip_bad (`bool`, *optional*, defaults to `False`): Leave out, and count, pictures that can't be used.
+        skip_bad (`bool`, *optional*, defaults to `False`): Leave out, and count, images that can't be used.
         device (`str`, *optional*, defaults to `"cpu"`): Where to draw.
         dtype (`str`, *optional*, defaults to `"float32"`): Of the checkpoints.
         overwrite (`bool`, *optional*, defaults to `False`): Draw anew what an earlier run drew into `output_dir`.
@@ -77,7 +78,7 @@ def evaluate(
     clip: tuple[PreTrainedModel, ProcessorMixin] | None = None,
     progress: bool = True,
 ) -> list[dict]:
-    """Draw from checkpoints as needed, and compare their pictures with the reference.
+    """Draw from checkpoints as needed, and compare their images with the reference.
 
     Args:
         config ([`EvaluationConfig`]): What, and against what.
@@ -89,7 +90,7 @@ def evaluate(
 
     Returns:
         `list[dict]`: For each subject what [`~llamagen_hf.evaluation.report.write_report`] takes, and `samples`, the
-            folder or file with its pictures. Of several guidance scales the one with the lowest FID counts, and all
+            folder or file with its images. Of several guidance scales the one with the lowest FID counts, and all
             are in `sweep`. On all processes but the first the list is empty.
 
     Raises:
@@ -106,7 +107,7 @@ def evaluate(
         reference = reference_statistics(config.reference, extractor, config.batch_size, progress, **options)
     count = config.count or (preset.count if preset else reference.count)
     if count == 0:
-        raise ValueError(f"{reference.name!r} does not say of how many pictures it is; set `count`.")
+        raise ValueError(f"{reference.name!r} does not say of how many images it is; set `count`.")
     if preset is not None:
         check_reference(preset, reference, count)
     common = {
@@ -137,12 +138,12 @@ def evaluate(
                 scores = {"score_metric": "clip_score", "scores": [{"name": n, "score": s} for n, s in named]}
         facts = {"count": samples.count, "image_size": list(samples.image_size[::-1]), "metrics": metrics} | scores
         facts |= {"left_out_files": images.left_out} if images.left_out else {}
-        return facts | ({"skipped_pictures": len(images.skipped)} if images.skipped else {})
+        return facts | ({"skipped_images": len(images.skipped)} if images.skipped else {})
 
     results = []
     for subject in config.subjects:
         measured = []
-        for scale, source, facts in _pictures_of(subject, config, preset, count, image_size, progress):
+        for scale, source, facts in _images_of(subject, config, preset, count, image_size, progress):
             if state.is_main_process:
                 prompts = config.prompts if facts else None
                 measured.append((scale, {**facts, **common, "samples": source, **measure(source, prompts)}))
@@ -171,28 +172,25 @@ def load_subject(subject: str, device: str, dtype: str) -> DiffusionPipeline:
     Raises:
         OSError: In one sentence, if there is none, or diffusers can't load it.
     """
-    own = AutoregressiveImagePipeline
-    if not is_shipped(subject):
-        try:
-            index = DiffusionPipeline.load_config(subject)
-        except (OSError, ValueError) as error:
-            raise OSError(f"There is no pipeline {subject!r} to draw from: {str(error).splitlines()[0]}") from error
-        if index["_class_name"] != own.__name__:
-            own = DiffusionPipeline
-    name = "torch_dtype" if own is DiffusionPipeline else "dtype"
-    return own.from_pretrained(subject, **{name: getattr(torch, dtype)}).to(device)
+    try:
+        index = DiffusionPipeline.load_config(EMOJI_CHECKPOINT if is_shipped(subject) else subject)
+    except (OSError, ValueError) as error:
+        raise OSError(f"There is no pipeline {subject!r} to draw from: {str(error).splitlines()[0]}") from error
+    if family := find_family(index["_class_name"]):
+        pipe = family.pipeline_class.from_pretrained(subject, dtype=getattr(torch, dtype))
+    else:
+        pipe = DiffusionPipeline.from_pretrained(subject, torch_dtype=getattr(torch, dtype))
+    return pipe.to(device)
 
 
 def versions() -> dict[str, str]:
     """Of what numbers depend on."""
-    from .. import __version__
-
     libraries = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"llamagen_hf": __version__} | libraries | {"diffusers": diffusers.__version__}
+    return {"llamagen_hf": version("llamagen-hf")} | libraries | {"diffusers": diffusers.__version__}
 
 
-def _pictures_of(subject, config: EvaluationConfig, preset: Preset | None, count, image_size, progress):
-    """For each guidance scale: the scale, where the pictures are, and facts on the drawing if there was one."""
+def _images_of(subject, config: EvaluationConfig, preset: Preset | None, count, image_size, progress):
+    """For each guidance scale: the scale, where the images are, and facts on the drawing if there was one."""
     if not is_checkpoint(subject):
         yield None, subject, {}
         return
@@ -214,10 +212,9 @@ def _pictures_of(subject, config: EvaluationConfig, preset: Preset | None, count
         )
         title = public_name(subject)
         folder = Path(config.output_dir) / "samples" / (title if scale is None else f"{title}-guidance-{scale:g}")
-        source = sample_pictures(pipe, sampling, folder, progress)
+        source = sample_images(pipe, sampling, folder, progress)
         settings = {"seed": config.seed, "batch_size": config.batch_size, "dtype": config.dtype, **arguments}
-        if isinstance(pipe, AutoregressiveImagePipeline):
-            names = ("guidance_scale", "temperature", "top_k", "top_p")
-            settings |= pipe.sampling_settings(**{name: arguments.get(name) for name in names})
+        if hasattr(pipe, "sampling_settings"):
+            settings |= pipe.sampling_settings(**arguments)
         said = f"{len(config.prompts)} prompts" if config.prompts else f"{config.classes} classes"
         yield scale, source, {"checkpoint": subject, "sampling": settings | {"conditions": said}}

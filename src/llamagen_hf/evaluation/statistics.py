@@ -1,4 +1,4 @@
-"""Statistics of a set of pictures: computed once, kept by content, exchanged as `.npz`."""
+"""Statistics of a set of images: computed once, kept by content, exchanged as `.npz`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,17 @@ from .npz import read_arrays, write_arrays
 
 # Names in ADM's reference batches, and ours beside them.
 MOMENTS = ("mu", "sigma", "mu_s", "sigma_s")
-READING = 2  # part of the cache's names; to be raised whenever pictures are read otherwise
+READING = 2  # part of the cache's names; to be raised whenever images are read otherwise
 OURS = ("features", "logits", "count", "image_size", "name")
 
 
 @dataclass
-class PictureStatistics:
-    """What metrics need to know of a set of pictures.
+class ImageStatistics:
+    """What metrics need to know of a set of images.
 
     Args:
         name (`str`): What they are called in reports.
-        count (`int`): How many pictures the features are of.
+        count (`int`): How many images the features are of.
         image_size (`tuple[int, int]`, *optional*): Their height and width.
         pool ([`FeatureStatistics`]): Of their features.
         spatial ([`FeatureStatistics`], *optional*): Of their spatial features.
@@ -45,8 +45,8 @@ class PictureStatistics:
     def save(self, path: str | Path) -> None:
         """Write everything as `.npz`; ADM's evaluator takes its FID and sFID from such a file too.
 
-        It finds them under `mu`, `sigma`, `mu_s` and `sigma_s`. For precision and recall it needs the pictures, which
-        [`~llamagen_hf.evaluation.npz.write_pictures`] writes.
+        It finds them under `mu`, `sigma`, `mu_s` and `sigma_s`. For precision and recall it needs the images, which
+        [`~llamagen_hf.evaluation.npz.write_images`] writes.
         """
         arrays = {"mu": self.pool.mean, "sigma": self.pool.covariance}
         if self.spatial is not None:
@@ -62,7 +62,7 @@ class PictureStatistics:
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> "PictureStatistics":
+    def load(cls, path: str | Path) -> "ImageStatistics":
         """Read what [`save`] wrote, or the moments of one of ADM's reference batches.
 
         Raises:
@@ -92,20 +92,20 @@ class PictureStatistics:
 
 def compute_statistics(
     images: Images, extractor: FeatureExtractor, batch_size: int = 64, progress: bool = True
-) -> PictureStatistics:
-    """Statistics of pictures.
+) -> ImageStatistics:
+    """Statistics of images.
 
     Args:
-        images ([`~llamagen_hf.evaluation.images.Images`]): The pictures.
+        images ([`~llamagen_hf.evaluation.images.Images`]): The images.
         extractor ([`~llamagen_hf.evaluation.inception.FeatureExtractor`]): Gives their features.
-        batch_size (`int`, *optional*, defaults to 64): Pictures at a time.
+        batch_size (`int`, *optional*, defaults to 64): Images at a time.
         progress (`bool`, *optional*, defaults to `True`): Show a bar with the time left.
 
     Raises:
-        ValueError: In one sentence, if there are fewer than two pictures that can be used, or one can't be.
+        ValueError: In one sentence, if there are fewer than two images that can be used, or one can't be.
     """
     pool, spatial, features, logits, size = FeatureStatistics(), FeatureStatistics(), [], [], None
-    with tqdm(total=len(images), desc=images.name, unit="picture", disable=not progress) as bar:
+    with tqdm(total=len(images), desc=images.name, unit="image", disable=not progress) as bar:
         for batch in images.batches(batch_size):
             size = batch.shape[1:3]
             found = extractor(batch)
@@ -117,8 +117,8 @@ def compute_statistics(
                 logits.append(found.logits)
             bar.update(len(batch))
     if pool.count < 2:
-        raise ValueError(f"{images.name!r} has {pool.count} picture(s) that can be used; at least 2 are needed.")
-    return PictureStatistics(
+        raise ValueError(f"{images.name!r} has {pool.count} image(s) that can be used; at least 2 are needed.")
+    return ImageStatistics(
         name=images.name,
         count=pool.count,
         image_size=size,
@@ -131,35 +131,35 @@ def compute_statistics(
 
 def reference_statistics(
     source, extractor: FeatureExtractor, batch_size: int = 64, progress: bool = True, **kwargs
-) -> PictureStatistics:
-    """Statistics of reference pictures, computed once for the same pictures and the same extractor.
+) -> ImageStatistics:
+    """Statistics of reference images, computed once for the same images and the same extractor.
 
     Args:
         source: What [`~llamagen_hf.evaluation.images.open_images`] takes, `kwargs` being its options; or an `.npz`
             that holds statistics. Of one of ADM's reference batches the moments are taken, which are those of its
-            whole data set, and its pictures for precision, recall and KID, just as ADM's evaluator does.
+            whole data set, and its images for precision, recall and KID, just as ADM's evaluator does.
         extractor, batch_size, progress: As for [`compute_statistics`].
 
     Returns:
-        [`PictureStatistics`]: Kept in the assets cache of huggingface_hub.
+        [`ImageStatistics`]: Kept in the assets cache of huggingface_hub.
 
     Raises:
-        OSError or ValueError: In one sentence, if there are no pictures there, or not such.
+        OSError or ValueError: In one sentence, if there are no images there, or not such.
     """
     given = None
     if isinstance(source, (str, Path)) and Path(source).suffix == ".npz":
         held = read_arrays(source, ("mu", "features"))
         if "mu" in held:
-            given = PictureStatistics.load(source)
+            given = ImageStatistics.load(source)
         if "features" in held:
             return given
-        if given is not None and not _has_pictures(source):
+        if given is not None and not _has_images(source):
             return given
     images = open_images(source, **kwargs)
     folder = cached_assets_path("llamagen-hf", namespace="evaluation", subfolder="statistics")
     path = folder / f"{READING}-{images.fingerprint()[:32]}-{extractor.fingerprint[-32:]}.npz"
     if path.is_file():
-        statistics = PictureStatistics.load(path)
+        statistics = ImageStatistics.load(path)
         statistics.name = images.name
     else:
         statistics = compute_statistics(images, extractor, batch_size, progress)
@@ -170,6 +170,6 @@ def reference_statistics(
     return statistics
 
 
-def _has_pictures(path: str | Path) -> bool:
+def _has_images(path: str | Path) -> bool:
     with np.load(path, allow_pickle=False) as file:
         return "arr_0" in file.files

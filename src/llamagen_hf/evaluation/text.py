@@ -1,4 +1,4 @@
-"""How well pictures fit their prompts: CLIP score and R-precision."""
+"""How well images fit their prompts: CLIP score and R-precision."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,27 +8,27 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..clip import embed_pictures, embed_texts
+from ..clip import embed_images, embed_texts
 from .features import as_features
 
 
-PICTURES_AT_A_TIME = 64  # each with the embeddings of its prompts, in float64
+IMAGES_AT_A_TIME = 64  # each with the embeddings of its prompts, in float64
 
 
 def clip_score(
-    picture_embeddings: np.ndarray | torch.Tensor,
+    image_embeddings: np.ndarray | torch.Tensor,
     text_embeddings: np.ndarray | torch.Tensor,
     prompt_of: Sequence[int] | None = None,
 ) -> float:
-    """100 times the mean cosine between the embeddings of a picture and of its prompt.
+    """100 times the mean cosine between the embeddings of an image and of its prompt.
 
     That is what papers on image generation report as CLIP score. CLIPScore as first defined (arXiv 2104.08718)
     multiplies by 2.5 instead, counts a negative cosine as 0, and has CLIP read "A photo depicts" before the text.
 
     Args:
-        picture_embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Of the pictures, of any length.
+        image_embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Of the images, of any length.
         text_embeddings (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Of the prompts.
-        prompt_of (`Sequence[int]`, *optional*): The row of each picture's prompt; by default that of the picture.
+        prompt_of (`Sequence[int]`, *optional*): The row of each image's prompt; by default that of the image.
 
     Returns:
         `float`: In [-100, 100].
@@ -42,24 +42,24 @@ def clip_score(
     >>> import torch
     >>> from llamagen_hf.evaluation.text import clip_score
 
-    >>> pictures, texts = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    >>> round(clip_score(pictures, texts))
+    >>> images, texts = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    >>> round(clip_score(images, texts))
     80
     ```
     """
-    pictures, texts, prompt_of = _fitting(picture_embeddings, text_embeddings, prompt_of)
-    return 100 * (pictures * texts[prompt_of]).sum(-1).mean().item()
+    images, texts, prompt_of = _fitting(image_embeddings, text_embeddings, prompt_of)
+    return 100 * (images * texts[prompt_of]).sum(-1).mean().item()
 
 
 def prompt_clip_scores(
-    picture_embeddings: np.ndarray | torch.Tensor,
+    image_embeddings: np.ndarray | torch.Tensor,
     text_embeddings: np.ndarray | torch.Tensor,
     prompt_of: Sequence[int] | None = None,
 ) -> list[float]:
-    """The CLIP score of each prompt: that of its own pictures, of which there is one at least.
+    """The CLIP score of each prompt: that of its own images, of which there is one at least.
 
     Args:
-        picture_embeddings, text_embeddings, prompt_of: As for [`clip_score`].
+        image_embeddings, text_embeddings, prompt_of: As for [`clip_score`].
 
     Returns:
         `list[float]`: `m` scores in [-100, 100].
@@ -67,30 +67,30 @@ def prompt_clip_scores(
     Raises:
         ValueError: As for [`clip_score`].
     """
-    pictures, texts, prompt_of = _fitting(picture_embeddings, text_embeddings, prompt_of)
-    fits = 100 * (pictures * texts[prompt_of]).sum(-1)
+    images, texts, prompt_of = _fitting(image_embeddings, text_embeddings, prompt_of)
+    fits = 100 * (images * texts[prompt_of]).sum(-1)
     counts = prompt_of.bincount(minlength=len(texts))
     return (prompt_of.bincount(fits, minlength=len(texts)) / counts).tolist()
 
 
 def r_precision(
-    picture_embeddings: np.ndarray | torch.Tensor,
+    image_embeddings: np.ndarray | torch.Tensor,
     text_embeddings: np.ndarray | torch.Tensor,
     prompt_of: Sequence[int] | None = None,
     num_candidates: int = 100,
     seed: int = 0,
 ) -> float:
-    """The share of pictures that fit their own prompt better than `num_candidates - 1` others.
+    """The share of images that fit their own prompt better than `num_candidates - 1` others.
 
     As AttnGAN introduced it (arXiv 1711.10485), with the cosine of CLIP's embeddings. The others are drawn for each
-    picture, without repetition, from the rest of the texts. If the own text is among t that fit equally well, and
-    better than all others, the picture counts as 1/t: what a draw among them would give on average. So a model that
+    image, without repetition, from the rest of the texts. If the own text is among t that fit equally well, and
+    better than all others, the image counts as 1/t: what a draw among them would give on average. So a model that
     finds everything alike gets 1 / num_candidates.
 
     Args:
-        picture_embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Of the pictures, of any length.
+        image_embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Of the images, of any length.
         text_embeddings (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Of different prompts.
-        prompt_of (`Sequence[int]`, *optional*): The row of each picture's prompt; by default that of the picture.
+        prompt_of (`Sequence[int]`, *optional*): The row of each image's prompt; by default that of the image.
         num_candidates (`int`, *optional*, defaults to 100): Prompts to choose from, the own one among them.
         seed (`int`, *optional*, defaults to 0): Of the draw.
 
@@ -111,55 +111,53 @@ def r_precision(
     1.0
     ```
     """
-    pictures, texts, prompt_of = _fitting(picture_embeddings, text_embeddings, prompt_of)
+    images, texts, prompt_of = _fitting(image_embeddings, text_embeddings, prompt_of)
     _check_candidates(num_candidates, len(texts))
     rng, credit = np.random.default_rng(seed), 0.0
-    for start in range(0, len(pictures), PICTURES_AT_A_TIME):
-        own = prompt_of[start : start + PICTURES_AT_A_TIME, None]
+    for start in range(0, len(images), IMAGES_AT_A_TIME):
+        own = prompt_of[start : start + IMAGES_AT_A_TIME, None]
         drawn = [rng.choice(len(texts) - 1, num_candidates - 1, replace=False) for _ in own]
         others = torch.from_numpy(np.stack(drawn))
         others += others >= own  # over the gap that the own prompt leaves
         candidates = texts[torch.cat([own, others], dim=1)]
         # Not as a matrix product: equal texts must score equally to the last digit.
-        scores = (pictures[start : start + PICTURES_AT_A_TIME, None] * candidates).sum(-1)
+        scores = (images[start : start + IMAGES_AT_A_TIME, None] * candidates).sum(-1)
         is_best = scores == scores.amax(1, keepdim=True)
         credit += (is_best[:, 0] / is_best.sum(1)).sum().item()
-    return credit / len(pictures)
+    return credit / len(images)
 
 
 @torch.no_grad()
 def embed_pairs(
-    pictures: Iterable[Image.Image | np.ndarray],
+    images: Iterable[Image.Image | np.ndarray],
     prompts: Sequence[str],
     model: PreTrainedModel,
     processor: ProcessorMixin,
     template: str = "{}",
     batch_size: int = 64,
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """CLIP's embeddings of pictures and of their different prompts, as the functions here take them.
+    """CLIP's embeddings of images and of their different prompts, as the functions here take them.
 
     Args:
-        pictures, prompts, model, processor, template, batch_size: As for [`evaluate_text`].
+        images, prompts, model, processor, template, batch_size: As for [`evaluate_text`].
 
     Returns:
-        Picture embeddings `(n, d)`; text embeddings `(m, d)`, of each prompt in the order in which it first comes; and
-        the row of each picture's prompt.
+        Image embeddings `(n, d)`; text embeddings `(m, d)`, of each prompt in the order in which it first comes; and
+        the row of each image's prompt.
 
     Raises:
-        ValueError: In one sentence, if there are not as many pictures as prompts.
+        ValueError: In one sentence, if there are not as many images as prompts.
     """
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-    picture_embeddings = embed_pictures(model, processor, pictures, batch_size)
-    if len(picture_embeddings) != len(prompts):
-        raise ValueError(
-            f"There are {len(picture_embeddings)} pictures and {len(prompts)} prompts; expected a pair each."
-        )
+    image_embeddings = embed_images(model, processor, images, batch_size)
+    if len(image_embeddings) != len(prompts):
+        raise ValueError(f"There are {len(image_embeddings)} images and {len(prompts)} prompts; expected a pair each.")
     text_embeddings = embed_texts(model, processor, [template.format(prompt) for prompt in rows], batch_size)
-    return picture_embeddings, text_embeddings, [rows[prompt] for prompt in prompts]
+    return image_embeddings, text_embeddings, [rows[prompt] for prompt in prompts]
 
 
 def evaluate_text(
-    pictures: Iterable[Image.Image | np.ndarray],
+    images: Iterable[Image.Image | np.ndarray],
     prompts: Sequence[str],
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -168,19 +166,19 @@ def evaluate_text(
     num_candidates: int | None = 100,
     seed: int = 0,
 ) -> dict[str, float]:
-    """CLIP score and R-precision of pictures.
+    """CLIP score and R-precision of images.
 
     Numbers of different CLIP models, or with different templates, can't be compared.
 
     Args:
-        pictures (`Iterable`): PIL images, uint8 arrays `(height, width, 3)`, or
+        images (`Iterable`): PIL images, uint8 arrays `(height, width, 3)`, or
             [`~llamagen_hf.evaluation.images.Images`]. One batch at a time is held.
-        prompts (`Sequence[str]`): The prompt or class name of each. Several pictures may share one: R-precision
+        prompts (`Sequence[str]`): The prompt or class name of each. Several images may share one: R-precision
             chooses among different prompts.
         model ([`~transformers.PreTrainedModel`]): A CLIP model, see [`~llamagen_hf.clip.load_clip`].
         processor ([`~transformers.ProcessorMixin`]): Its processor.
         template (`str`, *optional*, defaults to `"{}"`): What CLIP reads, `{}` being the prompt.
-        batch_size (`int`, *optional*, defaults to 64): Pictures, and texts, at a time.
+        batch_size (`int`, *optional*, defaults to 64): Images, and texts, at a time.
         num_candidates (`int`, *optional*, defaults to 100): As for [`r_precision`]; `None` leaves it out.
         seed (`int`, *optional*, defaults to 0): As for [`r_precision`].
 
@@ -188,7 +186,7 @@ def evaluate_text(
         `dict[str, float]`: `clip_score` in [-100, 100] and `r_precision` in [0, 1].
 
     Raises:
-        ValueError: In one sentence, if there are not as many pictures as prompts, or too few different prompts.
+        ValueError: In one sentence, if there are not as many images as prompts, or too few different prompts.
 
     Example:
 
@@ -203,7 +201,7 @@ def evaluate_text(
     """
     if num_candidates is not None:  # before the work
         _check_candidates(num_candidates, len(set(prompts)))
-    pairs = embed_pairs(pictures, prompts, model, processor, template, batch_size)
+    pairs = embed_pairs(images, prompts, model, processor, template, batch_size)
     metrics = {"clip_score": clip_score(*pairs)}
     if num_candidates is not None:
         metrics["r_precision"] = r_precision(*pairs, num_candidates, seed)
@@ -218,25 +216,25 @@ def _check_candidates(num_candidates: int, num_texts: int) -> None:
         )
 
 
-def _fitting(pictures, texts, prompt_of) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
-    """Embeddings of length 1 in float64, and the row of each picture's prompt."""
-    pictures = F.normalize(as_features(pictures, "picture embeddings", 1).double(), dim=-1)
+def _fitting(images, texts, prompt_of) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
+    """Embeddings of length 1 in float64, and the row of each image's prompt."""
+    images = F.normalize(as_features(images, "image embeddings", 1).double(), dim=-1)
     texts = F.normalize(as_features(texts, "text embeddings", 1).double(), dim=-1)
-    if pictures.shape[1] != texts.shape[1]:
+    if images.shape[1] != texts.shape[1]:
         raise ValueError(
-            f"The picture embeddings are {pictures.shape[1]} wide and the text embeddings {texts.shape[1]}; "
+            f"The image embeddings are {images.shape[1]} wide and the text embeddings {texts.shape[1]}; "
             "they must be alike."
         )
     if prompt_of is None:
-        if len(pictures) != len(texts):
+        if len(images) != len(texts):
             raise ValueError(
-                f"There are {len(pictures)} picture embeddings and {len(texts)} text embeddings; "
+                f"There are {len(images)} image embeddings and {len(texts)} text embeddings; "
                 "without `prompt_of` there must be as many."
             )
-        return pictures, texts, torch.arange(len(pictures))
+        return images, texts, torch.arange(len(images))
     prompt_of = torch.as_tensor(prompt_of)
-    if prompt_of.shape != (len(pictures),) or prompt_of.min() < 0 or prompt_of.max() >= len(texts):
+    if prompt_of.shape != (len(images),) or prompt_of.min() < 0 or prompt_of.max() >= len(texts):
         raise ValueError(
-            f"`prompt_of` must give each of {len(pictures)} pictures a row of the {len(texts)} text embeddings."
+            f"`prompt_of` must give each of {len(images)} images a row of the {len(texts)} text embeddings."
         )
-    return pictures, texts, prompt_of
+    return images, texts, prompt_of

@@ -1,4 +1,4 @@
-"""How close image tokenizers come to the pictures that they are given, side by side."""
+"""How close image tokenizers come to the images that they are given, side by side."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -9,12 +9,12 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..training.perceptual import PerceptualLoss
-from ..training.reconstruction import ReconstructionMetrics
-from .autoencoders import AutoencoderFacts, describe_autoencoder, reconstruct
+from ..autoencoders import AutoencoderFacts, describe_autoencoder, reconstruct
 from .frechet import FeatureStatistics, frechet_distance
 from .images import Images, open_images
 from .inception import FeatureExtractor
+from .perceptual import PerceptualLoss
+from .reconstruction import ReconstructionMetrics
 
 
 # Columns of the table: heading, key, and how its value is written.
@@ -38,23 +38,23 @@ def evaluate_tokenizer(
     name: str | None = None,
     progress: bool = True,
 ) -> dict[str, float | int | str | None]:
-    """Send pictures through a tokenizer and measure what comes back.
+    """Send images through a tokenizer and measure what comes back.
 
-    PSNR, SSIM and LPIPS are means over single pictures. PSNR is infinite if a picture comes back without any error.
+    PSNR, SSIM and LPIPS are means over single images. PSNR is infinite if an image comes back without any error.
     SSIM is that of Wang et al. 2004, with its Gaussian window, for pixels in [0, 1]; LlamaGen's own script takes
     7 x 7 pixels alike and a range of 2, which gives higher numbers. For rFID, reconstructions are rounded to 8 bits.
     Of continuous latents the mean of the posterior is decoded.
 
     Args:
-        autoencoder (`torch.nn.Module`): What [`~llamagen_hf.evaluation.autoencoders.load_autoencoder`] gives. It is
+        autoencoder (`torch.nn.Module`): What [`~llamagen_hf.autoencoders.load_autoencoder`] gives. It is
             run on its own device, in its own dtype.
-        images ([`~llamagen_hf.evaluation.images.Images`]): The pictures, or what
+        images ([`~llamagen_hf.evaluation.images.Images`]): The images, or what
             [`~llamagen_hf.evaluation.images.open_images`] takes without options.
         extractor ([`~llamagen_hf.evaluation.inception.FeatureExtractor`], *optional*): Adds rFID, the Frechet distance
-            between the features of the pictures and of their reconstructions; FID for Inception's.
-        perceptual_loss ([`~llamagen_hf.training.perceptual.PerceptualLoss`], *optional*): Adds LPIPS.
-        batch_size (`int`, *optional*, defaults to 32): Pictures at a time; the numbers do not depend on it.
-        count (`int`, *optional*): Take so many of the first pictures; by default all.
+            between the features of the images and of their reconstructions; FID for Inception's.
+        perceptual_loss ([`~llamagen_hf.evaluation.perceptual.PerceptualLoss`], *optional*): Adds LPIPS.
+        batch_size (`int`, *optional*, defaults to 32): Images at a time; the numbers do not depend on it.
+        count (`int`, *optional*): Take so many of the first images; by default all.
         name (`str`, *optional*): What to call the tokenizer; by default its class.
         progress (`bool`, *optional*, defaults to `True`): Show a bar with the time left.
 
@@ -64,14 +64,14 @@ def evaluate_tokenizer(
         [0, 1] and `codebook_perplexity`.
 
     Raises:
-        ValueError: In one sentence, if the size of the pictures does not fit the tokenizer, if there are too few, or
+        ValueError: In one sentence, if the size of the images does not fit the tokenizer, if there are too few, or
             if what comes back is not finite.
 
     Example:
 
     ```python
     >>> import numpy as np
-    >>> from llamagen_hf.evaluation.autoencoders import load_autoencoder
+    >>> from llamagen_hf.autoencoders import load_autoencoder
     >>> from llamagen_hf.evaluation.tokenizers import compare_tokenizers, evaluate_tokenizer
 
     >>> images = np.full((4, 64, 64, 3), 255, dtype=np.uint8)
@@ -82,11 +82,11 @@ def evaluate_tokenizer(
     name = type(autoencoder).__name__ if name is None else name
     images = open_images(images)
     if count is not None and not 0 < count <= len(images):
-        raise ValueError(f"`count` is {count}; {images.name!r} has {len(images)} pictures.")
+        raise ValueError(f"`count` is {count}; {images.name!r} has {len(images)} images.")
     facts = describe_autoencoder(autoencoder)
     metrics = ReconstructionMetrics(facts.codes, autoencoder.device, perceptual_loss)
     reference, samples = FeatureStatistics(), FeatureStatistics()
-    with tqdm(total=count or len(images), desc=name, unit="picture", disable=not progress) as bar:
+    with tqdm(total=count or len(images), desc=name, unit="image", disable=not progress) as bar:
         for batch in _batches(islice(images, count), batch_size):
             _check_size(name, facts, *batch.shape[1:3])
             pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).to(autoencoder.device).float() / 127.5 - 1
@@ -115,17 +115,17 @@ def compare_tokenizers(results: Sequence[dict]) -> str:
     """One Markdown table of several tokenizers.
 
     Args:
-        results (`Sequence[dict]`): What [`evaluate_tokenizer`] gave for each, of the same pictures.
+        results (`Sequence[dict]`): What [`evaluate_tokenizer`] gave for each, of the same images.
 
     Returns:
         `str`: A row each, with `–` for what was not measured.
 
     Raises:
-        ValueError: In one sentence, if they were measured on different numbers of pictures.
+        ValueError: In one sentence, if they were measured on different numbers of images.
     """
     counts = [result["images"] for result in results]
     if len(set(counts)) != 1:
-        raise ValueError(f"Only results on the same pictures can be compared; these are on {counts} pictures.")
+        raise ValueError(f"Only results on the same images can be compared; these are on {counts} images.")
     rows = [
         ["tokenizer", "factor", "codes or channels", "parameters", *(heading for heading, _, _ in COLUMNS)],
         [":--", *["--:"] * (3 + len(COLUMNS))],
@@ -144,7 +144,7 @@ def _batches(pictures: Iterator[np.ndarray], batch_size: int) -> Iterator[np.nda
 
 
 def _to_uint8(pixels: torch.Tensor) -> np.ndarray:
-    """Pixels `(batch, 3, height, width)` in [-1, 1] as pictures `(batch, height, width, 3)`."""
+    """Pixels `(batch, 3, height, width)` in [-1, 1] as images `(batch, height, width, 3)`."""
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -152,9 +152,9 @@ def _check_size(name: str, facts: AutoencoderFacts, height: int, width: int) -> 
     factor = facts.downsample_factor
     if facts.image_size is not None and (height, width) != (facts.image_size, facts.image_size):
         raise ValueError(
-            f"The pictures are {width} x {height} pixels; {name} takes {facts.image_size} x {facts.image_size} only."
+            f"The images are {width} x {height} pixels; {name} takes {facts.image_size} x {facts.image_size} only."
         )
     if height % factor or width % factor:
         raise ValueError(
-            f"The pictures are {width} x {height} pixels; for {name} both sides must be multiples of {factor}."
+            f"The images are {width} x {height} pixels; for {name} both sides must be multiples of {factor}."
         )

@@ -18,7 +18,7 @@ else:
     pillow_heif.register_heif_opener()
 
 UPLOAD_MEGAPIXELS = 64  # what strangers may send to a server
-REFUSAL = "it is no picture that can be read; PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF can"
+REFUSAL = "it is no image that can be read; PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF can"
 # What a file of the HEIF family says that it is, after its first four bytes.
 BRANDS = dict.fromkeys((b"ftypavif", b"ftypavis"), ("AVIF", "Pillow 11.3 or newer"))
 BRANDS |= dict.fromkeys(
@@ -72,7 +72,7 @@ def read_image(source: Source, name: str | None = None, max_megapixels: float | 
     """
     if name is None and isinstance(source, (str, Path)):
         name = str(source)
-    subject = "The picture" if name is None else f"The picture {name!r}"
+    subject = "The image" if name is None else f"The image {name!r}"
     try:
         if isinstance(source, (np.ndarray, torch.Tensor)):
             source = _from_array(source)

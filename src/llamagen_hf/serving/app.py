@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Form, Request
@@ -18,15 +19,14 @@ from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from .. import __version__
 from .errors import ERRORS, APIError, ErrorBody, no_such_route
 from .events import EventStream, usage
 from .front import MEDIA_TYPES
 from .gate import Gate
 from .job import Job
 from .metrics import CONTENT_TYPE
-from .order import FinishedPicture, Order
-from .schemas import DrawingFields, ImagesResponse, Model, ModelList, Status, build_bodies
+from .order import FinishedImage, Order
+from .schemas import GenerationFields, ImagesResponse, Model, ModelList, Status, build_bodies
 from .service import ImageService
 
 
@@ -51,7 +51,7 @@ def build_app(service: ImageService) -> FastAPI:
     settings, started = service.settings, int(time.time())
     app = FastAPI(
         title="llamagen",
-        version=__version__,
+        version=version("llamagen-hf"),
         description="Images from LlamaGen, through OpenAI's images API.",
         lifespan=lifespan,
         redirect_slashes=False,  # the gate takes care of them; many clients do not follow a POST
@@ -88,7 +88,7 @@ def build_app(service: ImageService) -> FastAPI:
         cut = await service.check_prompt(order)
         return {} if cut is None else {"Warning": f"299 llamagen {json.dumps(cut)}"}
 
-    async def answer(request: Request, body: DrawingFields, kind: str, **uploads) -> Response:
+    async def answer(request: Request, body: GenerationFields, kind: str, **uploads) -> Response:
         request.state.facts["stream"] = body.stream
         order = body.to_order(**uploads)
         headers = await warn(order)
@@ -109,7 +109,7 @@ def build_app(service: ImageService) -> FastAPI:
             headers=headers,
         )
 
-    def show(request: Request, body: DrawingFields, pictures: list[FinishedPicture]) -> list[dict]:
+    def show(request: Request, body: GenerationFields, pictures: list[FinishedImage]) -> list[dict]:
         if body.response_format == "b64_json":
             return [
                 {"b64_json": base64.b64encode(picture.file).decode(), "seed": picture.seed} for picture in pictures
@@ -133,7 +133,7 @@ def build_app(service: ImageService) -> FastAPI:
 
     @app.post("/v1/images/edits", response_model=ImagesResponse, responses=answers, **guarded)
     async def edit(request: Request, body: form) -> Response:
-        """Complete a picture: its upper rows are kept, what is below them is drawn."""
+        """Complete an image: its upper rows are kept, what is below them is drawn."""
         given = Counter(name for name, _ in (await request.form()).multi_items())
         for name, count in given.items():
             if count > 1 and name not in ("image", "image[]"):
@@ -141,7 +141,7 @@ def build_app(service: ImageService) -> FastAPI:
         images = body.image + body.image_list
         if len(images) != 1:
             raise APIError(
-                400, f"There are {len(images)} files as `image`; expected one, the picture to complete.", param="image"
+                400, f"There are {len(images)} files as `image`; expected one, the image to complete.", param="image"
             )
         files = {"upload": await images[0].read(), "mask": body.mask and await body.mask.read()}
         return await answer(request, body, "image_edit", **files, keep_rows=body.keep_rows)
@@ -151,7 +151,7 @@ def build_app(service: ImageService) -> FastAPI:
         "/",
         response_class=Response,
         responses=error_answers(400, 401, 413, 429, 500, 503, 504)
-        | {200: {"content": {"image/*": {}}, "description": "The picture."}},
+        | {200: {"content": {"image/*": {}}, "description": "The image."}},
         **guarded,
     )
     async def text_to_image(request: Request, body: text_to_image_body) -> Response:
@@ -179,15 +179,15 @@ def build_app(service: ImageService) -> FastAPI:
     @app.get(
         "/images/{name}",
         response_class=Response,
-        responses=error_answers(404) | {200: {"content": {"image/*": {}}, "description": "The picture."}},
+        responses=error_answers(404) | {200: {"content": {"image/*": {}}, "description": "The image."}},
     )
     async def fetch(name: str) -> Response:
-        """A picture that was asked for by address, for as long as it is kept."""
+        """An image that was asked for by address, for as long as it is kept."""
         found = service.urls.get(name)
         if found is None and name in ("generations", "edits"):
             raise no_such_route(f"/images/{name}")
         if found is None:
-            raise APIError(404, "There is no such picture, or not any more.", code="picture_not_found")
+            raise APIError(404, "There is no such image, or not any more.", code="image_not_found")
         file, media_type = found
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=86400, immutable"}
         return Response(file, media_type=media_type, headers=headers)
@@ -212,8 +212,8 @@ def build_app(service: ImageService) -> FastAPI:
     return app
 
 
-async def unless_disconnected(request: Request, job: Job) -> list[FinishedPicture]:
-    """The pictures of a job, which ends if the client goes away."""
+async def unless_disconnected(request: Request, job: Job) -> list[FinishedImage]:
+    """The images of a job, which ends if the client goes away."""
     work = job.start()
     watch = asyncio.ensure_future(until_disconnected(request))
     try:

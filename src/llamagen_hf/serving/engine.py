@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..sampling import draw_uniforms
+from ..llamagen.sampling import draw_uniforms
 
 
 class EngineDied(Exception):
@@ -14,23 +14,23 @@ class EngineDied(Exception):
 
 
 @dataclass
-class DrawingRequest:
-    """One picture to draw: all that determines its codes.
+class GenerationRequest:
+    """One image to draw: all that determines its codes.
 
-    Nothing is checked here; [`~llamagen_hf.inputs.DrawingInputs`] does that.
+    Nothing is checked here; [`~llamagen_hf.llamagen.inputs.GenerationInputs`] does that.
 
     Args:
-        seed (`int`): Of the picture's own generator.
+        seed (`int`): Of the image's own generator.
         class_id (`int`, *optional*): Input id of the class, class mode.
         prompt_embeds (`torch.Tensor` of shape `(condition_length, condition_dim)`, *optional*):
             Text states, padded on the left, text mode.
         prompt_attention_mask (`torch.LongTensor` of shape `(condition_length,)`, *optional*): 0 for padding.
         prefix_codes (`list[int]`, *optional*): The first codes, which are kept.
         guidance_scale (`float`, *optional*, defaults to 1.0): 1 draws without the unconditional stream.
-        guidance_interval (`int`, *optional*, defaults to -1): See [`~llamagen_hf.sampling.is_guided`].
-        temperature, top_k, top_p: See [`~llamagen_hf.sampling.sample`].
+        guidance_interval (`int`, *optional*, defaults to -1): See [`~llamagen_hf.llamagen.sampling.is_guided`].
+        temperature, top_k, top_p: See [`~llamagen_hf.llamagen.sampling.sample`].
         place (`int`, *optional*, defaults to 0):
-            Which picture this is of those that were asked for together; an engine that is fair to all lets the first
+            Which image this is of those that were asked for together; an engine that is fair to all lets the first
             ones go first.
     """
 
@@ -47,7 +47,7 @@ class DrawingRequest:
     place: int = 0
 
     def uniforms(self, num_codes: int) -> torch.Tensor:
-        """The random numbers `(num_codes,)` that the pipeline would draw the picture with."""
+        """The random numbers `(num_codes,)` that the pipeline would draw the image with."""
         return draw_uniforms(1, num_codes, [torch.Generator().manual_seed(self.seed)], torch.device("cpu"))[0]
 
 
@@ -79,7 +79,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def capacity(self) -> int:
-        """Pictures that it draws at once, roughly."""
+        """Images that it draws at once, roughly."""
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -87,8 +87,8 @@ class Engine(ABC):
         return {}
 
     @abstractmethod
-    def draw(self, request: DrawingRequest) -> AsyncIterator[list[int]]:
-        """Draw one picture.
+    def draw(self, request: GenerationRequest) -> AsyncIterator[list[int]]:
+        """Draw one image.
 
         An asynchronous generator: closing it, or cancelling the task that waits for it, cancels the drawing.
 
@@ -97,5 +97,5 @@ class Engine(ABC):
 
         Raises:
             EngineDied: If the engine is not ready, or dies on the way.
-            ValueError: In one sentence, if the picture can't be drawn.
+            ValueError: In one sentence, if the image can't be drawn.
         """

@@ -10,9 +10,9 @@ from multiprocessing.process import BaseProcess
 import torch
 import transformers
 
-from ..modeling import LlamaGenForConditionalGeneration
-from .batch import ContinuousBatch, Progress
-from .engine import DrawingRequest
+from ..llamagen.modeling import LlamaGenForConditionalGeneration
+from ..llamagen.serving.batch import ContinuousBatch, Progress
+from .engine import GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class EngineSettings:
         return batch
 
 
-def pack(request: DrawingRequest) -> DrawingRequest:
+def pack(request: GenerationRequest) -> GenerationRequest:
     """Tensors as arrays: torch would share their memory between processes, with a file descriptor for each."""
     if request.prompt_embeds is None:
         return request
@@ -55,7 +55,7 @@ def pack(request: DrawingRequest) -> DrawingRequest:
     return replace(request, prompt_embeds=embeds, prompt_attention_mask=request.prompt_attention_mask.cpu().numpy())
 
 
-def unpack(request: DrawingRequest) -> DrawingRequest:
+def unpack(request: GenerationRequest) -> GenerationRequest:
     """The other way."""
     if request.prompt_embeds is None:
         return request
@@ -69,7 +69,7 @@ def run_engine(connection: Connection, settings: EngineSettings) -> None:
     Received: `("draw", name, request)` and `("cancel", name)`. Sent: `("ready", None)` or `("failed", sentence)`; then
     after each step `("progress", (codes, failures, statistics))`.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # the server ends it, when all pictures are drawn
+    for number in (signal.SIGINT, signal.SIGTERM):  # the server ends it, when all images are drawn
         signal.signal(number, signal.SIG_IGN)
     try:
         batch = settings.load()
@@ -79,7 +79,7 @@ def run_engine(connection: Connection, settings: EngineSettings) -> None:
     connection.send(("ready", None))
 
     def report(progress: Progress) -> None:
-        statistics = {"drawing": len(batch.pictures), "waiting": len(batch.waiting), "rows": batch.rows_in_use}
+        statistics = {"drawing": len(batch.images), "waiting": len(batch.waiting), "rows": batch.rows_in_use}
         connection.send(("progress", (dict(progress.codes), progress.failures, statistics)))
 
     try:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 ERRORS = {
     400: "The body can't be read; JSON must be UTF-8, and a form multipart/form-data.",
     401: "The API key is missing or wrong.",
-    404: "There is no such address, model or picture.",
+    404: "There is no such address, model or image.",
     413: "The request is too large.",
     429: "Too many requests, or the queue is full; see `Retry-After`.",
     500: "Something went wrong in the server.",
@@ -103,7 +103,7 @@ def wrong_value(error: ValueError, names: dict[str, str]) -> APIError:
     """What a check of the pipeline's found.
 
     Args:
-        error (`ValueError`): Mostly a [`~llamagen_hf.errors.FieldError`].
+        error (`ValueError`): Mostly a [`~llamagen_hf.arguments.FieldError`].
         names (`dict[str, str]`): What the client calls arguments of the pipeline, where it is something else.
     """
     param = getattr(error, "field", None)

@@ -10,15 +10,14 @@ from fastapi.responses import StreamingResponse
 
 from .errors import APIError
 from .job import Job
-from .order import FinishedPicture, Preview
-from .schemas import DrawingFields
+from .order import FinishedImage, Preview
+from .schemas import GenerationFields
 
 
-def usage(pictures: list[FinishedPicture]) -> dict:
+def usage(images: list[FinishedImage]) -> dict:
     """Positions of the generator, as OpenAI counts tokens."""
     text, kept, drawn = (
-        sum(getattr(picture, name) for picture in pictures)
-        for name in ("condition_tokens", "kept_codes", "drawn_codes")
+        sum(getattr(image, name) for image in images) for name in ("condition_tokens", "kept_codes", "drawn_codes")
     )
     return {
         "input_tokens": text + kept,
@@ -33,17 +32,17 @@ def write_event(name: str, data: dict) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Previews and pictures of a job as they come. The job ends with the connection.
+    """Previews and images of a job as they come. The job ends with the connection.
 
     Args:
         job ([`Job`]): Just opened.
-        body ([`DrawingFields`]): What was asked for.
+        body ([`GenerationFields`]): What was asked for.
         kind (`str`): "image_generation" or "image_edit".
-        size (`str`): Of the pictures.
+        size (`str`): Of the images.
         headers (`dict[str, str]`): More of them.
     """
 
-    def __init__(self, job: Job, body: DrawingFields, kind: str, size: str, headers: dict[str, str]):
+    def __init__(self, job: Job, body: GenerationFields, kind: str, size: str, headers: dict[str, str]):
         self._reports: asyncio.Queue = asyncio.Queue()
         self._task = job.start(self._reports.put_nowait)
         self._task.add_done_callback(lambda _: self._reports.put_nowait(None))
@@ -74,7 +73,7 @@ class EventStream(StreamingResponse):
             yield write_event("error", {"type": "error"} | unknown.body)
             raise error
 
-    def _event(self, report: Preview | FinishedPicture) -> bytes:
+    def _event(self, report: Preview | FinishedImage) -> bytes:
         data = {"b64_json": base64.b64encode(report.file).decode(), "created_at": int(time.time())} | self._common
         data["image_index"] = report.index
         if isinstance(report, Preview):

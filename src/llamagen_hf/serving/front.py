@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from ..configuration import LlamaGenConfig
-from ..modeling import LlamaGenForConditionalGeneration
-from ..pipeline import AutoregressiveImagePipeline
-from ..png import write_png
-from ..preview import decode_partly
+from ..llamagen.configuration import LlamaGenConfig
+from ..llamagen.modeling import LlamaGenForConditionalGeneration
+from ..llamagen.pipeline import AutoregressiveImagePipeline
+from ..llamagen.preview import decode_partly
+from ..provenance import write_png
 
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -53,8 +53,8 @@ def load_front(checkpoint: str | None, device: str, dtype: torch.dtype) -> tuple
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """How a picture is written.
+class ImageFile:
+    """How an image is written.
 
     Args:
         format (`str`, *optional*, defaults to `"png"`): Or "jpeg" or "webp".
@@ -80,10 +80,10 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Development:
-    """Codes to make a picture of: all of them, or the first ones for a preview."""
+    """Codes to make an image of: all of them, or the first ones for a preview."""
 
     codes: list[int]
-    file: PictureFile
+    file: ImageFile
     parameters: dict
 
 
@@ -101,7 +101,7 @@ class Darkroom:
     def develop(self, items: list[Development]) -> list[bytes]:
         """One file for each."""
         config, vq_model = self.pipe.transformer.config, self.pipe.vq_model
-        # On a CPU a batch saves little, and its size changes the last bits of every picture in it.
+        # On a CPU a batch saves little, and its size changes the last bits of every image in it.
         alone = vq_model.device.type == "cpu"
         groups: dict[tuple, list[int]] = {}
         for index, item in enumerate(items):

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Gate:
-    """ASGI middleware. Health, metrics, the OpenAPI page and pictures with an unguessable name need no key.
+    """ASGI middleware. Health, metrics, the OpenAPI page and images with an unguessable name need no key.
 
     An address may end in a slash, and HEAD is answered as GET, whose body the server leaves out.
 

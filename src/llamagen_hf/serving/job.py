@@ -1,4 +1,4 @@
-"""An order under way: pictures from the cache, the others drawn, with previews."""
+"""An order under way: images from the cache, the others drawn, with previews."""
 
 import asyncio
 import hashlib
@@ -8,9 +8,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from .engine import DrawingRequest, EngineDied
+from .engine import EngineDied, GenerationRequest
 from .errors import engine_is_away, took_too_long, wrong_value
-from .order import MAX_SEED, FinishedPicture, Order, Preview
+from .order import MAX_SEED, FinishedImage, Order, Preview
 
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Job:
         order ([`Order`]): What to do.
 
     Attributes:
-        pictures (`list[FinishedPicture | None]`): What is done.
+        images (`list[FinishedImage | None]`): What is done.
     """
 
     def __init__(self, service: "ImageService", order: Order):
@@ -34,35 +34,35 @@ class Job:
         first = order.seed if order.seed is not None else secrets.randbelow(MAX_SEED)
         self.seeds = [first + i for i in range(order.n)]
         self.keys = [self._key(seed) for seed in self.seeds]
-        self.pictures = [self._cached(i) for i in range(order.n)] if order.seed is not None else [None] * order.n
-        self.missing = [i for i, picture in enumerate(self.pictures) if picture is None]
+        self.images = [self._cached(i) for i in range(order.n)] if order.seed is not None else [None] * order.n
+        self.missing = [i for i, image in enumerate(self.images) if image is None]
         self.places = len(self.missing)
         if self.missing:
             service.take_places(self.places)
 
     def _key(self, seed: int) -> tuple:
-        """All that determines a picture's file, with this checkpoint."""
+        """All that determines an image's file, with this checkpoint."""
         order = self.order
         settings = self.service.pipe.sampling_settings(**order.inputs.sampling)
         uploads = [file and hashlib.sha256(file).digest() for file in (order.upload, order.mask)]
         condition = (order.prompt, type(order.class_label), order.class_label)
         return (*condition, tuple(sorted(settings.items())), seed, *uploads, order.keep_rows, order.file)
 
-    def _cached(self, index: int) -> FinishedPicture | None:
+    def _cached(self, index: int) -> FinishedImage | None:
         found = self.service.cache.get(self.keys[index])
         if found is None:
             return None
         file, facts = found
-        return FinishedPicture(index, file, self.seeds[index], **facts, is_cached=True)
+        return FinishedImage(index, file, self.seeds[index], **facts, is_cached=True)
 
-    def start(self, report: Callable[[Preview | FinishedPicture], None] = lambda _: None) -> asyncio.Task:
+    def start(self, report: Callable[[Preview | FinishedImage], None] = lambda _: None) -> asyncio.Task:
         """Draw what is missing.
 
         Args:
-            report (`Callable`, *optional*): Called with previews and pictures as they come.
+            report (`Callable`, *optional*): Called with previews and images as they come.
 
         Returns:
-            `asyncio.Task`: Its result is a list of [`FinishedPicture`]. It raises an `APIError` if something does not
+            `asyncio.Task`: Its result is a list of [`FinishedImage`]. It raises an `APIError` if something does not
             fit, the time is over, or the engine dies. Cancelling it ends the work.
         """
         task = asyncio.ensure_future(self._run(report))
@@ -73,13 +73,13 @@ class Job:
         self.service.metrics.cancelled.inc(self.places)
         self.service.leave_places(self.places)
 
-    async def _run(self, report: Callable) -> list[FinishedPicture]:
+    async def _run(self, report: Callable) -> list[FinishedImage]:
         service, limit = self.service, self.service.settings.timeout
         timeout = limit if self.order.timeout is None else min(self.order.timeout, limit)
-        for picture in self.pictures:
-            if picture is not None:
-                service.metrics.pictures.labels("cache").inc()
-                report(picture)
+        for image in self.images:
+            if image is not None:
+                service.metrics.images.labels("cache").inc()
+                report(image)
         try:
             if self.missing:
                 await asyncio.wait_for(self._draw_missing(report), timeout)
@@ -87,7 +87,7 @@ class Job:
             raise took_too_long(timeout) from error
         except EngineDied as error:
             raise engine_is_away() from error
-        return self.pictures
+        return self.images
 
     async def _draw_missing(self, report: Callable) -> None:
         request, parameters = await self.service.prepare(self.order)
@@ -95,10 +95,12 @@ class Job:
             *(self._draw(index, place, request, parameters, report) for place, index in enumerate(self.missing))
         )
 
-    async def _draw(self, index: int, place: int, request: DrawingRequest, parameters: dict, report: Callable) -> None:
-        """Draw one picture, with previews, and give its place back."""
+    async def _draw(
+        self, index: int, place: int, request: GenerationRequest, parameters: dict, report: Callable
+    ) -> None:
+        """Draw one image, with previews, and give its place back."""
         service, order, seed = self.service, self.order, self.seeds[index]
-        request = DrawingRequest(**vars(request) | {"seed": seed, "place": place})
+        request = GenerationRequest(**vars(request) | {"seed": seed, "place": place})
         parameters = parameters | {"seed": seed}
         codes, kept = list(request.prefix_codes), len(request.prefix_codes)
         previews = Previews(self, index, kept, parameters, report)
@@ -120,24 +122,24 @@ class Job:
             tokens = 1
         else:
             tokens = int(request.prompt_attention_mask.sum())
-        picture = FinishedPicture(index, file, seed, tokens, kept, service.num_codes - kept, is_cached=False)
+        image = FinishedImage(index, file, seed, tokens, kept, service.num_codes - kept, is_cached=False)
         if order.seed is not None:
-            service.cache.put(self.keys[index], file, picture.facts)
-        service.metrics.pictures.labels("drawn").inc()
-        self.pictures[index] = picture
+            service.cache.put(self.keys[index], file, image.facts)
+        service.metrics.images.labels("drawn").inc()
+        self.images[index] = image
         self.places -= 1
         service.leave_places(1)
-        report(picture)
+        report(image)
 
 
 class Previews:
-    """The partial pictures of one picture, evenly spread over its codes; the first at least, others as there is time.
+    """The partial images of one image, evenly spread over its codes; the first at least, others as there is time.
 
     Args:
-        job ([`Job`]): What the picture belongs to.
-        index (`int`): Which picture of it.
+        job ([`Job`]): What the image belongs to.
+        index (`int`): Which image of it.
         kept (`int`): Codes that are there from the beginning.
-        parameters (`dict`): Of the picture.
+        parameters (`dict`): Of the image.
         report (`Callable`): Takes them.
     """
 
@@ -154,7 +156,7 @@ class Previews:
             return
         while self.due and self.due[0] <= len(codes):
             self.due.pop(0)
-        # Pictures and first previews, of whichever request, are worth more than the next preview of this one.
+        # Images and first previews, of whichever request, are worth more than the next preview of this one.
         is_late = self.number > 0 and self.job.service.decoder_is_late
         if (self._task is None or self._task.done()) and not is_late:
             self._task = asyncio.ensure_future(self._make(list(codes)))
@@ -168,7 +170,7 @@ class Previews:
         self.number += 1
 
     async def finish(self) -> None:
-        """Wait for the one that is being made; those that were late are left out, the picture itself comes next."""
+        """Wait for the one that is being made; those that were late are left out, the image itself comes next."""
         if self._task is not None:
             await self._task
 

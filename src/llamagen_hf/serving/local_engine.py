@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from multiprocessing.connection import Connection
 
-from .engine import DrawingRequest, Engine, EngineDied
+from .engine import Engine, EngineDied, GenerationRequest
 from .engine_process import EngineSettings, pack, spawn
 from .revival import start_again
 
@@ -21,7 +21,7 @@ class LocalEngine(Engine):
 
     Args:
         settings ([`EngineSettings`]): What to load.
-        num_codes (`int`): Codes of a picture.
+        num_codes (`int`): Codes of an image.
         restarts (`bool`, *optional*, defaults to `True`): Whether to start again when the process dies.
     """
 
@@ -122,7 +122,7 @@ class LocalEngine(Engine):
         except RuntimeError:  # shut down: the process is gone, and whoever draws is told
             pass
 
-    async def draw(self, request: DrawingRequest) -> AsyncIterator[list[int]]:
+    async def draw(self, request: GenerationRequest) -> AsyncIterator[list[int]]:
         if not self._is_ready:
             raise EngineDied("The engine is not ready.")
         name, queue = str(next(self._names)), asyncio.Queue()

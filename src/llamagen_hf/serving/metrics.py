@@ -22,12 +22,12 @@ class Metrics:
         self.first_preview = add(
             Histogram, "first_preview_seconds", "From request to the first partial image.", buckets=SECONDS
         )
-        self.pictures = add(Counter, "images", "Finished pictures, drawn or from the cache.", ("source",))
-        self.cancelled = add(Counter, "cancelled_images", "Pictures whose client or time was gone.")
+        self.images = add(Counter, "images", "Finished images, drawn or from the cache.", ("source",))
+        self.cancelled = add(Counter, "cancelled_images", "Images whose client or time was gone.")
         self.active = add(Gauge, "active_requests", "Requests that are being answered.")
-        self.pending = add(Gauge, "pending_images", "Pictures that wait or are being drawn.")
+        self.pending = add(Gauge, "pending_images", "Images that wait or are being drawn.")
         self.cache_bytes = add(Gauge, "cache_bytes", "Size of the result cache.")
-        self.url_bytes = add(Gauge, "url_store_bytes", "Size of the pictures that can be fetched.")
+        self.url_bytes = add(Gauge, "url_store_bytes", "Size of the images that can be fetched.")
         self.ready = add(Gauge, "engine_ready", "1 if the engine draws.")
         self.engine = add(Gauge, "engine", "Numbers of the engine's own.", ("name",))
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ..inputs import DrawingInputs
-from .front import PictureFile
+from ..llamagen.inputs import GenerationInputs
+from .front import ImageFile
 
 
 MAX_SEED = 2**53 - 1  # what numbers in JSON hold exactly everywhere
@@ -11,7 +11,7 @@ MAX_SEED = 2**53 - 1  # what numbers in JSON hold exactly everywhere
 
 @dataclass(frozen=True)
 class Order:
-    """What a client asks for. `None` is the checkpoint's default, and without a seed each picture gets any.
+    """What a client asks for. `None` is the checkpoint's default, and without a seed each image gets any.
 
     `field_names` are the client's names of arguments of the pipeline, where they differ.
     """
@@ -28,15 +28,15 @@ class Order:
     upload: bytes | None = None
     mask: bytes | None = None
     keep_rows: int | None = None
-    file: PictureFile = PictureFile()
+    file: ImageFile = ImageFile()
     partial_images: int = 0
     timeout: float | None = None
     field_names: dict[str, str] = field(default_factory=dict)
 
     @property
-    def inputs(self) -> DrawingInputs:
-        """As the pipeline would be asked for one picture, an upload not among it."""
-        return DrawingInputs(
+    def inputs(self) -> GenerationInputs:
+        """As the pipeline would be asked for one image, an upload not among it."""
+        return GenerationInputs(
             prompt=self.prompt,
             class_labels=self.class_label,
             guidance_scale=self.guidance_scale,
@@ -48,8 +48,8 @@ class Order:
 
 
 @dataclass(frozen=True)
-class FinishedPicture:
-    """A picture for the client: its place in the order, its file, its seed, and how many codes of which kind."""
+class FinishedImage:
+    """An image for the client: its place in the order, its file, its seed, and how many codes of which kind."""
 
     index: int
     file: bytes
@@ -67,7 +67,7 @@ class FinishedPicture:
 
 @dataclass(frozen=True)
 class Preview:
-    """A partial picture: the place of the picture, its own number, and the file."""
+    """A partial image: the place of the image, its own number, and the file."""
 
     index: int
     number: int

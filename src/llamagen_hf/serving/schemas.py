@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import File, UploadFile
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
-from .front import MEDIA_TYPES, FrontPipeline, PictureFile
+from .front import MEDIA_TYPES, FrontPipeline, ImageFile
 from .order import MAX_SEED, Order
 from .settings import ServingSettings
 
@@ -69,12 +69,12 @@ class SamplingFields(RequestFields):
         same = ("seed", "guidance_scale", "guidance_interval", "temperature", "top_k", "top_p", "timeout")
         return Order(
             **{name: getattr(self, name) for name in same},
-            file=PictureFile(self.output_format, self.output_compression, self.side),
+            file=ImageFile(self.output_format, self.output_compression, self.side),
             **more,
         )
 
 
-class DrawingFields(SamplingFields):
+class GenerationFields(SamplingFields):
     """What drawings and completions have in common; [`build_bodies`] adds what depends on the checkpoint."""
 
     stream: bool | None = Field(False, description="Answer with server-sent events.")
@@ -162,7 +162,7 @@ def check_size(size: str) -> str:
 
 def build_bodies(
     pipe: FrontPipeline, settings: ServingSettings
-) -> tuple[type[DrawingFields], type[DrawingFields], type[BaseModel]]:
+) -> tuple[type[GenerationFields], type[GenerationFields], type[BaseModel]]:
     """Bodies of drawings (JSON), completions (a form) and Hugging Face's requests, as far as a checkpoint takes them.
 
     So the OpenAPI page says what this server accepts: its image size, its number of rows, prompt or class.
@@ -196,13 +196,13 @@ def build_bodies(
         "model": (Annotated[Literal[settings.model_name] | None, Field(description="The one there is.")], None),
         "response_format": (Literal["b64_json", "url"] | None, settings.response_format),
     }
-    drawing = create_model("ImageGeneration", __base__=DrawingFields, __validators__=json_validators, **fields)
+    drawing = create_model("ImageGeneration", __base__=GenerationFields, __validators__=json_validators, **fields)
     rows = f"Rows of codes to keep, out of {config.grid_size}. Default: what `mask` keeps, or else the upper half."
     mask = "Of the size of the image, and transparent from some row down to the bottom: that part is drawn anew."
     image = Annotated[list[UploadFile], File(description="The image whose lower part is drawn anew.")]
     completion = create_model(
         "ImageEdit",
-        __base__=DrawingFields,
+        __base__=GenerationFields,
         __validators__={"leave_out_empty": model_validator(mode="before")(leave_out_empty)},
         image=(image, []),
         image_list=(Annotated[image, Field(alias="image[]")], []),

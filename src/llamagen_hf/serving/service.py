@@ -6,14 +6,14 @@ import logging
 
 import torch
 
-from ..errors import FieldError
+from ..arguments import FieldError
 from ..images.reading import UPLOAD_MEGAPIXELS, read_image
-from ..inputs import DrawingInputs
-from ..parameters import describe
-from ..sampling import check_sampling
-from .engine import DrawingRequest, Engine, EngineDied
+from ..llamagen.inputs import GenerationInputs
+from ..llamagen.parameters import describe
+from ..llamagen.sampling import check_sampling
+from .engine import Engine, EngineDied, GenerationRequest
 from .errors import APIError, engine_is_away, is_draining, queue_is_full, wrong_value
-from .front import Darkroom, Development, FrontPipeline, PictureFile, PromptEncoder
+from .front import Darkroom, Development, FrontPipeline, ImageFile, PromptEncoder
 from .job import Job
 from .mask import rows_to_keep
 from .metrics import Metrics
@@ -30,7 +30,7 @@ class ImageService:
     """Everything behind the HTTP routes.
 
     Args:
-        pipe ([`FrontPipeline`]): Reads prompts and pictures, makes pictures of codes.
+        pipe ([`FrontPipeline`]): Reads prompts and images, makes images of codes.
         engine ([`Engine`]): Draws codes.
         settings ([`ServingSettings`]): Limits.
     """
@@ -40,12 +40,12 @@ class ImageService:
         self.metrics = Metrics()
         self.cache = ResultCache(settings.cache_bytes)
         self.urls = UrlStore(settings.url_bytes, settings.url_seconds)
-        self.pending = 0  # pictures that wait or are being drawn
+        self.pending = 0  # images that wait or are being drawn
         self.active = 0  # requests that are being answered
         self.is_draining = False
         self.failure: str | None = None
         self.facts = self.pipe.facts | {"checkpoint": settings.model_name}
-        self._seconds_a_picture = 1.0
+        self._seconds_a_image = 1.0
         self._encode = MicroBatches(PromptEncoder(pipe).encode, 32, "text-encoder")
         self._develop = MicroBatches(Darkroom(pipe).develop, 32, "decoder")
         self._starting: asyncio.Task | None = None
@@ -107,7 +107,7 @@ class ImageService:
         return Job(self, order)
 
     def take_places(self, count: int) -> None:
-        """Make `count` pictures pending."""
+        """Make `count` images pending."""
         if self.is_draining:
             raise is_draining()
         if not self.engine.is_ready:
@@ -115,7 +115,7 @@ class ImageService:
         limit = self.settings.max_pending
         if self.pending + count > limit:
             # Places come free one by one, as fast as the engine draws.
-            rate = min(self.engine.capacity, limit) / self._seconds_a_picture
+            rate = min(self.engine.capacity, limit) / self._seconds_a_image
             raise queue_is_full(retry_after=min(60.0, (self.pending + count - limit) / rate))
         self.pending += count
 
@@ -123,11 +123,11 @@ class ImageService:
         self.pending -= count
 
     def took(self, seconds: float) -> None:
-        """Learn from a picture how long one takes from the first code to the last."""
-        self._seconds_a_picture += 0.1 * (seconds - self._seconds_a_picture)
+        """Learn from an image how long one takes from the first code to the last."""
+        self._seconds_a_image += 0.1 * (seconds - self._seconds_a_image)
 
-    async def prepare(self, order: Order) -> tuple[DrawingRequest, dict]:
-        """Check an order and read its prompt and picture.
+    async def prepare(self, order: Order) -> tuple[GenerationRequest, dict]:
+        """Check an order and read its prompt and image.
 
         Returns:
             What the engine draws, and the parameters that say so, both for the seed 0.
@@ -150,15 +150,15 @@ class ImageService:
                 condition = {"class_id": self.pipe.get_class_ids(inputs.class_labels).item()}
             prefix = None
             if inputs.image is not None:
-                prefix = await asyncio.to_thread(self._read_picture, inputs)
+                prefix = await asyncio.to_thread(self._read_image, inputs)
         except ValueError as error:
             raise wrong_value(error, order.field_names) from error
         generator = torch.Generator().manual_seed(0)
         (parameters,) = describe(inputs, settings, [generator], prefix, self.facts)
         kept = [] if prefix is None else prefix[0].tolist()
-        return DrawingRequest(seed=0, prefix_codes=kept, **condition, **settings), parameters
+        return GenerationRequest(seed=0, prefix_codes=kept, **condition, **settings), parameters
 
-    def _read_upload(self, order: Order, inputs: DrawingInputs) -> None:
+    def _read_upload(self, order: Order, inputs: GenerationInputs) -> None:
         """Set `image` and `keep_rows`."""
         if order.mask is not None and order.keep_rows is not None:
             raise FieldError("mask", "Pass `mask` or `keep_rows`, not both: each says how much of `image` to keep.")
@@ -172,16 +172,16 @@ class ImageService:
             inputs.keep_rows = rows_to_keep(order.mask, order.upload, image.size, grid_size)
 
     @torch.no_grad()
-    def _read_picture(self, inputs: DrawingInputs) -> torch.LongTensor:
+    def _read_image(self, inputs: GenerationInputs) -> torch.LongTensor:
         return self.pipe.encode_image(inputs.image)[:, : inputs.keep_rows].flatten(1).cpu()
 
-    async def develop(self, codes: list[int], file: PictureFile, parameters: dict) -> bytes:
+    async def develop(self, codes: list[int], file: ImageFile, parameters: dict) -> bytes:
         """A file of codes."""
         return await self._develop(Development(codes, file, parameters))
 
     @property
     def decoder_is_late(self) -> bool:
-        """Whether pictures wait for the decoder."""
+        """Whether images wait for the decoder."""
         return len(self._develop) > 0
 
     def observe(self) -> None:

@@ -9,11 +9,11 @@ class ServingSettings:
 
     Args:
         model_name (`str`): What `GET /v1/models` calls the checkpoint.
-        max_pending (`int`, *optional*, defaults to 256): Pictures that may wait or be drawn; more get 429.
-        max_images (`int`, *optional*, defaults to 10): Pictures of one request.
+        max_pending (`int`, *optional*, defaults to 256): Images that may wait or be drawn; more get 429.
+        max_images (`int`, *optional*, defaults to 10): Images of one request.
         timeout (`float`, *optional*, defaults to 300): Seconds that a request may take; then it gets 504.
-        cache_bytes (`int`, *optional*, defaults to 256 MiB): Of finished pictures that were asked for with a seed.
-        url_bytes (`int`, *optional*, defaults to 256 MiB): Of pictures that can be fetched by their address.
+        cache_bytes (`int`, *optional*, defaults to 256 MiB): Of finished images that were asked for with a seed.
+        url_bytes (`int`, *optional*, defaults to 256 MiB): Of images that can be fetched by their address.
         url_seconds (`float`, *optional*, defaults to 3600): How long they can.
         public_url (`str`, *optional*): What these addresses begin with; by default what the client called.
         response_format (`str`, *optional*, defaults to `"b64_json"`): Or "url", for requests that do not say it.
@@ -22,7 +22,7 @@ class ServingSettings:
         cors_origins (`tuple[str, ...]`, *optional*): Origins of web pages that may call the server; "*" for all.
         api_key (`str`, *optional*): What clients must send as a bearer token.
         rate_limit (`str`, *optional*): Requests of one client address, such as "60/minute"; more get 429.
-        max_body_bytes (`int`, *optional*, defaults to 16 MiB): Of a request, an uploaded picture among them.
+        max_body_bytes (`int`, *optional*, defaults to 16 MiB): Of a request, an uploaded image among them.
         drain_seconds (`float`, *optional*, defaults to 120): How long running requests have after SIGTERM.
         log_prompts (`bool`, *optional*, defaults to `False`): Whether logs contain prompts.
     """

@@ -5,8 +5,8 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from ..vllm import EngineDiedError, VLLMEngine
-from .engine import DrawingRequest, Engine, EngineDied
+from ..llamagen.vllm import EngineDiedError, VLLMEngine
+from .engine import Engine, EngineDied, GenerationRequest
 from .revival import start_again
 
 
@@ -16,10 +16,10 @@ WATCH = 1.0  # seconds between looks at whether vLLM's processes live
 
 
 class VLLMBackend(Engine):
-    """[`~llamagen_hf.vllm.engine.VLLMEngine`] as an engine of the server.
+    """[`~llamagen_hf.llamagen.vllm.engine.VLLMEngine`] as an engine of the server.
 
     Args:
-        checkpoint (`str`, *optional*): As for [`~llamagen_hf.vllm.engine.VLLMEngine`].
+        checkpoint (`str`, *optional*): As for [`~llamagen_hf.llamagen.vllm.engine.VLLMEngine`].
         max_num_seqs (`int`, *optional*, defaults to 64): Images drawn at once.
         restarts (`bool`, *optional*, defaults to `True`): Whether to start again when vLLM dies.
         kwargs: More of vLLM's arguments, such as `tensor_parallel_size`.
@@ -81,7 +81,7 @@ class VLLMBackend(Engine):
         await asyncio.to_thread(self._engine.shutdown)
         await self._load()
 
-    async def draw(self, request: DrawingRequest) -> AsyncIterator[list[int]]:
+    async def draw(self, request: GenerationRequest) -> AsyncIterator[list[int]]:
         if not self.is_ready:
             raise EngineDied("The engine is not ready.")
         condition = {

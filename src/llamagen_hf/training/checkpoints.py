@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -52,28 +52,6 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, total_lim
     accelerator.wait_for_everyone()
 
 
-def replace_result(folder: Path, last: str, save: Callable[[Path], None]) -> None:
-    """Let `save` write a result to a temporary folder, then move it into `folder` piece by piece.
-
-    The piece named `last` is what loading looks for first; it goes away before and arrives after all others, so that
-    half a result is never taken for a whole one.
-    """
-    partial = folder / "partial-result"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        save(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    (folder / last).unlink(missing_ok=True)
-    for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
-        target = folder / path.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        path.replace(target)
-    partial.rmdir()
-
-
 def resume(accelerator: Accelerator, folder: Path) -> int:
     """Load the newest complete checkpoint of `folder` and return its step, 0 if there is none.
 
@@ -98,7 +76,7 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
 
 
 def remove_run(folder: Path, results: Iterable[str]) -> None:
-    """Remove what a training wrote to `folder`, and nothing else: result, facts, log, pictures, checkpoints.
+    """Remove what a training wrote to `folder`, and nothing else: result, facts, log, images, checkpoints.
 
     Killed in between, it leaves checkpoints that are whole, and what they were made from.
 

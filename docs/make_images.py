@@ -1,0 +1,71 @@
+"""Draw the images of the README and the docs.
+
+python docs/make_images.py      # needs the extras of the tests, and chromium for the screenshots
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers.utils import make_image_grid
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from llamagen_hf import AutoregressiveImagePipeline
+from llamagen_hf.demo import build_demo, launch
+
+
+IMAGES = Path(__file__).parent / "images"
+PROMPTS = ["a red heart", "sun with face", "person, noto style", "full moon", "flag: france", "smiling face"]
+SEEDS = [5, 0, 2, 3, 3, 1]
+SIDE = 112
+
+
+def animate() -> None:
+    """Six images that appear code by code."""
+    pipe = AutoregressiveImagePipeline.from_pretrained()
+    steps = pipe.stream(PROMPTS, generator=[torch.Generator().manual_seed(seed) for seed in SEEDS], preview_every=2)
+    frames = []
+    for step in steps:
+        tiles = [image.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in step.images]
+        frames.append(make_image_grid(tiles, 1, len(tiles)).quantize(256))
+    durations = [90] * (len(frames) - 1) + [2500]
+    frames[0].save(
+        IMAGES / "preview.gif", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True
+    )
+
+
+def photograph() -> None:
+    """The app in the middle of a drawing, and on a phone."""
+    demo = build_demo()
+    _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name, width, height, scale in (("space", 1100, 690, 1), ("space_phone", 390, 760, 2)):
+            page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=scale)
+            page.goto(f"{url}?__theme=light")
+            page.get_by_label("Prompt").first.wait_for()
+            page.wait_for_timeout(1000)
+            page.get_by_role("button", name="Settings").first.click()
+            page.wait_for_timeout(500)
+            page.get_by_label("number input for Images").first.fill("4")
+            page.get_by_label("Seed").first.fill("0")
+            page.get_by_label("Seed").first.press("Tab")
+            page.get_by_role("button", name="Settings").first.click()
+            page.get_by_label("Prompt").first.fill("sun with face")
+            page.get_by_label("Prompt").first.press("Enter")
+            status = "Row [456] of 8" if name == "space" else "4 images in"
+            page.wait_for_function(f"() => /{status}/.test(document.querySelector('.status').innerText)")
+            page.wait_for_timeout(0 if name == "space" else 400)
+            page.screenshot(path=IMAGES / f"{name}.png")
+        browser.close()
+    demo.close()
+    for name in ("space", "space_phone"):
+        with Image.open(IMAGES / f"{name}.png") as image:
+            image.convert("RGB").quantize(256).save(IMAGES / f"{name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    IMAGES.mkdir(exist_ok=True)
+    animate()
+    photograph()

@@ -1,0 +1,1 @@
+"""Conditions of a generator: prompts and classes, as the states and ids that it reads."""

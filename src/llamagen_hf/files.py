@@ -1,0 +1,60 @@
+"""Files that are written whole or not at all, and their names."""
+
+import re
+import shutil
+import unicodedata
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+MAX_BYTES = 100  # of the 255 that a name may have, for numbers, endings and temporary names come on top
+# Windows keeps these for devices, whatever their ending.
+RESERVED = re.compile(r"con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]")
+
+
+def file_stem(text: str) -> str:
+    """The words of a text as the beginning of a file name: lower case, with hyphens between them.
+
+    Symbols such as emoji go by their Unicode names. It is `"image"` if there is nothing to name it by.
+    """
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(f" {unicodedata.name(c, '')} " if unicodedata.category(c) == "So" else c for c in text)
+    stem = re.sub(r"[\W_]+", "-", text).lower().encode()[:MAX_BYTES].decode(errors="ignore").strip("-") or "image"
+    return f"{stem}-image" if RESERVED.fullmatch(stem) else stem
+
+
+def free_path(stem: str, suffix: str, numbers: Iterable[str] = ("",)) -> Path:
+    """The first of `stem`, `stem-2`, `stem-3`, ... in the working directory that replaces no file.
+
+    Args:
+        stem (`str`): Beginning of the name.
+        suffix (`str`): Its ending, such as ".png".
+        numbers (`Iterable[str]`, *optional*): What will be added to the stem, for each of several files.
+    """
+    numbers, count, path = list(numbers), 1, Path(stem + suffix)
+    while any(path.with_stem(path.stem + number).exists() for number in numbers):
+        count += 1
+        path = Path(f"{stem}-{count}{suffix}")
+    return path
+
+
+def replace_result(folder: Path, last: str, save: Callable[[Path], None]) -> None:
+    """Let `save` write a result to a temporary folder, then move it into `folder` piece by piece.
+
+    The piece named `last` is what loading looks for first; it goes away before and arrives after all others, so that
+    half a result is never taken for a whole one.
+    """
+    partial = folder / "partial-result"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        save(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    (folder / last).unlink(missing_ok=True)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    partial.rmdir()

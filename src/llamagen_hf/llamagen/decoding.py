@@ -1,0 +1,208 @@
+"""The token loop: a condition in, a grid of codes out, one code a step."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+
+import torch
+import torch._inductor.config
+import torch.nn.functional as F
+from transformers import StaticCache
+
+from ..loading.offloading import is_offloaded
+from .modeling import LlamaGenForConditionalGeneration
+from .sampling import guide, is_guided, sample
+
+
+def in_own_precision(method: Callable) -> Callable:
+    """A pipeline's method whose precision is that of the weights, under [`torch.autocast`] as well.
+
+    What a seed draws, and what the parameters of an image say about it, must not depend on what is around the call.
+    """
+
+    @wraps(method)
+    def wrapper(self, *args, **kwargs):
+        with torch.autocast(self._execution_device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return wrapper
+
+
+class CodeDecoder:
+    """Draws codes from a [`LlamaGenForConditionalGeneration`] with static shapes.
+
+    The keys and values of all layers live in a cache of fixed size, which the next drawing of the same batch size
+    takes over; drawings that go on side by side have one each. The condition is read eagerly; after it, every code is
+    one call of a step whose shapes never change, which [`compile`] turns into a single graph.
+
+    Args:
+        model ([`LlamaGenForConditionalGeneration`]): In evaluation mode.
+    """
+
+    def __init__(self, model: LlamaGenForConditionalGeneration):
+        self.model = model
+        self._spare_caches: dict[tuple, StaticCache] = {}
+        self._step = self._eager_step
+        self._freezes = False
+
+    def compile(self, **kwargs) -> None:
+        """Compile the one-code step, `fullgraph=True`.
+
+        The first drawing with a new batch size then takes a minute or so. Each of them keeps its own graph; torch
+        allows eight (`torch._dynamo.config.recompile_limit`).
+
+        Args:
+            kwargs: For `torch.compile`. By default CUDA graphs on an accelerator; on a CPU, weights frozen into the
+                graph and the fastest of several kernels. Frozen weights ignore later changes, so compile last.
+        """
+        self._freezes = False  # an earlier call may have set it
+        if not kwargs.keys() & {"mode", "options"}:
+            if self.model.device.type == "cpu":
+                kwargs["options"] = {"max_autotune": True}
+                self._freezes = True
+            else:
+                kwargs["mode"] = "reduce-overhead"
+        self._step = torch.compile(self._eager_step, **{"fullgraph": True, "dynamic": False, **kwargs})
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the step is compiled."""
+        return self._step != self._eager_step
+
+    def _eager_step(self, codes, cache, attention_mask) -> torch.Tensor:
+        output = self.model(
+            input_ids=codes, past_key_values=cache, attention_mask=attention_mask, use_cache=True, logits_to_keep=1
+        )
+        return output.logits[:, -1]
+
+    @contextmanager
+    def _static_cache(self, rows: int, length: int, device: torch.device) -> Iterator[StaticCache]:
+        # Tensors made in inference mode can't be updated outside of it.
+        key = (rows, length, self.model.dtype, device, torch.is_inference_mode_enabled())
+        cache = self._spare_caches.pop(key, None)
+        self._spare_caches.clear()  # free those of other sizes before allocating
+        if cache is None:
+            cache = StaticCache(config=self.model.config, max_cache_len=length)
+        else:
+            cache.reset()
+        try:
+            yield cache
+        finally:
+            self._spare_caches[key] = cache
+
+    def _freezing(self) -> AbstractContextManager:
+        # Not an option of torch.compile: the tracer, which turns weights into constants, reads the global setting.
+        return torch._inductor.config.patch(freezing=True) if self._freezes else nullcontext()
+
+    def __call__(self, uniforms: torch.Tensor, **kwargs) -> torch.LongTensor:
+        """Draw all codes of a batch of images; arguments and errors as for [`stream`].
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, codes)`: The codes in raster order.
+        """
+        (codes,) = deque(self.stream(uniforms, **kwargs), maxlen=1)
+        return codes
+
+    @torch.no_grad()
+    def stream(
+        self,
+        uniforms: torch.Tensor,
+        class_ids: torch.LongTensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        prefix_codes: torch.LongTensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: int = -1,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> Generator[torch.LongTensor, float | None, None]:
+        """Draw the codes of a batch of images one after the other.
+
+        Args:
+            uniforms (`torch.Tensor` of shape `(batch, codes)`):
+                Random numbers in [0, 1), one for each code of an image, on the device that the model runs on.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): Input ids of the classes, class mode.
+            prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
+                Left-padded text states, text mode.
+            prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*): 0 for padding.
+            prefix_codes (`torch.LongTensor` of shape `(batch, n)`, *optional*):
+                The first n < `codes` codes, which are kept; the others are drawn with the random numbers they would
+                have without. They are read in one go with the condition.
+            guidance_scale (`float`, *optional*, defaults to 1.0): 1 draws without the unconditional half.
+            guidance_interval (`int`, *optional*, defaults to -1): See [`~llamagen_hf.llamagen.sampling.is_guided`].
+            temperature, top_k, top_p: See [`~llamagen_hf.llamagen.sampling.sample`].
+
+        Yields:
+            `torch.LongTensor` of shape `(batch, i)`: The codes so far in raster order, after each one that is drawn.
+            It may be changed in place; only its last column can still change what follows. Another `guidance_scale`
+            may be sent back; where it was 1, there is nothing to guide by, so that is a `ValueError`.
+
+        Raises:
+            ValueError: If the logits overflow, as they may in float16.
+        """
+        model, config = self.model, self.model.config
+        if self.is_compiled and is_offloaded(model):
+            raise ValueError("The weights are offloaded, which a compiled step can't be: use one or the other.")
+        # The model's own device means nothing while its weights are offloaded.
+        (batch, num_codes), device = uniforms.shape, uniforms.device
+        in_own_precision = torch.autocast(device.type, enabled=False)
+        guided = guidance_scale != 1
+        if prefix_codes is None:
+            prefix_codes = torch.empty(batch, 0, dtype=torch.long, device=device)
+        first = prefix_codes.shape[1]
+        codes = torch.empty(batch, num_codes, dtype=torch.long, device=device)
+        codes[:, :first] = prefix_codes
+        if guided:
+            prefix_codes = prefix_codes.repeat(2, 1)
+
+        if prompt_embeds is not None:
+            condition_length = prompt_embeds.shape[1]
+            if prompt_attention_mask is None:
+                prompt_attention_mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.long, device=device)
+            if guided:
+                null = model.model.uncond_embedding(batch).to(prompt_embeds)
+                with in_own_precision:
+                    prompt_embeds = torch.cat([prompt_embeds, null])
+                prompt_attention_mask = prompt_attention_mask.repeat(2, 1)
+            condition = {"prompt_embeds": prompt_embeds}
+            if first:
+                condition["input_ids"] = prefix_codes
+        else:
+            condition_length = 1
+            if guided:
+                class_ids = torch.cat([class_ids, torch.full_like(class_ids, config.null_class_id)])
+            condition = {"input_ids": torch.cat([class_ids[:, None], prefix_codes], dim=1)}
+
+        length = -(-(condition_length + num_codes) // 8) * 8  # attention kernels like multiples of 8
+        attention_mask = None
+        if prompt_attention_mask is not None:
+            attention_mask = F.pad(prompt_attention_mask, (0, length - condition_length), value=1)
+
+        with self._static_cache(2 * batch if guided else batch, length, device) as cache:
+            with in_own_precision:
+                logits = model(
+                    **condition, past_key_values=cache, attention_mask=attention_mask, use_cache=True, logits_to_keep=1
+                ).logits[:, -1]
+            for index in range(first, num_codes):
+                if guided:
+                    conditional, unconditional = logits.chunk(2)
+                    logits = conditional
+                    if guidance_scale != 1 and is_guided(index, guidance_interval):
+                        logits = guide(conditional, unconditional, guidance_scale)
+                with in_own_precision:
+                    codes[:, index] = sample(logits, uniforms[:, index], temperature, top_k, top_p)
+                if index + 1 == num_codes and not logits.isfinite().all():
+                    # Asked once, since it stalls the device; what is not finite stays so.
+                    raise ValueError(f"The logits are not finite in {model.dtype}; use bfloat16 or float32.")
+                changed_scale = yield codes[:, : index + 1]
+                if changed_scale is not None:
+                    if changed_scale != 1 and not guided:
+                        raise ValueError("Guidance was off at the start, so it can't be turned on now.")
+                    guidance_scale = changed_scale
+                if index + 1 < num_codes:
+                    step_input = codes[:, index : index + 1]
+                    step_input = step_input.repeat(2, 1) if guided else step_input.clone()
+                    with self._freezing(), in_own_precision:
+                        logits = self._step(step_input, cache, attention_mask)

@@ -1,0 +1,398 @@
+"""`AutoregressiveImagePipeline`: a prompt or a class in, images out."""
+
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..arguments import FieldError, is_count, is_integer, plain
+from ..conditioning.classes import resolve_class_label
+from ..conditioning.text import PromptLoss, encode_tokens, find_loss, tokenize_prompts
+from ..images.previews import PreviewSchedule
+from ..loading.checkpoint import EMOJI_CHECKPOINT as EMOJI_CHECKPOINT
+from ..loading.checkpoint import CheckpointLoaderMixin
+from ..loading.lora import LoraLoaderMixin
+from ..loading.offloading import OffloadingMixin, is_offloaded
+from ..reranking import Scorer
+from .configuration import LlamaGenConfig
+from .decoding import CodeDecoder, in_own_precision
+from .drawing import CallbackStateMixin, Drawing
+from .image_codes import ImageCodesMixin
+from .inputs import GenerationInputs
+from .modeling import LlamaGenForConditionalGeneration
+from .parameters import RedrawMixin
+from .pipeline_output import AutoregressiveImageOutput, GenerationStep
+from .vq_model import LlamaGenVQModel
+
+
+logger = logging.get_logger(__name__)
+
+# Where neither the call nor the checkpoint says otherwise.
+SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+class AutoregressiveImagePipeline(
+    CallbackStateMixin,
+    ImageCodesMixin,
+    LoraLoaderMixin,
+    RedrawMixin,
+    OffloadingMixin,
+    CheckpointLoaderMixin,
+    DiffusionPipeline,
+):
+    r"""Draws images with LlamaGen (arXiv 2406.06525): a Llama writes codes, a decoder turns them into pixels.
+
+    It has the loading, saving, device and offloading methods of any [`~diffusers.DiffusionPipeline`].
+
+    Args:
+        vq_model ([`LlamaGenVQModel`], *optional*): Turns codes into images. Without it `output_type="codes"` works.
+        transformer ([`LlamaGenForConditionalGeneration`], *optional*):
+            Draws the codes. Without it images are encoded and codes decoded, and prompts encoded if the checkpoint
+            that is loaded has one.
+        text_encoder ([`~transformers.PreTrainedModel`], *optional*): Any encoder, for text-conditional checkpoints.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The text encoder's.
+        sampling_defaults (`dict`, *optional*): What `__call__` uses where it is not told otherwise:
+            `guidance_scale`, `temperature`, `top_k`, `top_p`. Saved with the checkpoint.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from llamagen_hf import AutoregressiveImagePipeline
+
+    >>> pipe = AutoregressiveImagePipeline.from_pretrained()  # the emoji checkpoint that ships with the package
+    >>> image = pipe("a red apple", generator=torch.Generator().manual_seed(0)).images[0]
+    >>> image.size
+    (64, 64)
+    ```
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vq_model"
+    _optional_components = ["vq_model", "transformer", "text_encoder", "tokenizer"]
+    _callback_tensor_inputs = ["codes", "prompt_embeds"]
+    # The configuration of a transformer that was left out.
+    _generator_config: LlamaGenConfig | None = None
+
+    def __init__(
+        self,
+        vq_model: LlamaGenVQModel | None = None,
+        transformer: LlamaGenForConditionalGeneration | None = None,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        sampling_defaults: dict | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vq_model=vq_model, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer
+        )
+        if vq_model and transformer and vq_model.config.num_vq_embeddings != transformer.config.vocab_size:
+            raise ValueError(
+                f"The transformer draws {transformer.config.vocab_size} codes, but the tokenizer has "
+                f"{vq_model.config.num_vq_embeddings}; they do not belong together."
+            )
+        if text_encoder and transformer and text_encoder.config.hidden_size != transformer.config.condition_dim:
+            raise ValueError(
+                f"The text encoder's states are {text_encoder.config.hidden_size} wide, but the transformer takes "
+                f"{transformer.config.condition_dim}; they do not belong together."
+            )
+        if unknown := set(sampling_defaults or {}) - set(SAMPLING_DEFAULTS):
+            raise ValueError(f"`sampling_defaults` has {sorted(unknown)}; it may have {list(SAMPLING_DEFAULTS)}.")
+        if sampling_defaults is not None:
+            sampling_defaults = {name: plain(value) for name, value in sampling_defaults.items()}
+        self.register_to_config(sampling_defaults=sampling_defaults)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=vq_model.downsample_factor if vq_model else 1)
+        self._decoder = CodeDecoder(transformer)
+
+    def require(self, name: str, purpose: str):
+        """The component of this name; a `ValueError` with its purpose if it was left out."""
+        component = getattr(self, name)
+        if component is None:
+            raise ValueError(f"This pipeline has no {name}, {purpose}: load it as well.")
+        return component
+
+    @property
+    def generator_config(self) -> LlamaGenConfig:
+        """The transformer's configuration, also where the checkpoint was loaded with `transformer=None`."""
+        if self.transformer is None and self._generator_config is not None:
+            return self._generator_config
+        return self.require("transformer", "whose configuration is needed here").config
+
+    def _read_left_out(self, folder: Path) -> None:
+        if self.transformer is None and (folder / "transformer").is_dir():
+            # Prompts are encoded to its length, and images to its grid.
+            self._generator_config = LlamaGenConfig.from_pretrained(folder / "transformer")
+
+    @property
+    def is_text_conditional(self) -> bool:
+        """Whether the checkpoint draws from prompts; else it draws from classes."""
+        return self.generator_config.conditioning == "text"
+
+    @property
+    def condition_kind(self) -> Literal["text", "class"]:
+        """What the checkpoint draws from: prompts or classes."""
+        return self.generator_config.conditioning
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes there are; `None` for a text-conditional checkpoint."""
+        return self.generator_config.num_classes if self.condition_kind == "class" else None
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, in pixels."""
+        vq_model = self.require("vq_model", "which says how large images are")
+        if self.transformer is None and self._generator_config is None:
+            return vq_model.config.sample_size
+        return self.generator_config.grid_size * vq_model.downsample_factor
+
+    def sampling_settings(self, **given: float | None) -> dict[str, float]:
+        """What a call with these settings draws with: `None` means the checkpoint's default, else the library's."""
+        settings = SAMPLING_DEFAULTS | (self.config.sampling_defaults or {})
+        return settings | {name: plain(value) for name, value in given.items() if value is not None}
+
+    def compile_step(self, **kwargs) -> None:
+        """Compile the drawing of one code, see [`~llamagen_hf.llamagen.decoding.CodeDecoder.compile`].
+
+        Call it last, when weights, dtype and device are set. The first image then takes a minute or so to compile.
+        """
+        if is_offloaded(self.require("transformer", "which draws")):
+            raise ValueError("The weights are offloaded, which a compiled step can't be: use one or the other.")
+        self.decoder.compile(**kwargs)
+
+    @property
+    def decoder(self) -> CodeDecoder:
+        """The token loop around the current `transformer`."""
+        if self._decoder.model is not self.transformer:
+            self._decoder = CodeDecoder(self.transformer)
+        return self._decoder
+
+    def get_class_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> torch.LongTensor:
+        """Input ids `(batch,)` of classes given by id or by name; a `ValueError` names one that does not exist."""
+        config = self.generator_config
+        if isinstance(class_labels, (torch.Tensor, np.ndarray)):
+            class_labels = class_labels.flatten().tolist()
+        class_labels = plain(class_labels)
+        labels = [class_labels] if isinstance(class_labels, (int, str)) else class_labels
+        ids = [resolve_class_label(plain(label), config.num_classes, config.id2label) for label in labels]
+        return config.vocab_size + torch.tensor(ids, device="cpu")
+
+    @torch.no_grad()
+    @in_own_precision
+    def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.LongTensor]:
+        """Clean, tokenize and encode prompts; a warning says of which nothing is left, and which are cut.
+
+        Returns:
+            What `__call__` takes as `prompt_embeds` `(batch, condition_length, condition_dim)` and
+            `prompt_attention_mask` `(batch, condition_length)`. Padding is on the left and zero.
+        """
+        text_encoder, config = self.require("text_encoder", "which encodes prompts"), self.generator_config
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        self._warn_of_losses(prompts)
+        input_ids, mask = tokenize_prompts(self.tokenizer, prompts, config.condition_length, config.prompt_cleaning)
+        device = self._execution_device
+        return encode_tokens(text_encoder, input_ids.to(device), mask.to(device), config.condition_length)
+
+    def find_loss(self, prompt: str) -> PromptLoss | None:
+        """What this checkpoint does not read of a prompt, see [`~llamagen_hf.conditioning.text.find_loss`]."""
+        tokenizer, config = self.require("tokenizer", "which reads prompts"), self.generator_config
+        return find_loss(tokenizer, prompt, config.condition_length, config.prompt_cleaning)
+
+    def _warn_of_losses(self, prompts: list[str]) -> None:
+        for prompt in prompts:
+            if loss := self.find_loss(prompt):
+                logger.warning_once(f"{loss.sentence} It is {textwrap.shorten(prompt, 200)!r}.")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        class_labels: int | str | list[int | str] | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: int = -1,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["codes"],  # noqa: B006 (diffusers' signature, never changed)
+        height: int | None = None,
+        width: int | None = None,
+        image: Image.Image | list[Image.Image] | torch.Tensor | None = None,
+        keep_rows: int | None = None,
+        prefix_codes: torch.LongTensor | None = None,
+        num_candidates: int = 1,
+        scorer: Scorer | None = None,
+    ) -> AutoregressiveImageOutput | tuple:
+        r"""Draw images.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*): What to draw, for text-conditional checkpoints.
+            class_labels (`int`, `str` or a list of them, *optional*):
+                Classes by id or by name, for class-conditional checkpoints. A string of digits is an id if no class
+                is called so.
+            guidance_scale (`float`, *optional*):
+                Strength of classifier-free guidance on the logits, at least 0. 1 turns it off and halves the work.
+                The checkpoint's `sampling_defaults` apply to this and the next three, then 4.0, 1.0, 0 and 1.0.
+            guidance_interval (`int`, *optional*, defaults to -1):
+                n guides the first n + 2 codes only, as the released `cfg_interval` does; -1 guides all.
+            temperature (`float`, *optional*): Divides the logits, at least 0; 0 takes the likeliest code.
+            top_k (`int`, *optional*): Number of codes to draw from; 0 means all.
+            top_p (`float`, *optional*): Probability mass to draw from, in [0, 1]; 1 means all.
+            num_images_per_prompt (`int`, *optional*, defaults to 1): Images for each prompt or class.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                Source of the draws. With one per image, an image does not depend on the rest of the batch. By default
+                each image gets one of its own, whose seed is in the output's `parameters`.
+            prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
+                Text states instead of `prompt`, padded on the left, see [`encode_prompt`].
+            prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*):
+                1 for words, 0 for padding; all words by default.
+            image (`PIL.Image.Image`, `list[PIL.Image.Image]` or `torch.Tensor`, *optional*):
+                An image to complete, or one for each prompt or image, see [`ImageCodesMixin.encode_image`].
+            keep_rows (`int`, *optional*):
+                With `image`, the rows of its codes to keep, less than `grid_size`; what is below them is drawn.
+            prefix_codes (`torch.LongTensor` of shape `(batch, n)`, *optional*):
+                Instead of `image`, the first codes themselves, in raster order.
+            num_candidates (`int`, *optional*, defaults to 1):
+                Images to draw for each image, of which the best by `scorer` is returned. The first is the one that
+                would be drawn without; all draw from the image's generator.
+            scorer (`Callable`, *optional*):
+                Takes a list of PIL images and one of prompts or class names, returns a number for each, higher is
+                better. [`~llamagen_hf.clip.CLIPScorer`], for instance.
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                `"pil"`; `"np"` `(batch, height, width, 3)` or `"pt"` `(batch, 3, height, width)` in [0, 1]; or
+                `"codes"`, the grid itself, `(batch, grid_size, grid_size)` long.
+            return_dict (`bool`, *optional*, defaults to `True`): Else a tuple of one element.
+            callback_on_step_end (`Callable`, *optional*):
+                Called after each code as `callback(pipe, step, index, {"codes": codes})` with the `(batch, index + 1)`
+                codes so far; `step` counts those that this call drew. A dict with changed `"codes"` may be returned:
+                the last column changes what follows. `pipe._guidance_scale` may be set, to 0 for no more guidance, and
+                `pipe._interrupt` to `True`: the output then holds the `(batch, n)` codes so far, and previews of them.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["codes"]`):
+                What the callback's dict holds: `"codes"`, `"prompt_embeds"`. The latter, in class mode the input ids
+                of the classes `(batch, 1)`, were read before the first code, so changing them changes nothing. A
+                [`~diffusers.callbacks.PipelineCallback`] brings its own.
+            height, width (`int`, *optional*): Only [`image_size`], the one size that a checkpoint draws.
+
+        Returns:
+            [`AutoregressiveImageOutput`] or `tuple`: The images, prompt by prompt, and what made
+            them.
+
+        Raises:
+            ValueError: In one sentence, if an argument does not fit.
+        """
+        drawing = Drawing(
+            self,
+            GenerationInputs(
+                prompt=prompt,
+                class_labels=class_labels,
+                guidance_scale=guidance_scale,
+                guidance_interval=guidance_interval,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                num_images_per_prompt=num_images_per_prompt,
+                generator=generator,
+                prompt_embeds=prompt_embeds,
+                prompt_attention_mask=prompt_attention_mask,
+                image=image,
+                keep_rows=keep_rows,
+                prefix_codes=prefix_codes,
+                num_candidates=num_candidates,
+                scorer=scorer,
+                output_type=output_type,
+                height=height,
+                width=width,
+            ),
+        )
+        codes = drawing.draw(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        output = drawing.finish(codes)
+        self.maybe_free_model_hooks()
+        return output if return_dict else (output.images,)
+
+    @torch.no_grad()
+    def stream(
+        self, prompt=None, class_labels=None, *, preview_every: int | None = None, **kwargs
+    ) -> Iterator[GenerationStep]:
+        """Draw images and show them on the way. Leaving the loop stops the work.
+
+        Args:
+            prompt, class_labels, kwargs: As for [`__call__`], bar `return_dict` and callbacks.
+            preview_every (`int`, *optional*):
+                Codes from one preview to the next. By default there is one at the end of a row, as long as previews
+                take less than a tenth of the time.
+
+        Yields:
+            [`GenerationStep`]: The codes so far and their previews; what is not drawn yet is a light
+            grey. In the last step the images themselves. With `num_candidates`, previews are those of all candidates.
+
+        Raises:
+            ValueError: In one sentence, if an argument does not fit.
+
+        Example:
+
+        ```python
+        >>> for step in pipe.stream("a red apple", preview_every=8):
+        ...     step.images[0].save("apple.png")
+        ```
+        """
+        preview_every = plain(preview_every)
+        if preview_every is not None and not is_count(preview_every):
+            raise FieldError(
+                "preview_every", f"`preview_every` is {preview_every}; expected an integer of at least 1."
+            )
+        drawing = Drawing(self, GenerationInputs(prompt, class_labels, **kwargs))
+        config = self.transformer.config
+        schedule = PreviewSchedule(preview_every, config.grid_size)
+        try:
+            for codes in self.decoder.stream(**drawing.arguments):
+                if codes.shape[1] < config.num_codes and schedule.is_due(codes.shape[1]):
+                    with schedule.measured():
+                        images = self.preview(codes, drawing.inputs.output_type)
+                    yield GenerationStep(codes.clone(), config.num_codes, images)
+            output = drawing.finish(codes)
+            yield GenerationStep(codes, config.num_codes, output.images, output)
+        finally:  # also when the loop is left
+            self.maybe_free_model_hooks()
+
+    def variation(self, codes: torch.LongTensor, keep_codes: int, **kwargs) -> AutoregressiveImageOutput | tuple:
+        """Draw images again from a certain code on.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(grid_size, grid_size)` or `(batch, grid_size, grid_size)`):
+                Codes of the images, as in an output's `codes` or from [`ImageCodesMixin.encode_image`].
+            keep_codes (`int`): How many of them to keep, in raster order; fewer than all.
+            kwargs: As for [`__call__`], the prompt or class among them. Another seed gives another image.
+
+        Raises:
+            ValueError: In one sentence, if an argument does not fit.
+        """
+        num_codes, side = self.generator_config.num_codes, self.generator_config.grid_size
+        if not isinstance(codes, torch.Tensor) or codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side):
+            found = f"of shape {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
+            raise FieldError(
+                "codes",
+                f"`codes` is {found}; expected a tensor of shape ({side}, {side}) or (batch, {side}, {side}).",
+            )
+        keep_codes = plain(keep_codes)
+        if not is_integer(keep_codes) or not 0 <= keep_codes < num_codes:
+            raise FieldError(
+                "keep_codes", f"`keep_codes` is {keep_codes}; expected an integer from 0 to {num_codes - 1}."
+            )
+        return self(prefix_codes=codes.reshape(-1, num_codes)[:, :keep_codes], **kwargs)
+
+
+# Saved pipelines name the module of a class. The package itself stays where it is, whatever moves within it.
+AutoregressiveImagePipeline.__module__ = "llamagen_hf"

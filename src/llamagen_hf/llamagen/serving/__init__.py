@@ -1,0 +1,1 @@
+"""Continuous batching of LlamaGen: what the server's engine runs."""

@@ -1,0 +1,86 @@
+"""A static cache whose rows are at different positions: one slot for each stream of each image."""
+
+import torch
+from transformers.cache_utils import Cache, StaticLayer
+
+from ..configuration import LlamaGenConfig
+
+
+class SlotLayer(StaticLayer):
+    """Keys and values of one layer. A call of one position a row writes each row's at its own place.
+
+    Args:
+        max_cache_len (`int`): Positions of a slot.
+        positions (`torch.LongTensor` of shape `(slots,)`): Where each row writes next, the same for all layers.
+    """
+
+    def __init__(self, max_cache_len: int, positions: torch.LongTensor):
+        super().__init__(max_cache_len)
+        self.positions = positions
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        rows = len(key_states)
+        keys, values = self.keys[:rows], self.values[:rows]
+        places = self.positions[:rows, None, None, None]
+        keys.scatter_(2, places.expand_as(key_states), key_states)
+        values.scatter_(2, places.expand_as(value_states), value_states)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        # Rows have no length in common. With the largest, the causal part of the mask hides nothing, and the
+        # attention mask alone says what a row sees.
+        return self.max_cache_len - 1
+
+
+class SlotCache(Cache):
+    """Slots of fixed size, of which the first ones are in use.
+
+    A step runs over the first so many rows, without gathering them; so whoever frees a slot moves the last one there.
+
+    Args:
+        config ([`LlamaGenConfig`]): The generator's.
+        slots (`int`): Rows.
+        dtype (`torch.dtype`): Of keys and values.
+        device (`torch.device`): Where they are.
+
+    Attributes:
+        length (`int`): Positions of a slot.
+        positions (`torch.LongTensor` of shape `(slots,)`): Where each row writes next.
+        visible (`torch.BoolTensor` of shape `(slots, length)`): False for the padding of a row's condition.
+    """
+
+    def __init__(self, config: LlamaGenConfig, slots: int, dtype: torch.dtype, device: torch.device):
+        self.length = -(-config.max_position_embeddings // 8) * 8  # attention kernels like multiples of 8
+        self.positions = torch.zeros(slots, dtype=torch.long, device=device)
+        self.visible = torch.ones(slots, self.length, dtype=torch.bool, device=device)
+        super().__init__(layers=[SlotLayer(self.length, self.positions) for _ in range(config.num_hidden_layers)])
+        like = torch.empty(slots, config.num_key_value_heads, 1, config.head_dim, dtype=dtype, device=device)
+        for layer in self.layers:
+            layer.lazy_initialization(like, like)
+        for tensor in (self.positions, self.visible):  # as the layers do: CUDA graphs read them where they are
+            torch._dynamo.mark_static_address(tensor)
+
+    def fill(self, rows: slice, prefilled: Cache, condition_mask: torch.Tensor | None) -> None:
+        """Put the keys and values of conditions, and of codes after them, into slots.
+
+        Args:
+            rows (`slice`): The slots.
+            prefilled ([`~transformers.Cache`]): What the model read, a row for each slot.
+            condition_mask (`torch.Tensor` of shape `(rows, condition_length)`, *optional*): 0 for padding.
+        """
+        count = prefilled.get_seq_length()
+        for layer, source in zip(self.layers, prefilled.layers, strict=True):
+            for slots, states in ((layer.keys, source.keys), (layer.values, source.values)):
+                slots[rows, :, :count] = states
+                # Attention weighs what is hidden with 0, which does not take away what is not finite.
+                slots[rows, :, count:] = 0
+        self.visible[rows] = True
+        if condition_mask is not None:
+            self.visible[rows, : condition_mask.shape[1]] = condition_mask.bool()
+
+    def move(self, source: int, target: int) -> None:
+        """Copy one slot to another."""
+        for layer in self.layers:
+            layer.keys[target] = layer.keys[source]
+            layer.values[target] = layer.values[source]
+        self.visible[target] = self.visible[source]

@@ -1,0 +1,1 @@
+"""The trainings of LlamaGen: its image tokenizer, the codes in between, its generator."""

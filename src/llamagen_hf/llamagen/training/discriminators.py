@@ -1,0 +1,135 @@
+"""Discriminators that a VQ tokenizer is trained against: VQGAN's PatchGAN, and a residual one after StyleGAN2.
+
+Their logits are high for images that look real.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class PatchGANDiscriminator(nn.Module):
+    """One logit for each overlapping patch of an image: pix2pix's (arXiv 1611.07004), with VQGAN's sizes.
+
+    Each of `num_layers` convolutions halves the sides; with three, a logit sees 70x70 pixels.
+
+    Args:
+        width (`int`, *optional*, defaults to 64): Channels of the first convolution; later up to eight times more.
+        num_layers (`int`, *optional*, defaults to 3): Convolutions of stride 2.
+        in_channels (`int`, *optional*, defaults to 3): Channels of the images.
+    """
+
+    def __init__(self, width: int = 64, num_layers: int = 3, in_channels: int = 3):
+        super().__init__()
+        layers = [nn.Conv2d(in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+        widths = [width * min(2**i, 8) for i in range(num_layers + 1)]
+        for i, (before, after) in enumerate(pairwise(widths), start=1):
+            stride = 2 if i < num_layers else 1
+            layers += [
+                nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+        self.main = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
+        for layer in self.main:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, 0.0, 0.02)
+            elif isinstance(layer, nn.BatchNorm2d):
+                nn.init.normal_(layer.weight, 1.0, 0.02)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `(batch, in_channels, height, width)` in [-1, 1] to logits `(batch, 1, rows, columns)`."""
+        return self.main(images)
+
+
+class StyleGANDiscriminator(nn.Module):
+    """One logit for a whole image: the residual discriminator of StyleGAN2 (arXiv 1912.04958) in MaskGIT's form.
+
+    That form (arXiv 2202.04200), which LlamaGen's training code offers too, has neither equalised learning rates nor
+    the minibatch standard deviation.
+
+    Args:
+        image_size (`int`): Side of the images in pixels, a power of two.
+        width (`int`, *optional*, defaults to 512):
+            Channels of the levels of 32x32 pixels and below; each level above has half as many as the next one down.
+        in_channels (`int`, *optional*, defaults to 3): Channels of the images.
+
+    Raises:
+        ValueError: If `image_size` is not a power of two between 16 and 1024.
+    """
+
+    def __init__(self, image_size: int, width: int = 512, in_channels: int = 3):
+        super().__init__()
+        sizes = [2**i for i in range(10, 1, -1)]
+        if image_size not in sizes[:-2]:
+            raise ValueError(f"`image_size` is {image_size}; expected a power of two between 16 and 1024.")
+        widths = [width * 32 // max(size, 32) for size in sizes[sizes.index(image_size) :]]
+        self.blocks = nn.Sequential(
+            nn.Conv2d(in_channels, widths[0], 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+            *(ResidualDownBlock(before, after) for before, after in pairwise(widths)),
+        )
+        self.final_conv = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2, inplace=True))
+        self.final_linear = nn.Sequential(
+            nn.Linear(width * 4 * 4, width), nn.LeakyReLU(0.2, inplace=True), nn.Linear(width, 1)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `(batch, in_channels, image_size, image_size)` in [-1, 1] to logits `(batch, 1)`."""
+        return self.final_linear(self.final_conv(self.blocks(images)).flatten(1))
+
+
+class ResidualDownBlock(nn.Module):
+    """Two convolutions and a blurred halving of the sides, beside a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv_res = nn.Conv2d(in_channels, out_channels, 1, stride=2)
+        self.net = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        )
+        self.downsample = nn.Sequential(Blur(), nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # The sum of two parts of variance 1 has variance 2.
+        return (self.downsample(self.net(x)) + self.conv_res(x)) / math.sqrt(2)
+
+
+class Blur(nn.Module):
+    """Each channel smoothed by [1, 2, 1] / 4 along both axes, mirrored at the border, so that strides do not alias."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("f", torch.tensor([1.0, 2.0, 1.0]))  # saved under this name in the released checkpoints
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kernel = torch.outer(self.f, self.f) / self.f.sum() ** 2
+        x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return F.conv2d(x, kernel.to(x.dtype).expand(x.shape[1], 1, 3, 3), groups=x.shape[1])
+
+
+def build_discriminator(kind: str, image_size: int, width: int | None = None) -> nn.Module:
+    """A discriminator with new weights for square images.
+
+    Args:
+        kind (`str`): `"patchgan"` for [`PatchGANDiscriminator`] or `"stylegan"` for [`StyleGANDiscriminator`].
+        image_size (`int`): Side of the images in pixels.
+        width (`int`, *optional*): Its `width`; its own default by default.
+
+    Raises:
+        ValueError: If the kind is neither, or cannot take images of this size.
+    """
+    width_argument = {} if width is None else {"width": width}
+    if kind == "stylegan":
+        return StyleGANDiscriminator(image_size, **width_argument)
+    if kind == "patchgan":
+        if image_size < 24:
+            raise ValueError(f"`image_size` is {image_size}; a PatchGAN discriminator takes 24 pixels a side or more.")
+        return PatchGANDiscriminator(**width_argument)
+    raise ValueError(f"`kind` is {kind!r}; expected 'patchgan' or 'stylegan'.")

@@ -1,0 +1,70 @@
+"""Settings of a tokenizer training."""
+
+from dataclasses import dataclass, field
+
+from ...training.trainer import RunConfig
+
+
+@dataclass
+class TokenizerTrainingConfig(RunConfig):
+    """One run of [`~llamagen_hf.llamagen.training.vq_trainer.train_tokenizer`]: the recipe's section `tokenizer`.
+
+    The defaults are LlamaGen's on ImageNet, but for `ema_decay`: the released training does not average its weights.
+    """
+
+    batch_size: int = field(default=128, metadata={"help": "Images of an optimizer step, over all processes."})
+
+    # The model; with init_from, that of the tokenizer to start from.
+    init_from: str | None = field(
+        default=None, metadata={"help": "Tokenizer to start from: a folder or Hub id of one, or of a pipeline."}
+    )
+    decoder_only: bool = field(
+        default=False, metadata={"help": "Keep encoder and codebook, so that codes stay valid."}
+    )
+    block_out_channels: list[int] = field(
+        default_factory=lambda: [128, 128, 256, 256, 512], metadata={"help": "Width of each level."}
+    )
+    layers_per_block: int = field(default=2, metadata={"help": "Residual blocks a level."})
+    latent_channels: int = field(default=256, metadata={"help": "Channels before the codebook."})
+    norm_num_groups: int = field(default=32, metadata={"help": "Groups of the group normalisation."})
+    vq_embed_dim: int = field(default=8, metadata={"help": "Width of a codebook vector."})
+    num_vq_embeddings: int = field(default=16384, metadata={"help": "Number of codes."})
+
+    # Images
+    crop: str = field(default="random", metadata={"help": "center, or random: 0.8 to 1 of the shorter side."})
+    random_flip: bool = field(default=True, metadata={"help": "Mirror half of the images."})
+
+    # Losses
+    l1_weight: float = field(default=0.0, metadata={"help": "Weight of the mean absolute pixel error."})
+    l2_weight: float = field(default=1.0, metadata={"help": "Weight of the mean squared pixel error."})
+    gradient_weight: float = field(default=0.0, metadata={"help": "Weight of the error in neighbour differences."})
+    perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of LPIPS; loads VGG16 if above 0."})
+    codebook_weight: float = field(default=1.0, metadata={"help": "Weight of the codebook's pull to the encoder."})
+    commit_weight: float = field(default=0.25, metadata={"help": "Weight of the encoder's pull to the codebook."})
+    entropy_weight: float = field(default=0.0, metadata={"help": "Weight of the entropy loss."})
+    discriminator: str | None = field(default="patchgan", metadata={"help": "patchgan, stylegan, or null for none."})
+    discriminator_width: int | None = field(default=None, metadata={"help": "Its channels; as published by default."})
+    discriminator_start: int = field(default=20_000, metadata={"help": "Steps before it takes part."})
+    discriminator_loss: str = field(default="hinge", metadata={"help": "hinge, vanilla or non-saturating."})
+    adversarial_loss: str = field(default="hinge", metadata={"help": "The tokenizer's: hinge or non-saturating."})
+    adversarial_weight: float = field(default=0.5, metadata={"help": "Weight of both of these losses."})
+    adaptive_adversarial_weight: bool = field(
+        default=False, metadata={"help": "Also scale the tokenizer's to the reconstruction's gradient, as VQGAN does."}
+    )
+    revive_until_step: int = field(default=0, metadata={"help": "Up to this step, unused codes are moved to data."})
+    revive_every: int = field(default=100, metadata={"help": "Steps over which a code must be used to live."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.decoder_only and self.init_from is None:
+            raise ValueError("decoder_only needs a tokenizer whose codes to keep: set init_from.")
+        if self.decoder_only and self.revive_until_step:
+            raise ValueError("decoder_only keeps the codebook, so revive_until_step must be 0.")
+        if self.discriminator not in (None, "patchgan", "stylegan"):
+            raise ValueError(f"discriminator is {self.discriminator!r}; expected patchgan, stylegan or null.")
+        if self.discriminator_loss not in ("hinge", "vanilla", "non-saturating"):
+            raise ValueError(
+                f"discriminator_loss is {self.discriminator_loss!r}; expected hinge, vanilla or non-saturating."
+            )
+        if self.adversarial_loss not in ("hinge", "non-saturating"):
+            raise ValueError(f"adversarial_loss is {self.adversarial_loss!r}; expected hinge or non-saturating.")

@@ -1,0 +1,87 @@
+"""PNG files that carry the parameters which made them."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+
+# The text chunk that image tools agree on for generation parameters.
+KEY = "parameters"
+
+
+def write_png(image: Image.Image, file: BinaryIO, parameters: dict) -> None:
+    """Write `image` to an open file, with `parameters` as JSON in its text chunk "parameters".
+
+    Args:
+        image (`PIL.Image.Image`): The image.
+        file (binary file): Where to.
+        parameters (`dict`): Plain JSON.
+    """
+    info = PngInfo()
+    info.add_itxt(KEY, json.dumps(parameters, ensure_ascii=False))
+    image.save(file, format="PNG", pnginfo=info)
+
+
+def save_png(image: Image.Image, path: str | Path, parameters: dict) -> None:
+    """Write `image` to `path`, whole or not at all, with `parameters` as JSON in its text chunk "parameters".
+
+    Args:
+        image (`PIL.Image.Image`): The image.
+        path (`str` or `os.PathLike`): The file, replaced if it exists.
+        parameters (`dict`): Plain JSON.
+
+    Raises:
+        ValueError: In one sentence, if the file can't be written.
+    """
+    path = Path(path)
+    partial = None
+    try:
+        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            write_png(image, file, parameters)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)  # temporary files are private, images are not
+        os.replace(partial, path)
+    except OSError as error:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+        raise ValueError(f"The image {str(path)!r} can't be written: {error.strerror or error}.") from error
+
+
+def read_parameters(path: str | Path) -> dict:
+    """The parameters that [`save_png`] stored.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+
+    Raises:
+        ValueError: In one sentence, if it is no image, or holds none.
+    """
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(KEY)
+    except Exception as error:  # Pillow's readers have no error in common
+        raise ValueError(f"The image {str(path)!r} can't be read: {error}.") from error
+    try:
+        parameters = json.loads(text or "")
+    except ValueError:  # other programs use the same chunk for text of their own
+        parameters = None
+    if not isinstance(parameters, dict):
+        raise ValueError(f"The image {str(path)!r} holds no parameters of llamagen's.")
+    return parameters
+
+
+def in_common(parameters: list[dict]) -> dict:
+    """The parameters of several images on one sheet: what is the same for all, and their `seeds`."""
+    if len(parameters) == 1:
+        return parameters[0]
+    common = {
+        name: value for name, value in parameters[0].items() if all(other.get(name) == value for other in parameters)
+    }
+    return common | {"seeds": [each["seed"] for each in parameters]}

@@ -1,0 +1,1 @@
+"""Publishing on the Hub: what goes up, and its card."""

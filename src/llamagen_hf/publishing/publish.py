@@ -1,0 +1,269 @@
+"""Publishing on the Hub: a pipeline, an adapter or codes, with their card, in one commit."""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    RepoCard,
+    get_token,
+    hf_hub_download,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from PIL import Image
+
+from ..families import find_family
+from ..images.grid import contact_sheet
+from ..training.record import FACTS_FILE
+from .cards import MARKER, write_card
+from .publications import MAX_SHEET_BYTES, SHEET, Publication, open_publication
+
+
+PROMPTS = ["a red apple", "a cat", "a house by the sea", "a tree in winter"]
+SHEET_CLASSES = 12
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    private: bool = False,
+    space: bool = False,
+    license: str | None = None,
+    draw: bool = True,
+    token: str | None = None,
+    data_license: str | None = None,
+) -> list[str]:
+    """Publish a pipeline, a LoRA adapter or a folder of codes; again to update it.
+
+    Everything goes up in one commit, so that no revision holds half of it. Large files are sent before the commit, and
+    those that an interrupted upload has sent already are not sent again.
+
+    Args:
+        folder (`str` or `os.PathLike`): What to publish. Checkpoints and samples of its training stay here.
+        repo_id (`str`): Where: `user/name`. Codes become a dataset, the others a model.
+        private (`bool`, *optional*, defaults to `False`): Whether a new repository is private.
+        space (`bool`, *optional*, defaults to `False`): Also make a Space of the same name that shows a pipeline.
+        license (`str`, *optional*): The Hub's name of its licence, such as `"cc-by-4.0"`, for the card.
+        draw (`bool`, *optional*, defaults to `True`): Draw a sample sheet for the card if the folder has none.
+        token (`str`, *optional*): A token that may write; that of `hf auth login` or `HF_TOKEN` by default.
+        data_license (`str`, *optional*):
+            The licence of the images behind it, for the card; by default what the Hub says of their dataset.
+
+    Returns:
+        `list[str]`: Addresses of what was published.
+
+    Raises:
+        OSError: In one sentence, if the folder is nothing that can be published or is incomplete, if the Hub can't be
+            reached or refuses, or if the repository holds something else.
+    """
+    publication = open_publication(folder)
+    if space and publication.kind != "pipeline":
+        raise OSError("A Space shows a pipeline; an adapter or codes have none.")
+    template = space_folder() if space else None
+    pipe = load(publication) if publication.kind == "pipeline" else None
+    if (token or get_token()) is None:
+        raise OSError("Publishing needs a token that may write: run `hf auth login`, or set HF_TOKEN.")
+    api = HfApi(token=token)
+    with one_sentence_errors(repo_id, api.endpoint):
+        repo_id, found = look_up(api, repo_id, publication.repo_type, private)
+        check_ours(api, repo_id, publication, found)
+        found_space = look_up_space(api, repo_id, private) if space else None
+        data_license = data_license or look_up_license(api, publication)
+    conditions = sheet_conditions(publication, pipe)
+    if pipe is not None and SHEET not in publication.files and draw:
+        publication.files[SHEET] = png(contact_sheet(pipe, conditions, columns=4))
+    card = write_card(publication, repo_id, pipe, conditions, SHEET in publication.files, license, data_license)
+    with one_sentence_errors(repo_id, api.endpoint):
+        publication.add("README.md", str(kept_prose(api, publication, repo_id, found, card)))
+        url = upload(api, publication.files, repo_id, publication.repo_type, found, private, publication.owns)
+        return [url] + ([publish_space(api, template, repo_id, private, found_space)] if space else [])
+
+
+def load(publication: Publication) -> DiffusionPipeline:
+    """The pipeline that is to be published, which shows that it can be loaded."""
+    weights = [path.name for path in (publication.folder / "transformer").glob("*.safetensors")]
+    variant = None
+    if weights and not any(name.count(".") == 1 for name in weights):  # model.fp16.safetensors, and nothing beside it
+        variant = weights[0].split(".")[1].partition("-")[0]
+    pipe = publication.family.pipeline_class.from_pretrained(publication.folder, variant=variant)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+
+
+def sheet_conditions(publication: Publication, pipe: DiffusionPipeline | None) -> list[str | int]:
+    """Prompts or classes that the training says suit the model; else some of all its classes, or any prompts."""
+    if examples := publication.json(FACTS_FILE).get("examples"):
+        return examples
+    if pipe is None or pipe.condition_kind == "text":
+        return PROMPTS
+    count = pipe.num_classes
+    return sorted({count * i // SHEET_CLASSES for i in range(SHEET_CLASSES)})
+
+
+def png(image: Image.Image) -> bytes:
+    """An image as PNG, small enough for a card."""
+    while True:
+        file = io.BytesIO()
+        image.quantize(256).save(file, "PNG", optimize=True)
+        if file.tell() <= MAX_SHEET_BYTES:
+            return file.getvalue()
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
+
+
+def look_up(api: HfApi, repo_id: str, repo_type: str, private: bool) -> tuple[str, list[str] | None]:
+    """The full name of a repository, and its files, or `None` if it does not exist yet."""
+    if "/" not in repo_id:
+        repo_id = f"{api.whoami()['name']}/{repo_id}"
+    try:
+        info = api.repo_info(repo_id, repo_type=repo_type)
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == 401:
+            raise
+        return repo_id, None
+    if private and not info.private:
+        raise OSError(f"{repo_id} exists and is public; make it private on the Hub first, or choose another name.")
+    return repo_id, [file.rfilename for file in info.siblings or []]
+
+
+def look_up_license(api: HfApi, publication: Publication) -> str | None:
+    """What the Hub says of the licence of the dataset behind it, if that is there for all."""
+    dataset = publication.json("codes.json").get("dataset") or publication.json(FACTS_FILE).get("data", {}).get(
+        "dataset"
+    )
+    if "/" not in (dataset or ""):
+        return None
+    try:
+        found = (api.dataset_info(dataset).card_data or {}).get("license")
+    except RepositoryNotFoundError:
+        return None
+    return ", ".join(found) if isinstance(found, list) else found
+
+
+def check_ours(api: HfApi, repo_id: str, publication: Publication, found: list[str] | None) -> None:
+    """Raise an `OSError` if a repository holds something else than what was published like this before."""
+    if not set(found or []) - {".gitattributes", "README.md"}:
+        return
+    is_ours = publication.marker in found
+    if is_ours and publication.kind == "pipeline":
+        path = hf_hub_download(repo_id, publication.marker, token=api.token)
+        name = json.loads(Path(path).read_text(encoding="utf-8")).get("_class_name")
+        is_ours = find_family(name) is not None
+    if not is_ours:
+        some = ", ".join(sorted(found)[:3])
+        raise OSError(f"{repo_id} exists and holds something else ({some}, ...); choose another name.")
+
+
+def kept_prose(
+    api: HfApi, publication: Publication, repo_id: str, found: list[str] | None, card: RepoCard
+) -> RepoCard:
+    """The card, but with what a person wrote, here or on the Hub, in place of the template's text."""
+    path = publication.folder / "README.md"
+    if not path.is_file():
+        if "README.md" not in (found or []):
+            return card
+        path = Path(hf_hub_download(repo_id, "README.md", repo_type=publication.repo_type, token=api.token))
+    text = path.read_text(encoding="utf-8")
+    if MARKER in text:
+        return card
+    written = type(card)(text, ignore_metadata_errors=True)
+    known = {name: value for name, value in written.data.to_dict().items() if value is not None}
+    merged = card.data.to_dict() | known
+    merged["tags"] = list(dict.fromkeys([*known.get("tags", []), *(card.data.get("tags") or [])]))
+    written.content = f"---\n{type(card.data)(**merged, ignore_metadata_errors=True)}\n---\n{written.text}"
+    return written
+
+
+def upload(
+    api: HfApi,
+    files: dict[str, Path | bytes],
+    repo_id: str,
+    repo_type: str,
+    found: list[str] | None,
+    private: bool,
+    owns=lambda path: False,
+) -> str:
+    """Commit files, and the removal of those of their sort that are no more; the repository's address."""
+    if found is None:
+        options = {"space_sdk": "gradio"} if repo_type == "space" else {}
+        api.create_repo(repo_id, repo_type=repo_type, private=private, **options)
+    operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+    gone = [name for name in found or [] if name not in files and owns(name)]
+    # Not upload_folder, which would take all files, nor upload_large_folder, which makes a commit for every few.
+    commit = api.create_commit(
+        repo_id,
+        operations + [CommitOperationDelete(name) for name in gone],
+        commit_message="Update" if found else "Publish",
+        repo_type=repo_type,
+    )
+    return commit.repo_url.url
+
+
+def space_folder() -> Path:
+    """The Space's files: within an installed package, or in a checkout beside it.
+
+    Raises:
+        OSError: If they are in neither.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "space", package.parents[1] / "spaces" / "llamagen"):
+        if (folder / "app.py").is_file():
+            return folder
+    raise OSError("The Space's files are not in this installation of llamagen-hf.")
+
+
+def look_up_space(api: HfApi, repo_id: str, private: bool) -> list[str] | None:
+    """The files of a model's Space, `None` if there is none; an `OSError` if it is another Space."""
+    _, found = look_up(api, repo_id, "space", private)
+    if set(found or []) - {".gitattributes", "README.md"}:
+        app = hf_hub_download(repo_id, "app.py", repo_type="space", token=api.token) if "app.py" in found else None
+        if app is None or "llamagen_hf" not in Path(app).read_text(encoding="utf-8"):
+            raise OSError(f"The Space {repo_id} exists and holds something else; rename it first.")
+    return found
+
+
+def publish_space(api: HfApi, template: Path, repo_id: str, private: bool, found: list[str] | None) -> str:
+    """Make or update the Space that shows a model."""
+    card = ModelCard.load(template / "README.md", ignore_metadata_errors=True)
+    card.data.title = repo_id.rpartition("/")[2]
+    card.data.models = [repo_id]
+    files: dict[str, Path | bytes] = {name: template / name for name in ("app.py", "requirements.txt")}
+    url = upload(api, files | {"README.md": str(card).encode()}, repo_id, "space", found, private)
+    api.add_space_variable(repo_id, "LLAMAGEN_CHECKPOINT", repo_id)
+    return url
+
+
+@contextmanager
+def one_sentence_errors(repo_id: str, endpoint: str) -> Iterator[None]:
+    """Turn the Hub's refusals into an `OSError` of one sentence."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise OSError(f"{repo_id!r} is no name of a repository; expected user/name.") from error
+    except OfflineModeIsEnabled as error:
+        raise OSError("The Hub is switched off by HF_HUB_OFFLINE; publishing needs it.") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status == 401:
+            raise OSError("The Hub does not know this token; run `hf auth login`, or set HF_TOKEN.") from error
+        if status == 403:
+            raise OSError(f"This token may not write to {repo_id}.") from error
+        reason = error.server_message or f"status {status}"
+        raise OSError(f"The Hub refused to publish {repo_id}: {reason}") from error
+    except RuntimeError as error:  # huggingface_hub's, for a file that could not be sent
+        raise OSError(f"The upload to {repo_id} broke off ({error}); start it again, and it goes on.") from error
+    except HTTPError as error:  # without an answer: the connection failed
+        raise OSError(f"The Hub at {endpoint} can't be reached; what was published before is as it was.") from error

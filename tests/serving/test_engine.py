@@ -1,0 +1,90 @@
+"""The engine in its own process: the same codes, cancellation, death and resurrection."""
+
+import asyncio
+import os
+import signal
+from contextlib import aclosing
+
+import pytest
+from tiny import build_transformer
+from tiny_requests import draw_alone, random_requests
+
+from llamagen_hf.llamagen.decoding import CodeDecoder
+from llamagen_hf.serving.engine import EngineDied, GenerationRequest
+from llamagen_hf.serving.engine_process import EngineSettings
+from llamagen_hf.serving.local_engine import LocalEngine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("generator")
+    build_transformer(conditioning="text").save_pretrained(path)
+    return str(path)
+
+
+async def drawn_by(engine: LocalEngine, request: GenerationRequest) -> list[int]:
+    return [code async for codes in engine.draw(request) for code in codes]
+
+
+async def until(condition) -> None:
+    for _ in range(4000):
+        if condition():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it does not happen")
+
+
+def test_draws_cancels_dies_and_comes_back(folder):
+    """One process for all of it, since starting one takes seconds."""
+    requests = random_requests("text", 30)
+    decoder = CodeDecoder(build_transformer(conditioning="text"))
+    expected = [draw_alone(decoder, request) for request in requests]
+
+    async def scenario():
+        engine = LocalEngine(EngineSettings(folder, slots=16, threads=1), num_codes=16)
+        with pytest.raises(EngineDied, match="not ready"):
+            await drawn_by(engine, requests[0])
+        await engine.start()
+        assert engine.is_ready and engine.capacity == 8
+        try:
+            assert await asyncio.gather(*(drawn_by(engine, request) for request in requests)) == expected
+
+            async with aclosing(engine.draw(requests[0])) as codes:
+                async for _ in codes:
+                    break
+            waiting = asyncio.ensure_future(drawn_by(engine, requests[1]))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            assert await drawn_by(engine, requests[2]) == expected[2]
+            assert engine._drawings == {}
+            await until(lambda: engine.statistics["drawing"] == engine.statistics["waiting"] == 0)
+
+            others = [asyncio.ensure_future(drawn_by(engine, request)) for request in requests]
+            await asyncio.sleep(0)
+            os.kill(engine.process.pid, signal.SIGKILL)
+            results = await asyncio.gather(*others, return_exceptions=True)
+            assert any(isinstance(result, EngineDied) for result in results)
+            for result, codes in zip(results, expected, strict=True):
+                assert isinstance(result, EngineDied) or result == codes
+            assert not engine.is_ready and not engine.has_given_up
+            await until(lambda: engine.is_ready)
+            assert await drawn_by(engine, requests[3]) == expected[3]
+            assert engine.statistics["deaths"] == 1
+
+            engine.restarts = False
+            os.kill(engine.process.pid, signal.SIGKILL)
+            await until(lambda: engine.has_given_up)
+            assert not engine.is_ready
+        finally:
+            await engine.stop()
+        assert not engine.process.is_alive()
+
+    asyncio.run(scenario())
+
+
+def test_says_why_it_does_not_start(tmp_path):
+    async def scenario():
+        await LocalEngine(EngineSettings(str(tmp_path / "nothing")), num_codes=16).start()
+
+    with pytest.raises(ValueError, match="nothing"):
+        asyncio.run(scenario())

@@ -1,0 +1,52 @@
+"""Requests of all kinds for engines that draw the codes of tiny models."""
+
+import random
+
+import torch
+from tiny import generators
+
+from llamagen_hf.llamagen.decoding import CodeDecoder
+from llamagen_hf.llamagen.sampling import draw_uniforms
+from llamagen_hf.serving.engine import GenerationRequest
+
+
+SETTINGS = [
+    {},
+    {"guidance_scale": 3.0},
+    {"guidance_scale": 0.0, "temperature": 0},
+    {"guidance_scale": 2.5, "guidance_interval": 4, "top_k": 30},
+    {"guidance_scale": 7.5, "top_p": 0.9, "temperature": 1.3},
+    {"guidance_scale": 1.0, "top_k": 5, "top_p": 0.5},
+    {"guidance_scale": 1.5, "guidance_interval": 0, "temperature": 0.7, "top_k": 1000},
+]
+
+
+def random_requests(conditioning: str, count: int) -> list[GenerationRequest]:
+    """All kinds of settings, prefixes of all lengths, and prompts of all lengths."""
+    choose = random.Random(0)
+    requests = []
+    for seed in range(count):
+        prefix = [choose.randrange(64) for _ in range(choose.choice([0, 0, 0, 1, 5, 15]))]
+        request = GenerationRequest(seed=seed, prefix_codes=prefix, **choose.choice(SETTINGS))
+        if conditioning == "class":
+            request.class_id = 64 + choose.randrange(10)
+        else:
+            request.prompt_attention_mask = torch.ones(12, dtype=torch.long)
+            request.prompt_attention_mask[: choose.randrange(12)] = 0
+            request.prompt_embeds = torch.randn(12, 16) * request.prompt_attention_mask[:, None]
+        requests.append(request)
+    return requests
+
+
+def draw_alone(decoder: CodeDecoder, request: GenerationRequest) -> list[int]:
+    """The codes that are drawn, by the pipeline's loop."""
+    names = ("guidance_scale", "guidance_interval", "temperature", "top_k", "top_p")
+    condition = {"prefix_codes": torch.tensor([request.prefix_codes]).long()}
+    if request.class_id is not None:
+        condition["class_ids"] = torch.tensor([request.class_id])
+    else:
+        condition["prompt_embeds"] = request.prompt_embeds[None]
+        condition["prompt_attention_mask"] = request.prompt_attention_mask[None]
+    uniforms = draw_uniforms(1, 16, generators(request.seed), torch.device("cpu"))
+    codes = decoder(uniforms, **condition, **{name: getattr(request, name) for name in names})
+    return codes[0, len(request.prefix_codes) :].tolist()

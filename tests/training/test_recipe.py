@@ -1,0 +1,206 @@
+"""Recipes: sections, overrides, and what is said of mistakes before anything is loaded."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+pytest.importorskip("datasets", reason="the training extra is not installed")
+
+from llamagen_hf.data.filtering import FilterConfig  # noqa: E402
+from llamagen_hf.data.recaptioning import RecaptionConfig  # noqa: E402
+from llamagen_hf.data.scoring import ScoreConfig  # noqa: E402
+from llamagen_hf.data.source import DataConfig  # noqa: E402
+from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig  # noqa: E402
+from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig  # noqa: E402
+from llamagen_hf.llamagen.training.vq_config import TokenizerTrainingConfig  # noqa: E402
+from llamagen_hf.training.recipe import parse_recipe  # noqa: E402
+
+
+RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
+SECTIONS = {
+    "data": DataConfig,
+    "tokenizer": TokenizerTrainingConfig,
+    "codes": CodeExtractionConfig,
+    "generator": GeneratorTrainingConfig,
+    "filter": FilterConfig,
+    "score": ScoreConfig,
+    "recaption": RecaptionConfig,
+}
+
+
+@pytest.mark.parametrize(
+    "recipe, flags, message",
+    [
+        ("tokenizer: {batch_sice: 3}", [], "has no key 'batch_sice'. Did you mean 'batch_size'?"),
+        ("tokenizer: [", [], "cannot read the recipe"),
+        ("tokenizer: {}", [], "--output_dir"),
+        ("", [], "has no sections"),
+        ("tokeniser: {output_dir: out}", [], "has no section 'tokenizer'; it has tokeniser"),
+        ("tokenizer: {output_dir: out}", ["--bach_size", "3"], "there is no option --bach_size"),
+        ("tokenizer: {output_dir: out}", ["--batch_size", "many"], "invalid int value: 'many'"),
+        ("tokenizer: {output_dir: out, batch_size: many}", [], "has batch_size: 'many'; it must be int"),
+        ("tokenizer: {output_dir: out, batch_size: 3.5}", [], "has batch_size: 3.5; it must be int"),
+        ("tokenizer: {output_dir: out, decoder_only: 1}", [], "has decoder_only: 1; it must be bool"),
+        ("tokenizer: {output_dir: out, learning_rate: fast}", [], "has learning_rate: 'fast'; it must be float"),
+        (
+            "tokenizer: {output_dir: out, block_out_channels: [8, x]}",
+            [],
+            "block_out_channels: [8, 'x']; it must be list",
+        ),
+        ("tokenizer: {output_dir: out, batch_size: 0}", [], "batch_size is 0; it must be at least 1"),
+        ("tokenizer: {output_dir: out, discriminator: gan}", [], "expected patchgan, stylegan or null"),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path, capsys, recipe, flags, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    with pytest.raises(SystemExit):
+        parse_recipe("", ("tokenizer", TokenizerTrainingConfig), args=["--config", str(path), *flags])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("tokenizer: {output_dir: Bücher}".encode("cp1252"), "it is not UTF-8; save it as UTF-8"),
+        ("tokenizer: {output_dir: out}".encode("utf-16"), "it is not UTF-8; save it as UTF-8"),
+        (None, "Is a directory"),
+        (b"", "has no sections"),
+        (b"- tokenizer", "has no sections"),
+        (b"tokenizer", "has no sections"),
+        (b"tokenizer: {output_dir: a\0b}", "cannot read the recipe"),
+        (b"tokenizer: {output_dir: 2026-13-45}", "cannot read the recipe"),
+        (b"tokenizer: {}\n---\ntokenizer: {}", "cannot read the recipe"),
+        (b"tokenizer: {1: 2}", "has no key 1"),
+        (b"tokenizer:", "has no section 'tokenizer'"),
+    ],
+)
+def test_files_that_are_no_recipes_are_one_sentence(tmp_path, capsys, content, message):
+    path = tmp_path / "recipe.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(SystemExit):
+        parse_recipe("", ("tokenizer", TokenizerTrainingConfig), args=["--config", str(path)])
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("Error: ") and error.count("\n") == 1
+
+
+def test_a_recipe_may_begin_with_a_mark(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("tokenizer: {output_dir: Bücher}", encoding="utf-8-sig")
+    (config,) = parse_recipe("", ("tokenizer", TokenizerTrainingConfig), args=["--config", str(path)])
+    assert config.output_dir == "Bücher"
+
+
+def test_flags_override_the_recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("tokenizer: {output_dir: out, batch_size: 3, learning_rate: 1e-3, discriminator: null}")
+    (config,) = parse_recipe(
+        "", ("tokenizer", TokenizerTrainingConfig), args=["--config", str(path), "--batch_size", "5"]
+    )
+    expected = TokenizerTrainingConfig("out", batch_size=3, learning_rate=1e-3, discriminator=None)
+    assert replace(config, batch_size=3) == expected
+    assert config.batch_size == 5
+
+
+def test_dict_fields_are_json_on_the_command_line():
+    flags = ["--codes_dir", "c", "--tokenizer", "t", "--output_dir", "o", "--sampling_defaults", '{"top_k": 5}']
+    (config,) = parse_recipe("", ("generator", GeneratorTrainingConfig), args=flags)
+    assert config.sampling_defaults == {"top_k": 5}
+
+
+def parse(path: Path) -> dict:
+    """The sections of a recipe by name, as the stages get them."""
+    sections = yaml.safe_load(path.read_text())
+    return {name: parse_recipe("", (name, SECTIONS[name]), args=["--config", str(path)])[0] for name in sections}
+
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+IMAGENET = [name for name in NAMES if name.startswith("imagenet_")]
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    return {name: parse(RECIPES / f"{name}.yaml") for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stages_of_a_recipe_fit(recipes, name):
+    """The paths of one stage are those of the next, and what no stage of the recipe makes, one of another does."""
+    recipe = recipes[name]
+    made = {
+        stage: {other[stage].output_dir for other in recipes.values() if stage in other}
+        for stage in ("tokenizer", "generator")
+    }
+    assert "data" in recipe and ("tokenizer" in recipe or "generator" in recipe)
+    if "tokenizer" in recipe:
+        assert recipe["tokenizer"].init_from in made["tokenizer"] | {None}
+    if "generator" in recipe:
+        codes, generator = recipe["codes"], recipe["generator"]
+        assert codes.tokenizer == generator.tokenizer and codes.output_dir == generator.codes_dir
+        assert codes.tokenizer in ({recipe["tokenizer"].output_dir} if "tokenizer" in recipe else made["tokenizer"])
+        assert generator.init_from in made["generator"] | {None}
+        if generator.stored_states:
+            assert {"{" + column + "}" for column in codes.text_columns} == set(generator.caption_templates)
+
+
+def test_no_two_recipes_write_to_one_folder(recipes):
+    """But for codes, which several generators may share if all that decides them is the same."""
+    written, codes = [], {}
+    for recipe in recipes.values():
+        for stage, config in recipe.items():
+            if stage == "codes":
+                assert codes.setdefault(config.output_dir, (recipe["data"], config)) == (recipe["data"], config)
+            elif stage != "data":
+                written.append(config.output_dir)
+    assert len(set(written)) == len(written) and not set(written) & set(codes)
+
+
+def test_optimization_is_the_papers(recipes):
+    """Sections 3.1 to 3.3 of arXiv 2406.06525, and the batch sizes that its authors gave for XXL and 3B."""
+    for name in (*IMAGENET, "laion_stage1", "laion_stage2"):
+        generator = recipes[name]["generator"]
+        assert generator.batch_size == (512 if generator.variant in ("XXL", "3B") else 256)
+        assert generator.learning_rate == pytest.approx(1e-4 * generator.batch_size / 256)
+        assert (generator.lr_scheduler, generator.lr_warmup_steps) == ("constant_with_warmup", 0)
+        assert (generator.adam_beta1, generator.adam_beta2, generator.weight_decay) == (0.9, 0.95, 0.05)
+        assert (generator.max_grad_norm, generator.dropout, generator.condition_dropout) == (1.0, 0.1, 0.1)
+        assert (generator.mixed_precision, generator.ema_decay) == ("bf16", 0)
+        assert generator.text_learning_rate is None
+    tokenizer = recipes["tokenizer_imagenet"]["tokenizer"]
+    assert (tokenizer.num_train_epochs, tokenizer.batch_size, tokenizer.learning_rate) == (40, 128, 1e-4)
+    assert (tokenizer.lr_scheduler, tokenizer.lr_warmup_steps) == ("constant_with_warmup", 0)
+    assert (tokenizer.num_vq_embeddings, tokenizer.vq_embed_dim, len(tokenizer.block_out_channels)) == (16384, 8, 5)
+    assert (tokenizer.l1_weight, tokenizer.l2_weight, tokenizer.perceptual_weight) == (0, 1, 1)
+    assert (tokenizer.commit_weight, tokenizer.codebook_weight, tokenizer.entropy_weight) == (0.25, 1, 0)
+    assert (tokenizer.discriminator, tokenizer.adversarial_weight, tokenizer.discriminator_start) == (
+        "patchgan",
+        0.5,
+        20_000,
+    )
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_recipes_are_named_for_what_they_train(recipes, name):
+    _, size, variant = name.split("_")
+    recipe = recipes[name]
+    assert (recipe["data"].image_size, recipe["generator"].variant) == (int(size), variant)
+    assert (recipe["generator"].conditioning, recipe["generator"].num_train_epochs) == ("class", 300)
+    assert recipe["codes"].grids_per_image == 20  # ten crops out of 1.1, ten out of 1.05
+    assert recipe["data"].test_split == "validation"
+
+
+def test_laion_goes_from_256_to_512_pixels(recipes):
+    first, second = recipes["laion_stage1"], recipes["laion_stage2"]
+    assert (first["data"].image_size, second["data"].image_size) == (256, 512)
+    assert second["generator"].init_from == first["generator"].output_dir
+    assert first["generator"].condition_length == second["generator"].condition_length == 120
+    assert sorted(second["generator"].caption_templates.values()) == [0.3, 0.7]
+    assert {recipe["codes"].grids_per_image for recipe in (first, second)} == {1}
+    # Each step of the preparation reads what the one before wrote.
+    made = [second[stage].output_dir for stage in ("score", "filter", "recaption")]
+    read = [second[stage].dataset.removesuffix("/*.parquet") for stage in ("filter", "recaption", "data")]
+    assert made == read
+    assert second["recaption"].long_caption_column in second["codes"].text_columns
