@@ -1,9 +1,12 @@
 """Files that are written whole or not at all, and their names."""
 
+import json
+import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -36,6 +39,31 @@ def free_path(stem: str, suffix: str, numbers: Iterable[str] = ("",)) -> Path:
         count += 1
         path = Path(f"{stem}-{count}{suffix}")
     return path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write a file whole or not at all: what is written to the path that is given takes its place at the end.
+
+    Args:
+        path (`str` or `os.PathLike`): The file, replaced if it exists.
+
+    Yields:
+        `Path`: A hidden name of this process's own in the same folder; it is removed if there is an error.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value, indent: int | None = 2) -> None:
+    """Write JSON whole or not at all; arguments as for [`json.dumps`]."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=indent, ensure_ascii=False), encoding="utf-8")
 
 
 def replace_result(folder: Path, last: str, save: Callable[[Path], None]) -> None:

@@ -24,7 +24,7 @@ def test_steps_come_every_k_codes(class_pipe, every, drawn):
     assert [step.output is None for step in steps] == [True] * (len(steps) - 1) + [False]
     final = steps[-1].codes
     assert all(torch.equal(step.codes, final[:, : step.codes.shape[1]]) for step in steps)
-    assert {step.num_codes for step in steps} == {16}
+    assert {step.num_steps for step in steps} == {16}
 
 
 def test_previews_show_what_is_drawn_and_grey(class_pipe):

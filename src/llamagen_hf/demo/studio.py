@@ -170,7 +170,7 @@ class Studio:
         )
         with closing(steps):
             for step in steps:
-                num_drawn, images, parameters = step.codes.shape[1], None, None
+                num_drawn, images, parameters = step.step, None, None
                 if step.output is not None:
                     images = self.pipe.decode_codes(step.output.codes)
                     parameters = [facts | self._checkpoint for facts in step.output.parameters]

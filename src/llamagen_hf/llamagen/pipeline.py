@@ -361,9 +361,9 @@ class AutoregressiveImagePipeline(
                 if codes.shape[1] < config.num_codes and schedule.is_due(codes.shape[1]):
                     with schedule.measured():
                         images = self.preview(codes, drawing.inputs.output_type)
-                    yield GenerationStep(codes.clone(), config.num_codes, images)
+                    yield GenerationStep(codes.shape[1], config.num_codes, images, codes.clone())
             output = drawing.finish(codes)
-            yield GenerationStep(codes, config.num_codes, output.images, output)
+            yield GenerationStep(codes.shape[1], config.num_codes, output.images, codes, output)
         finally:  # also when the loop is left
             self.maybe_free_model_hooks()
 

@@ -52,17 +52,19 @@ class AutoregressiveImageOutput(ImagePipelineOutput):
 
 @dataclass
 class GenerationStep:
-    """A moment of a drawing, see [`AutoregressiveImagePipeline.stream`].
+    """A moment of a generation, see [`AutoregressiveImagePipeline.stream`].
 
     Args:
-        codes (`torch.LongTensor` of shape `(batch, n)`): The codes so far, in raster order.
-        num_codes (`int`): Codes of a whole image.
+        step (`int`): How far it is: codes of an image so far.
+        num_steps (`int`): Codes of a whole image.
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): Previews in the output type; in the last step
             the images themselves.
+        codes (`torch.LongTensor` of shape `(batch, step)`): The codes so far, in raster order.
         output ([`AutoregressiveImageOutput`], *optional*): The result, in the last step.
     """
 
-    codes: torch.LongTensor
-    num_codes: int
+    step: int
+    num_steps: int
     images: Any
+    codes: torch.LongTensor
     output: AutoregressiveImageOutput | None = None
