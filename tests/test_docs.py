@@ -1,4 +1,4 @@
-"""The documentation is true: snippets run, commands exist, links lead somewhere, the reference is current."""
+"""The documentation is true: snippets run, commands, files and links exist, the API reference is current."""
 
 import re
 import runpy
@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import typer
+import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mdit_py_plugins.anchors import anchors_plugin
@@ -213,6 +214,58 @@ def test_links_that_lead_nowhere_are_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# A title\n\n[there](#a-title) [not there](#title) [gone](gone.md) <img src='gone.png'>\n")
     assert broken_links(page) == ["#title", "gone.md", "gone.png"]
+
+
+FOLDERS = ("benchmarks", "docs", "pipelines", "spaces", "src", "tests")
+
+
+@pytest.mark.parametrize("path", PROSE, ids=name)
+def test_files_in_running_text_exist(path):
+    paths = [token.content for token in read(path) if token.type == "code_inline"]
+    paths = [text for text in paths if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./*-]*", text)]
+    assert [text for text in paths if not any(ROOT.glob(text.rstrip("/")))] == []
+
+
+def tree(path: Path) -> list[Path]:
+    """The files and folders of the first tree on a page: a name and what it is on each line, indented by folder."""
+    (block, *_) = [token for token in read(path) if token.type == "fence" and token.content.startswith("src/")]
+    found, parents = [], []
+    for line in block.content.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents[depth:] = [line.split()[0]]
+        found.append(Path(*parents))
+    return found
+
+
+def test_the_tree_of_the_package_shows_every_folder_and_every_module_beside_them():
+    package = ROOT / "src" / "llamagen_hf"
+    folders = {path.parent for path in package.rglob("__init__.py")}
+    modules = {path for path in package.glob("*.py") if path.name != "__init__.py"}
+    assert {ROOT / path for path in tree(ROOT / "docs" / "contributing.md")} == folders | modules
+
+
+def modules(cell: str) -> list[str]:
+    """The modules in a cell, of which all but the first may leave out the package: "`a.b.c`, `d`"."""
+    first, *rest = re.findall(r"`([\w.]+)`", cell)
+    return [first, *(f"{first.rpartition('.')[0]}.{name}" for name in rest)]
+
+
+def test_modules_that_moved_are_where_the_changelog_says():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`llamagen_hf.*`) \| (`llamagen_hf.*`) \|$", text, re.MULTILINE)
+    assert len(rows) > 20
+    for before, now in rows:
+        assert len(modules(before)) == len(modules(now))
+        for module in modules(now):
+            file = ROOT / "src" / module.replace(".", "/")
+            assert file.with_suffix(".py").is_file() or (file / "__init__.py").is_file(), module
+
+
+def test_commits_are_checked_by_the_ruff_that_the_project_pins():
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    (pinned,) = re.findall(r'"ruff==([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert hooks["repo"].endswith("/ruff-pre-commit") and hooks["rev"] == f"v{pinned}"
+    assert [hook["id"] for hook in hooks["hooks"]] == ["ruff-check", "ruff-format"]
 
 
 def test_every_page_is_in_the_index():
