@@ -1,4 +1,4 @@
-"""From logits to codes: pure functions, in the released order (guidance, temperature, top-k, top-p, draw)."""
+"""From logits to codes by pure functions, in the released order: guidance, temperature, top-k, top-p, draw."""
 
 import math
 
@@ -40,28 +40,39 @@ def check_sampling(
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
-    """Classifier-free guidance on logits (arXiv 2207.12598), written as the released code does it.
+    """Apply classifier-free guidance to logits (arXiv 2207.12598), with the released code's parametrisation.
 
     Args:
         conditional, unconditional (`torch.Tensor` of shape `(batch, V)`): Logits with and without the condition.
-        scale (`float` or `torch.Tensor` of shape `(batch, 1)`): Strength, the same for all rows or one for each.
+        scale (`float` or `torch.Tensor` of shape `(batch, 1)`):
+            Guidance scale, the same for all rows or one per row. 1 returns `conditional`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, V)`: The guided logits.
     """
     return unconditional + scale * (conditional - unconditional)
 
 
 def is_guided(index: int, interval: int) -> bool:
-    """Whether code `index` of an image is guided.
+    """Return whether code `index` of an image is guided.
 
-    With `interval` -1 every code is; otherwise the first `interval + 2` codes are, as with the released
-    `cfg_interval`, which counts from the second code on and includes its own end.
+    With `interval` -1, every code is. Otherwise the first `interval + 2` codes are, as with the released
+    `cfg_interval`, which starts counting at the second code and includes its own end.
     """
     return interval < 0 or index <= interval + 1
 
 
 def filter_top_k(logits: torch.Tensor, top_k: int | torch.LongTensor) -> torch.Tensor:
-    """Set all but the `top_k` largest logits `(..., V)` to -inf; ties with the last one stay, 0 keeps all.
+    """Set all but the `top_k` largest logits to -inf. Ties with the smallest of them stay.
 
-    A tensor `(batch,)` on the CPU holds a number for each row of logits `(batch, V)`.
+    Args:
+        logits (`torch.Tensor` of shape `(..., V)`): The logits.
+        top_k (`int` or `torch.LongTensor`):
+            Number of codes to keep; 0 keeps all. A tensor `(batch,)` on the CPU holds one number per row of logits
+            `(batch, V)`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., V)`: The filtered logits.
     """
     if isinstance(top_k, torch.Tensor):
         if not top_k.any():
@@ -77,10 +88,19 @@ def filter_top_k(logits: torch.Tensor, top_k: int | torch.LongTensor) -> torch.T
 
 
 def filter_top_p(logits: torch.Tensor, top_p: float | torch.Tensor) -> torch.Tensor:
-    """Keep the smallest set of codes `(..., V)` whose probability exceeds `top_p`, and at least the likeliest.
+    """Set the logits outside the nucleus to -inf (arXiv 1904.09751).
 
-    Nucleus sampling (arXiv 1904.09751); the code that crosses the threshold stays. 1 keeps all. A tensor `(batch,)` on
-    the CPU holds a number for each row of logits `(batch, V)`.
+    The nucleus is the smallest set of codes whose probability exceeds `top_p`. The code that crosses the threshold
+    and the likeliest code always stay.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., V)`): The logits.
+        top_p (`float` or `torch.Tensor`):
+            Probability in [0, 1]; 1 keeps all codes. A tensor `(batch,)` on the CPU holds one number per row of logits
+            `(batch, V)`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., V)`: The filtered logits.
     """
     if isinstance(top_p, torch.Tensor):
         (rows,) = (top_p < 1).nonzero(as_tuple=True)  # sorting is the most expensive part of a draw
@@ -102,15 +122,15 @@ def _nucleus(logits: torch.Tensor, top_p: float | torch.Tensor) -> torch.Tensor:
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.LongTensor:
     """Draw one code per row by inverting the cumulative distribution.
 
-    One random number decides a code, so a row's code depends on its own logits and number and on nothing else in
-    the batch, and all numbers of an image can be drawn beforehand.
+    One random number determines a code. So a row's code depends on its own logits and number alone, and all random
+    numbers of an image can be drawn in advance.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, V)`): Unnormalised log-probabilities.
         uniforms (`torch.Tensor` of shape `(batch,)`): Random numbers in [0, 1).
 
     Returns:
-        `torch.LongTensor` of shape `(batch,)`: Codes, never one of probability 0 if the logits are finite or -inf.
+        `torch.LongTensor` of shape `(batch,)`: Codes. Each has a probability above 0 if the logits are finite or -inf.
     """
     # float32 sums over 16384 codes would shift boundaries by more than the probability of a rare code.
     precise = torch.float32 if logits.device.type == "mps" else torch.float64
@@ -118,7 +138,7 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.LongTensor:
     total = cumulative[:, -1:]
     threshold = uniforms.to(precise)[:, None] * total
     threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
-    # The clamp is for logits that are not finite: no code is right then, but none may lie outside the vocabulary.
+    # If logits are not finite, no code is right, but the clamp keeps it within the vocabulary.
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
@@ -129,18 +149,18 @@ def sample(
     top_k: int | torch.LongTensor = 0,
     top_p: float | torch.Tensor = 1.0,
 ) -> torch.LongTensor:
-    """Temperature, top-k, top-p and draw, in this order.
+    """Apply temperature, top-k and top-p, in this order, and draw one code per row.
+
+    The settings are the same for all rows, or all three are tensors `(batch,)` on the CPU: `top_k` of dtype long, the
+    others float32. A row gets the same code either way.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch, V)`): Logits, guided if guidance is wanted.
+        logits (`torch.Tensor` of shape `(batch, V)`): Logits, after guidance.
         uniforms (`torch.Tensor` of shape `(batch,)`): Random numbers in [0, 1).
         temperature (`float` or `torch.Tensor`, *optional*, defaults to 1.0):
             Divides the logits; 0 takes the likeliest code.
-        top_k (`int` or `torch.LongTensor`, *optional*, defaults to 0): Codes to choose from; 0 for all.
-        top_p (`float` or `torch.Tensor`, *optional*, defaults to 1.0): Probability to choose from; 1 for all.
-
-    The settings are the same for all rows, or all three are tensors `(batch,)` on the CPU, float32 or long. Either way
-    a row gets the same code.
+        top_k (`int` or `torch.LongTensor`, *optional*, defaults to 0): See [`filter_top_k`].
+        top_p (`float` or `torch.Tensor`, *optional*, defaults to 1.0): See [`filter_top_p`].
 
     Returns:
         `torch.LongTensor` of shape `(batch,)`: Codes.
@@ -160,13 +180,21 @@ def sample(
 def draw_uniforms(
     batch_size: int, length: int, generator: torch.Generator | list[torch.Generator] | None, device: torch.device
 ) -> torch.Tensor:
-    """Random numbers in [0, 1) for `batch_size` images of `length` codes, `(batch_size, length)`.
+    """Draw the random numbers of all images of a batch.
 
-    A list holds one generator per image. A single generator serves the images one after the other, so the first
-    image of a batch is the one drawn alone.
+    Args:
+        batch_size (`int`): Number of images.
+        length (`int`): Codes per image.
+        generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+            A list holds one generator per image. A single generator serves the images one after the other, so the
+            first image of a batch is the one that would be drawn alone. `None` means torch's default generator.
+        device (`torch.device`): Device of the result.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, length)`: Numbers in [0, 1), float32.
     """
     generators = generator if isinstance(generator, list) else [generator] * batch_size
-    # In float32 whatever the default is, since a seed draws other numbers in another dtype.
+    # Always float32, since a seed gives other numbers in another dtype.
     options = [{"generator": g, "device": g.device if g is not None else device} for g in generators]
     rows = [torch.rand(length, dtype=torch.float32, **each) for each in options]
     return torch.stack([row.to(device) for row in rows])
