@@ -61,7 +61,7 @@ PAGES = {
             "llamagen.sampling.filter_top_p",
             "llamagen.sampling.guide",
             "llamagen.sampling.is_guided",
-            "llamagen.sampling.check_sampling",
+            "llamagen.sampling.SamplingParams",
         ],
     ),
     "conversion": (
