@@ -139,11 +139,11 @@ PAGES = {
         "The generator on vLLM: an engine for servers, and the parts of it for those who run vLLM themselves.",
         [
             "llamagen.vllm.engine.VLLMEngine",
-            "llamagen.vllm.start.engine_arguments",
-            "llamagen.vllm.settings.GenerationSettings",
-            "llamagen.vllm.settings.sampling_params",
-            "llamagen.vllm.settings.class_prompt",
-            "llamagen.vllm.settings.text_prompt",
+            "llamagen.vllm.engine_args.engine_arguments",
+            "llamagen.vllm.requests.GenerationSettings",
+            "llamagen.vllm.requests.sampling_params",
+            "llamagen.vllm.requests.class_prompt",
+            "llamagen.vllm.requests.text_prompt",
         ],
     ),
     "serving": (

@@ -13,9 +13,9 @@ from ...arguments import FieldError
 from ..configuration import LlamaGenConfig
 from ..inputs import GenerationInputs
 from ..sampling import SAMPLING_DEFAULTS, SamplingParams
-from .settings import GenerationSettings, class_prompt, sampling_params, text_prompt
-from .start import engine_arguments
-from .weights import build_text_projector
+from .engine_args import engine_arguments
+from .requests import GenerationSettings, class_prompt, sampling_params, text_prompt
+from .weight_loading import build_text_projector
 
 
 class EngineDiedError(RuntimeError):
@@ -32,7 +32,7 @@ class VLLMEngine:
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*):
             A pipeline's folder or Hub id, as for [`~AutoregressiveImagePipeline.from_pretrained`].
-        kwargs: Arguments of vLLM, see [`~llamagen_hf.llamagen.vllm.start.engine_arguments`].
+        kwargs: Arguments of vLLM, see [`~llamagen_hf.llamagen.vllm.engine_args.engine_arguments`].
 
     Raises:
         OSError: In one sentence, if there is no such checkpoint.

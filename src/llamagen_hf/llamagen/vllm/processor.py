@@ -14,7 +14,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, proces
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as NewRunnerLogitsProcessor
 
 from ..sampling import draw_uniforms, guide, is_guided, sample
-from .settings import GenerationSettings
+from .requests import GenerationSettings
 
 
 # Parameters of vLLM that do not touch which code is drawn; all others must be at their defaults.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..configuration import LlamaGenConfig
 from ..pipeline import AutoregressiveImagePipeline
-from .configuration import LlamaGenTwinConfig, twin_config
+from .twin_config import LlamaGenTwinConfig, twin_config
 
 
 if TYPE_CHECKING:
@@ -76,5 +76,5 @@ def check_start(vllm_config: "VllmConfig") -> None:
     if missing:
         raise ValueError(
             f"vLLM lacks {', '.join(missing)}, without which images would come out wrong: start it with "
-            "llamagen_hf.llamagen.vllm.engine_arguments."
+            "llamagen_hf.llamagen.vllm.engine_args."
         )
