@@ -209,7 +209,7 @@ class AutoregressiveImagePipeline(
                 Source of the draws. With one per image, an image does not depend on the rest of the batch. By default
                 each image gets one of its own, whose seed is in the output's `parameters`.
             prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
-                Text states instead of `prompt`, padded on the left, see [`encode_prompt`].
+                Text states instead of `prompt`, padded on the left, see [`EncodingMixin.encode_prompt`].
             prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*):
                 1 for words, 0 for padding; all words by default.
             image (`PIL.Image.Image`, `list[PIL.Image.Image]` or `torch.Tensor`, *optional*):

@@ -49,9 +49,9 @@ class RedrawMixin:
 
         Args:
             codes (`torch.LongTensor` of shape `(grid_size, grid_size)` or `(batch, grid_size, grid_size)`):
-                Codes of the images, as in an output's `codes` or from [`ImageCodesMixin.encode_image`].
+                Codes of the images, as in an output's `codes` or from [`~llamagen_hf.llamagen.encoding.EncodingMixin.encode_image`].
             keep_codes (`int`): How many of them to keep, in raster order; fewer than all.
-            kwargs: As for [`__call__`], the prompt or class among them. Another seed gives another image.
+            kwargs: As for [`AutoregressiveImagePipeline.__call__`], the prompt or class among them. Another seed gives another image.
 
         Raises:
             ValueError: In one sentence, if an argument does not fit.
@@ -77,7 +77,7 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
     The whole batch is drawn, each image of it being the one that is wanted, for its size can change the last bits.
 
     Args:
-        parameters (`dict`): As [`describe`] gives them.
+        parameters (`dict`): As [`~llamagen_hf.provenance.describe`] gives them.
         num_codes (`int`): Codes of an image.
         device (`torch.device`): Where the prefix goes.
 
