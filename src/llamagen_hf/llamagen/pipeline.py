@@ -101,7 +101,11 @@ class AutoregressiveImagePipeline(
         self._decoder = CodeDecoder(transformer)
 
     def require(self, name: str, purpose: str):
-        """The component of this name; a `ValueError` with its purpose if it was left out."""
+        """The component of this name.
+
+        Raises:
+            ValueError: If it was left out; `purpose` says what it is needed for.
+        """
         component = getattr(self, name)
         if component is None:
             raise ValueError(f"This pipeline has no {name}, {purpose}: load it as well.")
@@ -143,7 +147,7 @@ class AutoregressiveImagePipeline(
         return self.generator_config.grid_size * vq_model.downsample_factor
 
     def sampling_settings(self, **given: float | None) -> dict[str, float]:
-        """What a call with these settings draws with: `None` means the checkpoint's default, else the library's."""
+        """The settings of a call by name; `None` stands for the default of the checkpoint, or else of the library."""
         settings = SAMPLING_DEFAULTS | (self.config.sampling_defaults or {})
         return settings | {name: plain(value) for name, value in given.items() if value is not None}
 
@@ -244,7 +248,7 @@ class AutoregressiveImagePipeline(
             them.
 
         Raises:
-            ValueError: In one sentence, if an argument does not fit.
+            ValueError: If an argument does not fit.
         """
         inputs = GenerationInputs(
             prompt=prompt,
@@ -349,7 +353,7 @@ class AutoregressiveImagePipeline(
             grey. In the last step the images themselves. With `num_candidates`, previews are those of all candidates.
 
         Raises:
-            ValueError: In one sentence, if an argument does not fit.
+            ValueError: If an argument does not fit.
 
         Example:
 

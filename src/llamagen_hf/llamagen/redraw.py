@@ -34,7 +34,7 @@ class RedrawMixin:
             output_type (`str`, *optional*, defaults to `"pil"`): As for [`AutoregressiveImagePipeline.__call__`].
 
         Raises:
-            ValueError: In one sentence, if they do not determine an image, or do not fit the checkpoint.
+            ValueError: If they do not determine an image, or do not fit the checkpoint.
         """
         config, loras = self.require("transformer", "which draws").config, parameters.get("lora", [])
         if loras != self.loras:
@@ -49,12 +49,14 @@ class RedrawMixin:
 
         Args:
             codes (`torch.LongTensor` of shape `(grid_size, grid_size)` or `(batch, grid_size, grid_size)`):
-                Codes of the images, as in an output's `codes` or from [`~llamagen_hf.llamagen.encoding.EncodingMixin.encode_image`].
+                Codes of the images, as in an output's `codes` or from
+                [`~llamagen_hf.llamagen.encoding.EncodingMixin.encode_image`].
             keep_codes (`int`): How many of them to keep, in raster order; fewer than all.
-            kwargs: As for [`AutoregressiveImagePipeline.__call__`], the prompt or class among them. Another seed gives another image.
+            kwargs: As for [`AutoregressiveImagePipeline.__call__`], the prompt or class among them. Another seed gives
+                another image.
 
         Raises:
-            ValueError: In one sentence, if an argument does not fit.
+            FieldError: If an argument does not fit.
         """
         num_codes, side = self.generator_config.num_codes, self.generator_config.grid_size
         if not isinstance(codes, torch.Tensor) or codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side):
@@ -74,7 +76,7 @@ class RedrawMixin:
 def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> tuple[dict, int]:
     """What the pipeline draws an image again from, and the image's place in that batch.
 
-    The whole batch is drawn, each image of it being the one that is wanted, for its size can change the last bits.
+    The whole batch is drawn, with every image the wanted one, since the size of a batch can change the last bits.
 
     Args:
         parameters (`dict`): As [`~llamagen_hf.provenance.describe`] gives them.
@@ -82,7 +84,7 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
         device (`torch.device`): Where the prefix goes.
 
     Raises:
-        ValueError: In one sentence, if they do not determine an image.
+        ValueError: If they do not determine an image.
     """
     condition = {name: parameters[name] for name in ("prompt", "class_labels") if name in parameters}
     if len(condition) != 1:
@@ -102,7 +104,7 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
             raise ValueError(f"These parameters are damaged: {name} is {full[name]!r}.")
     codes = full["prefix_codes"]
     if not isinstance(codes, list) or not all(isinstance(code, int) for code in codes):
-        raise ValueError("These parameters are damaged: prefix_codes is no list of codes.")
+        raise ValueError("These parameters are damaged: prefix_codes is not a list of codes.")
     generators = []
     for _ in range(full["batch_size"]):
         try:

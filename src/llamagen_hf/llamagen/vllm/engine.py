@@ -35,7 +35,7 @@ class VLLMEngine:
         kwargs: Arguments of vLLM, see [`~llamagen_hf.llamagen.vllm.engine_args.engine_arguments`].
 
     Raises:
-        OSError: In one sentence, if there is no such checkpoint.
+        OSError: If there is no such checkpoint.
 
     Example:
 
@@ -86,7 +86,7 @@ class VLLMEngine:
             `list[int]`: The codes that were drawn since the last time, without the prefix, in raster order.
 
         Raises:
-            ValueError: In one sentence, if an argument does not fit, or if the logits overflow in float16.
+            ValueError: If an argument does not fit, or if the logits overflow in float16.
             EngineDiedError: If the engine has died.
         """
         from vllm.v1.engine.exceptions import EngineDeadError

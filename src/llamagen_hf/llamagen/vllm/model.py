@@ -184,7 +184,7 @@ class LlamaGenTwin(nn.Module, SupportsPP, SupportsMRoPE):
     [`~llamagen_hf.llamagen.vllm.processor.GuidedSampling`] makes a code.
 
     Raises:
-        ValueError: In one sentence, if vLLM was not started with `engine_arguments`.
+        ValueError: If vLLM was not started with `engine_arguments`.
     """
 
     packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
