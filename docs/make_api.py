@@ -55,7 +55,7 @@ PAGES = {
             "llamagen.sampling.filter_top_p",
             "llamagen.sampling.guide",
             "llamagen.sampling.is_guided",
-            "llamagen.sampling.check_sampling",
+            "llamagen.sampling.SamplingParams",
         ],
     ),
     "conversion": (
@@ -145,11 +145,11 @@ PAGES = {
         "The generator on vLLM: an engine for servers, and its parts for users of vLLM's own classes.",
         [
             "llamagen.vllm.engine.VLLMEngine",
-            "llamagen.vllm.start.engine_arguments",
-            "llamagen.vllm.settings.GenerationSettings",
-            "llamagen.vllm.settings.sampling_params",
-            "llamagen.vllm.settings.class_prompt",
-            "llamagen.vllm.settings.text_prompt",
+            "llamagen.vllm.engine_args.engine_arguments",
+            "llamagen.vllm.requests.GenerationSettings",
+            "llamagen.vllm.requests.sampling_params",
+            "llamagen.vllm.requests.class_prompt",
+            "llamagen.vllm.requests.text_prompt",
         ],
     ),
     "serving": (

@@ -12,7 +12,7 @@ from transformers import StaticCache
 
 from ..loading.offloading import is_offloaded
 from .modeling import LlamaGenForConditionalGeneration
-from .sampling import guide, is_guided, sample
+from .sampling import SamplingParams, guide, is_guided, sample
 
 
 def in_own_precision(method: Callable) -> Callable:
@@ -113,11 +113,7 @@ class CodeDecoder:
         prompt_embeds: torch.Tensor | None = None,
         prompt_attention_mask: torch.Tensor | None = None,
         prefix_codes: torch.LongTensor | None = None,
-        guidance_scale: float = 1.0,
-        guidance_interval: int = -1,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        **sampling: float,
     ) -> Generator[torch.LongTensor, float | None, None]:
         """Generate the codes of a batch of images one after the other.
 
@@ -131,9 +127,8 @@ class CodeDecoder:
             prefix_codes (`torch.LongTensor` of shape `(batch, n)`, *optional*):
                 The first n < `codes` codes, which are kept; the others are drawn with the random numbers they would
                 have without. They are read in one go with the condition.
-            guidance_scale (`float`, *optional*, defaults to 1.0): 1 draws without the unconditional half.
-            guidance_interval (`int`, *optional*, defaults to -1): See [`~llamagen_hf.llamagen.sampling.is_guided`].
-            temperature, top_k, top_p: See [`~llamagen_hf.llamagen.sampling.sample`].
+            sampling: Fields of [`~llamagen_hf.llamagen.sampling.SamplingParams`]; without them codes are drawn from
+                the logits as they are.
 
         Yields:
             `torch.LongTensor` of shape `(batch, i)`: The codes so far in raster order, after each new code. The caller
@@ -150,6 +145,8 @@ class CodeDecoder:
         # The model's own device is meaningless while its weights are offloaded.
         (batch, num_codes), device = uniforms.shape, uniforms.device
         in_own_precision = torch.autocast(device.type, enabled=False)
+        params = SamplingParams(**sampling).filled()
+        guidance_scale = params.guidance_scale
         guided = guidance_scale != 1
         if prefix_codes is None:
             prefix_codes = torch.empty(batch, 0, dtype=torch.long, device=device)
@@ -191,10 +188,12 @@ class CodeDecoder:
                 if guided:
                     conditional, unconditional = logits.chunk(2)
                     logits = conditional
-                    if guidance_scale != 1 and is_guided(index, guidance_interval):
+                    if guidance_scale != 1 and is_guided(index, params.guidance_interval):
                         logits = guide(conditional, unconditional, guidance_scale)
                 with in_own_precision:
-                    codes[:, index] = sample(logits, uniforms[:, index], temperature, top_k, top_p)
+                    codes[:, index] = sample(
+                        logits, uniforms[:, index], params.temperature, params.top_k, params.top_p
+                    )
                 if index + 1 == num_codes and not logits.isfinite().all():
                     # Checked once, since the check stalls the device. Values that are not finite stay so.
                     raise ValueError(f"The logits are not finite in {model.dtype}; use bfloat16 or float32.")

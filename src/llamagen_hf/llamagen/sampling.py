@@ -1,42 +1,78 @@
 """From logits to codes by pure functions, in the released order: guidance, temperature, top-k, top-p, draw."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 
-from ..arguments import FieldError, is_integer
+from ..arguments import FieldError, is_integer, plain
 
 
-def check_sampling(
-    guidance_scale: float = 1.0,
-    guidance_interval: int = -1,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-) -> None:
-    """Raise a [`FieldError`] of one sentence if a sampling setting is out of range."""
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How codes are drawn from logits. `None` stands for the default of the checkpoint.
 
-    def is_number(value):
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    Args:
+        guidance_scale (`float`, *optional*):
+            Strength of classifier-free guidance, at least 0. 1 turns it off and halves the work.
+        guidance_interval (`int`, *optional*, defaults to -1): See [`is_guided`].
+        temperature (`float`, *optional*): Divides the logits, at least 0; 0 takes the likeliest code.
+        top_k (`int`, *optional*): Number of codes to draw from; 0 means all.
+        top_p (`float`, *optional*): Probability mass to draw from, in [0, 1]; 1 means all.
+    """
 
-    if not is_number(guidance_scale) or guidance_scale < 0:
-        raise FieldError(
-            "guidance_scale",
-            f"`guidance_scale` is {guidance_scale}; expected a number of at least 0 (1 turns it off).",
-        )
-    if not is_integer(guidance_interval) or guidance_interval < -1:
-        raise FieldError(
-            "guidance_interval", f"`guidance_interval` is {guidance_interval}; expected -1 (always) or a code index."
-        )
-    if not is_number(temperature) or temperature < 0:
-        raise FieldError(
-            "temperature",
-            f"`temperature` is {temperature}; expected a number of at least 0 (0 takes the likeliest code).",
-        )
-    if not is_integer(top_k) or top_k < 0:
-        raise FieldError("top_k", f"`top_k` is {top_k}; expected an integer of at least 0 (0 keeps all codes).")
-    if not is_number(top_p) or not 0 <= top_p <= 1:
-        raise FieldError("top_p", f"`top_p` is {top_p}; expected a number in [0, 1] (1 keeps all codes).")
+    guidance_scale: float | None = None
+    guidance_interval: int = -1
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self):
+        for name, value in self.sampling.items():
+            object.__setattr__(self, name, plain(value))
+
+    @property
+    def sampling(self) -> dict[str, float | None]:
+        """The five settings by name, also of a subclass that has more fields."""
+        return {field.name: getattr(self, field.name) for field in fields(SamplingParams)}
+
+    def filled(self, defaults: Mapping[str, float] | None = None) -> "SamplingParams":
+        """These settings without `None`.
+
+        Args:
+            defaults (`Mapping[str, float]`, *optional*): In place of `None`. What it does not name is neutral: no
+                guidance, temperature 1, all codes.
+        """
+        values = NEUTRAL | dict(defaults or {})
+        return SamplingParams(**{name: values[name] if v is None else v for name, v in self.sampling.items()})
+
+    def check_sampling(self) -> None:
+        """Check that all settings are in range.
+
+        Raises:
+            FieldError: If one is not.
+        """
+
+        def is_number(value):
+            return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+        expected = {
+            "guidance_scale": (lambda v: is_number(v) and v >= 0, "a number of at least 0 (1 turns it off)"),
+            "guidance_interval": (lambda v: is_integer(v) and v >= -1, "-1 (always) or a code index"),
+            "temperature": (lambda v: is_number(v) and v >= 0, "a number of at least 0 (0 takes the likeliest code)"),
+            "top_k": (lambda v: is_integer(v) and v >= 0, "an integer of at least 0 (0 keeps all codes)"),
+            "top_p": (lambda v: is_number(v) and 0 <= v <= 1, "a number in [0, 1] (1 keeps all codes)"),
+        }
+        for name, (is_valid, what) in expected.items():
+            value = getattr(self, name)
+            if value is not None and not is_valid(value):
+                raise FieldError(name, f"`{name}` is {value}; expected {what}.")
+
+
+NEUTRAL = {"guidance_scale": 1.0, "guidance_interval": -1, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+# Where neither the call nor the checkpoint says otherwise.
+SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
