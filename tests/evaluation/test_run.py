@@ -188,11 +188,14 @@ def test_arguments_and_prompts_of_the_command_line(tmp_path):
     }
     (tmp_path / "prompts.txt").write_text("a cat\n\n  the sun \n", encoding="utf-8")
     assert read_prompts(tmp_path / "prompts.txt") == ["a cat", "the sun"]
-    for words, message in (
-        (["--argument", "top_k"], "expected name=value"),
-        (["--prompts", str(tmp_path / "none.txt")], "can't be read"),
-        (["--dtype", "float8"], "expected float32, float16 or bfloat16"),
+    for words, message, exit_code in (
+        (["--argument", "top_k"], "expected name=value", 1),
+        (["--prompts", str(tmp_path / "none.txt")], "can't be read", 1),
+        (["--dtype", "float8"], "'float8' is not one of 'float32', 'float16', 'bfloat16'", 2),
+        (["--classes", "all"], "'all' is not one of 'random', 'balanced'", 2),
+        (["--preset", "paper"], "'paper' is not one of 'imagenet256_paper', 'demo'", 2),
     ):
         command = ["evaluate", "emoji", "--reference", "a.npz", "--output", str(tmp_path / "out"), *words]
         result = CliRunner().invoke(llamagen_cli.app, command)
-        assert result.exit_code == 1 and message in " ".join(result.output.split()), result.output
+        output = " ".join(result.output.replace("│", " ").split())
+        assert result.exit_code == exit_code and message in output, result.output

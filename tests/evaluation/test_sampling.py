@@ -1,4 +1,4 @@
-"""Drawing many images: by index, whatever draws them; with our pipelines and those of diffusers."""
+"""Generating many images: by index, on any number of processes; with our pipelines and those of diffusers."""
 
 import json
 
@@ -19,13 +19,13 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
-def draw(pipe, folder, count=7, batch_size=3, **kwargs):
+def generate(pipe, folder, count=7, batch_size=3, **kwargs):
     return sample_images(pipe, SamplingConfig(count, batch_size=batch_size, **kwargs), folder, progress=False)
 
 
 def test_images_are_those_of_the_pipeline_with_the_seed_of_their_index(tmp_path):
     pipe = build_class_pipeline()
-    draw(pipe, tmp_path / "own", classes="balanced", arguments={"guidance_scale": 2.0}, seed=5)
+    generate(pipe, tmp_path / "own", classes="balanced", arguments={"guidance_scale": 2.0}, seed=5)
     assert len(contents(tmp_path / "own")) == 7
     for index in (0, 3, 6):
         expected = pipe(class_labels=index, guidance_scale=2.0, generator=generators(5 + index)).images[0]
@@ -33,10 +33,10 @@ def test_images_are_those_of_the_pipeline_with_the_seed_of_their_index(tmp_path)
             assert np.array_equal(np.array(image), np.array(expected))
 
 
-def test_prompts_go_round(tmp_path):
+def test_prompts_repeat(tmp_path):
     pipe = build_text_pipeline()
     prompts = ["a red apple", "a cat", "the sun"]
-    draw(pipe, tmp_path / "own", prompts=prompts)
+    generate(pipe, tmp_path / "own", prompts=prompts)
     for index in (2, 4):
         expected = pipe(prompts[index % 3], generator=generators(index)).images[0]
         with Image.open(tmp_path / "own" / f"{index:06d}.png") as image:
@@ -49,41 +49,41 @@ def test_random_classes_do_not_depend_on_count_or_batches(tmp_path):
     for name, count, batch_size in (("few", 4, 2), ("many", 9, 3)):
         labels = seen.setdefault(name, [])
         pipe.get_class_ids = lambda values, labels=labels: labels.extend(values) or get(values)
-        draw(pipe, tmp_path / name, count, batch_size)
+        generate(pipe, tmp_path / name, count, batch_size)
     assert seen["few"] == seen["many"][:4] and len(set(seen["many"])) > 2
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_images(tmp_path):
+def test_a_killed_run_resumes_and_ends_with_the_same_images(tmp_path):
     pipe = build_class_pipeline()
-    whole = contents(draw(pipe, tmp_path / "whole"))
-    cut = draw(pipe, tmp_path / "cut")
+    whole = contents(generate(pipe, tmp_path / "whole"))
+    cut = generate(pipe, tmp_path / "cut")
     for index in (1, 5, 6):
         (cut / f"{index:06d}.png").unlink()
     (cut / ".000001.png.123").write_bytes(b"half")
     untouched = (cut / "000004.png").stat().st_mtime_ns
-    drawn = []
-    pipe.transformer.register_forward_hook(lambda *_: drawn.append(1))
-    assert contents(draw(pipe, cut)) | whole == whole
-    steps = len(drawn)
-    draw(pipe, cut)
-    assert len(drawn) == steps > 0  # nothing was left to do
+    calls = []
+    pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
+    assert contents(generate(pipe, cut)) | whole == whole
+    steps = len(calls)
+    generate(pipe, cut)
+    assert len(calls) == steps > 0  # nothing was left to do
     assert (cut / "000000.png").is_file() and (cut / "000004.png").stat().st_mtime_ns >= untouched
 
 
 def test_a_folder_of_other_images_is_refused(tmp_path):
     pipe = build_class_pipeline()
-    draw(pipe, tmp_path / "own")
-    with pytest.raises(ValueError, match="drawn with another arguments, seed; take another folder"):
-        draw(pipe, tmp_path / "own", seed=3, arguments={"top_k": 5})
+    generate(pipe, tmp_path / "own")
+    with pytest.raises(ValueError, match="generated with another arguments, seed; take another folder"):
+        generate(pipe, tmp_path / "own", seed=3, arguments={"top_k": 5})
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "mine.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="is not empty and holds no images that were drawn"):
-        draw(pipe, tmp_path / "foreign")
+    with pytest.raises(ValueError, match="is not empty and holds no images that were generated"):
+        generate(pipe, tmp_path / "foreign")
 
 
 def test_a_complete_folder_is_packed_in_order(tmp_path):
     pipe = build_class_pipeline()
-    folder = draw(pipe, tmp_path / "own")
+    folder = generate(pipe, tmp_path / "own")
     pack_images(folder, tmp_path / "samples.npz")
     packed = np.load(tmp_path / "samples.npz")["arr_0"]
     assert packed.shape == (7, 8, 8, 3)
@@ -92,13 +92,13 @@ def test_a_complete_folder_is_packed_in_order(tmp_path):
     (folder / "000003.png").unlink()
     with pytest.raises(ValueError, match="holds 6 of 7 images"):
         pack_images(folder, tmp_path / "other.npz")
-    with pytest.raises(OSError, match="holds no images that were drawn for an evaluation"):
+    with pytest.raises(OSError, match="holds no images that were generated for an evaluation"):
         pack_images(tmp_path, tmp_path / "other.npz")
 
 
 def test_images_are_resized_before_they_are_clamped(tmp_path):
     pipe = build_class_pipeline()
-    folder = draw(pipe, tmp_path / "own", count=2, classes="balanced", image_size=4)
+    folder = generate(pipe, tmp_path / "own", count=2, classes="balanced", image_size=4)
     codes = pipe(class_labels=1, generator=generators(1), output_type="codes").images
     with torch.no_grad():
         pixels = pipe.vq_model.decode_codes(codes)
@@ -108,27 +108,27 @@ def test_images_are_resized_before_they_are_clamped(tmp_path):
         assert image.size == (4, 4) and np.array_equal(np.array(image), expected)
 
 
-def test_a_diffusion_pipeline_draws_classes_by_the_same_rules(tmp_path):
+def test_a_diffusion_pipeline_generates_classes_by_the_same_rules(tmp_path):
     pipe = build_dit_pipeline()
     settings = {"classes": "balanced", "arguments": {"num_inference_steps": 2, "guidance_scale": 2.0}}
-    whole = contents(draw(pipe, tmp_path / "own", count=4, batch_size=2, **settings))
+    whole = contents(generate(pipe, tmp_path / "own", count=4, batch_size=2, **settings))
     assert len(set(whole.values())) == 4
-    assert contents(draw(pipe, tmp_path / "again", count=4, batch_size=2, **settings)) == whole
+    assert contents(generate(pipe, tmp_path / "again", count=4, batch_size=2, **settings)) == whole
     for index in (0, 1):
         pair = pipe([0, 1], generator=generators(0, 1), output_type="np", num_inference_steps=2, guidance_scale=2.0)
         with Image.open(tmp_path / "own" / f"{index:06d}.png") as image:
             assert np.abs(np.array(image) / 255 - pair.images[index]).max() < 0.51 / 255
 
 
-def test_what_a_pipeline_can_not_draw_is_refused_in_words(tmp_path):
+def test_conditions_that_a_pipeline_does_not_take_are_refused(tmp_path):
     for pipe, settings, message in (
-        (build_text_pipeline(), {}, "draws no classes; give it prompts"),
-        (build_class_pipeline(), {"prompts": ["a cat"]}, "draws no prompts; leave them out"),
-        (build_dit_pipeline(), {"prompts": ["a cat"]}, "DiTPipeline draws no prompts"),
-        (build_dit_pipeline(), {"arguments": {"top_k": 3}}, "DiTPipeline takes no top_k"),
+        (build_text_pipeline(), {}, "does not take classes; give it prompts"),
+        (build_class_pipeline(), {"prompts": ["a cat"]}, "does not take prompts; leave them out"),
+        (build_dit_pipeline(), {"prompts": ["a cat"]}, "DiTPipeline does not take prompts"),
+        (build_dit_pipeline(), {"arguments": {"top_k": 3}}, "DiTPipeline does not take top_k"),
     ):
         with pytest.raises(ValueError, match=message):
-            draw(pipe, tmp_path / "own", **settings)
+            generate(pipe, tmp_path / "own", **settings)
     assert not (tmp_path / "own").exists()
     for settings, message in (
         ({"count": 0}, "`count` is 0"),

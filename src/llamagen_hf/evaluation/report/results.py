@@ -1,72 +1,148 @@
-"""What an evaluation found, as plain JSON: checked, and freed of paths of this machine."""
+"""Results of an evaluation as plain JSON: checked, freed of local paths, and written for readers."""
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..local_paths import local_places, public_name, public_value
-from .metric import Metric, metric
+from ...local_paths import local_places, public_name, public_value
 
 
-NUMBER = (int, float)
-# Keys of results that are shown in a place of their own.
+@dataclass(frozen=True)
+class Metric:
+    """What a reader has to know about a metric.
+
+    Args:
+        label (`str`): Its usual name.
+        spec (`str`, *optional*, defaults to `".4g"`): Format of its values, as for `format`.
+        better (`str`, *optional*): `"lower"` or `"higher"`.
+        about (`str`, *optional*): What it measures, in one sentence.
+        arxiv (`str`, *optional*): The paper that defines it.
+        scale (`float`, *optional*, defaults to 1): Factor that values are multiplied by when written.
+    """
+
+    label: str
+    spec: str = ".4g"
+    better: str | None = None
+    about: str = ""
+    arxiv: str | None = None
+    scale: float = 1
+
+    @property
+    def arrow(self) -> str:
+        """The direction of better values: `"↓"`, `"↑"` or nothing."""
+        return {"lower": "↓", "higher": "↑", None: ""}[self.better]
+
+    @property
+    def title(self) -> str:
+        """The label with its arrow."""
+        return f"{self.label} {self.arrow}".strip()
+
+    def write(self, value: float) -> str:
+        """A value, or a standard deviation, as readers expect it."""
+        return format(value * self.scale, self.spec)
+
+
+METRICS = {
+    "fid": Metric(
+        "FID", ".2f", "lower", "Distance between the Inception features of samples and reference.", "1706.08500"
+    ),
+    "sfid": Metric("sFID", ".2f", "lower", "FID of features that keep positions.", "2103.03841"),
+    "inception_score": Metric(
+        "Inception Score", ".1f", "higher",
+        "How confident a classifier is about each sample, and how many classes it finds.", "1606.03498",
+    ),
+    "precision": Metric(
+        "Precision", ".3f", "higher", "Share of the samples that lie among the reference.", "1904.06991"
+    ),
+    "recall": Metric("Recall", ".3f", "higher", "Share of the reference that lies among the samples.", "1904.06991"),
+    "kid": Metric(
+        "KID × 10³", ".2f", "lower", "Squared maximum mean discrepancy of Inception features, without FID's bias.",
+        "1801.01401", 1000,
+    ),
+    "clip_score": Metric(
+        "CLIP score", ".2f", "higher", "Cosine between the CLIP embeddings of a prompt and its image, times 100.",
+        "2104.08718",
+    ),
+    "r_precision": Metric(
+        "R-precision", ".1%", "higher", "Share of the images whose own prompt CLIP finds among others.", "1711.10485"
+    ),
+    "rfid": Metric("rFID", ".2f", "lower", "FID of reconstructed images against the originals.", "1706.08500"),
+    "psnr": Metric("PSNR (dB)", ".2f", "higher", "Peak signal-to-noise ratio of reconstructed images."),
+    "ssim": Metric("SSIM", ".3f", "higher", "Structural similarity of reconstructed images."),
+    "lpips": Metric(
+        "LPIPS", ".3f", "lower", "Perceptual distance of reconstructed images from the originals.", "1801.03924"
+    ),
+    "codebook_usage": Metric("Codes in use", ".1%", "higher", "Share of the codebook that the images use."),
+    "codebook_perplexity": Metric(
+        "Code perplexity", ",.0f", "higher", "Number of equally frequent codes with the same entropy."
+    ),
+}  # fmt: skip
+
+# Keys of results that have a place of their own in reports.
 ELSEWHERE = ("title", "task", "metrics", "sweep", "scores", "score_metric", "reference", "sampling", "versions")
 SWEEP_COLUMNS = {"guidance_scale": Metric("guidance", "g"), "count": Metric("images", ",d")}
 RENAMED = {"count": "images", "reference_count": "reference images", "top_k": "top-k", "top_p": "top-p"}
 
 
+def metric(name: str) -> Metric:
+    """The metric of this name; an unknown one has nothing but its name."""
+    return METRICS.get(name) or Metric(name.replace("_", " "))
+
+
 def check_results(results: dict) -> None:
-    """See that results can be reported.
+    """Check that results can be reported.
 
     Args:
         results (`dict`): As for [`~llamagen_hf.evaluation.report.write_report`].
 
     Raises:
-        ValueError: In one sentence, if not.
+        ValueError: If they can't be.
     """
     if not isinstance(results, dict):
-        raise ValueError("The results are no dict.")
-    check_json(results, "results")
+        raise ValueError("The results are not a dict.")
+    _check_json(results, "results")
     metrics = results.get("metrics")
     if not isinstance(metrics, dict) or not metrics:
-        raise ValueError("The results hold no metrics; a report needs one at least.")
-    check_numbers(metrics, "results['metrics']", metrics)
+        raise ValueError("The results hold no metrics; a report needs at least one.")
+    _check_numbers(metrics, "results['metrics']", metrics)
     for name in ("reference", "sampling", "versions"):
         if not isinstance(results.get(name, {}), dict):
             raise ValueError(f"results[{name!r}] is {results[name]!r}; expected a dict.")
     for place, counted in (("results", results), ("results['reference']", results.get("reference", {}))):
-        check_numbers(counted, place, [name for name in ("count",) if counted.get(name) is not None])
+        if counted.get("count") is not None:
+            _check_numbers(counted, place, ["count"])
     for name, needed in (("sweep", {"guidance_scale"}), ("scores", {"name", "score"})):
         for index, entry in enumerate(results.get(name) or []):
             place = f"results[{name!r}][{index}]"
             if not isinstance(entry, dict) or not needed <= entry.keys():
                 raise ValueError(f"{place} is {entry!r}; expected a dict with {' and '.join(sorted(needed))}.")
-            check_numbers(entry, place, entry.keys() - {"name"})
+            _check_numbers(entry, place, entry.keys() - {"name"})
 
 
-def check_json(value, place: str) -> None:
+def _check_json(value, place: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"{place} has the key {key!r}; JSON takes strings only.")
-            check_json(item, f"{place}[{key!r}]")
+            _check_json(item, f"{place}[{key!r}]")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            check_json(item, f"{place}[{index}]")
+            _check_json(item, f"{place}[{index}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{place} is {value}; a report takes finite numbers only.")
     elif not isinstance(value, str | int | float | None):
         raise ValueError(f"{place} is of type {type(value).__name__}; a report takes plain JSON only.")
 
 
-def check_numbers(values: dict, place: str, names) -> None:
+def _check_numbers(values: dict, place: str, names) -> None:
     for name in names:
-        if isinstance(values[name], bool) or not isinstance(values[name], NUMBER):
+        if isinstance(values[name], bool) or not isinstance(values[name], int | float):
             raise ValueError(f"{place}[{name!r}] is {values[name]!r}; expected a number.")
 
 
 def public_results(results: dict, folder: Path) -> dict:
-    """The results as JSON gives them back, with names in place of paths of this machine.
+    """The results after a round trip through JSON, with names in place of local paths.
 
     Args:
         results (`dict`): As for [`~llamagen_hf.evaluation.report.write_report`].
@@ -93,16 +169,19 @@ def title(results: dict) -> str:
 
 
 def headline(results: dict) -> list[dict]:
-    """The metrics as they are written."""
+    """Each `metric` with its `value` and, if there is one, its standard deviation `std` as text."""
     return [
-        {"metric": metric(name), "value": metric(name).write(value)}
-        | {"std": None if deviation is None else metric(name).write(deviation)}
+        {
+            "metric": metric(name),
+            "value": metric(name).write(value),
+            "std": None if deviation is None else metric(name).write(deviation),
+        }
         for name, value, deviation in metric_values(results["metrics"])
     ]
 
 
 def summary(results: dict) -> str:
-    """What was evaluated and against what, in one sentence; empty if nothing of it is stated."""
+    """One sentence on what was evaluated against what; empty if neither is stated."""
     count, size, reference = results.get("count"), results.get("image_size"), results.get("reference", {})
     text = f"{count:,} images" if count else "Images"
     if size:
@@ -119,35 +198,34 @@ def caveats(results: dict) -> list[str]:
     found, count = list(results.get("reference", {}).get("caveats", [])), results.get("count")
     if count and count < 50_000 and "fid" in results["metrics"]:
         found.append(
-            f"FID falls as the number of images grows (arXiv 1911.07023). This one is of {count:,}; compare it with "
-            "others of as many only, not with the 50,000 of papers."
+            f"FID falls as the number of images grows (arXiv 1911.07023). This one is computed from {count:,}; "
+            "compare it only with FIDs of equally many images, not with the 50,000 of papers."
         )
     return found
 
 
 def settings(results: dict) -> list[tuple[str, str]]:
-    """Everything that is stated beside the numbers, as rows of names and values."""
+    """All settings stated beside the numbers, as rows of names and values."""
     reference = {
         "reference" if name == "name" else f"reference_{name}": value
         for name, value in results.get("reference", {}).items()
         if name != "caveats"
     }
-    versions = results.get("versions", {})
     stated = {name: value for name, value in results.items() if name not in ELSEWHERE}
     last = {name: stated.pop(name) for name in ("device", "date") if name in stated}
     rows = stated | results.get("sampling", {}) | reference | last
-    rows = [(words(name), written(name, value)) for name, value in rows.items() if value is not None]
-    if versions:
+    rows = [(_words(name), _written(name, value)) for name, value in rows.items() if value is not None]
+    if versions := results.get("versions"):
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return rows
 
 
-def words(name: str) -> str:
+def _words(name: str) -> str:
     """A key as a reader would say it."""
     return RENAMED.get(name) or name.replace("_", " ")
 
 
-def written(name: str, value) -> str:
+def _written(name: str, value) -> str:
     """A setting as a reader would write it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -156,7 +234,7 @@ def written(name: str, value) -> str:
     if isinstance(value, list):
         return (" × " if name == "image_size" else ", ").join(map(str, value))
     if isinstance(value, dict):
-        return ", ".join(f"{words(key)} {item}" for key, item in value.items())
+        return ", ".join(f"{_words(key)} {item}" for key, item in value.items())
     return str(value)
 
 
@@ -165,17 +243,18 @@ def sweep_table(results: dict) -> tuple[list[str], list[list[str]]]:
     sweep = sorted(results.get("sweep") or [], key=lambda point: point["guidance_scale"])
     names = dict.fromkeys(name for point in sweep for name, _, _ in metric_values(point))
     columns = {name: SWEEP_COLUMNS.get(name) or metric(name) for name in names}
-    rows = [[sweep_cell(point, name, column) for name, column in columns.items()] for point in sweep]
+    rows = [
+        [
+            " ± ".join(column.write(point[key]) for key in (name, f"{name}_std") if key in point)
+            for name, column in columns.items()
+        ]
+        for point in sweep
+    ]
     return [column.title for column in columns.values()], rows
 
 
-def sweep_cell(point: dict, name: str, column: Metric) -> str:
-    """A number of a sweep with its standard deviation, if there is one."""
-    return " ± ".join(column.write(point[key]) for key in (name, f"{name}_std") if key in point)
-
-
 def worst_and_best(results: dict, count: int = 6) -> tuple[list[dict], list[dict]]:
-    """The `scores` at either end, the worst first and the best first; together no more than there are."""
+    """The `count` worst of the `scores`, worst first, and the `count` best, best first; none is in both."""
     is_lower_better = metric(results.get("score_metric", "score")).better == "lower"
     ranked = sorted(results.get("scores") or [], key=lambda entry: entry["score"], reverse=is_lower_better)
     count = min(count, len(ranked) // 2)
