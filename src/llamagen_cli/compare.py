@@ -46,43 +46,33 @@ def compare_tokenizers(
                 raise ValueError(f"The output {str(output)!r} must end in .md or .json.")
             check_writable(output)
         try:
-            table, facts = measure(
-                source, autoencoders, image_size, batch_size, count, split, inception, vgg16 if lpips else None, device
-            )
-        except ImportError as error:
-            raise ValueError(f"{error}; comparing tokenizers needs `pip install llamagen-hf[evaluation]`.") from error
-        typer.echo(table)
-        if output is not None:
+            from llamagen_hf.autoencoders import load_autoencoder
+            from llamagen_hf.evaluation.images import open_images
+            from llamagen_hf.evaluation.inception import InceptionFeatures
+            from llamagen_hf.evaluation.reconstruction import PerceptualLoss
+            from llamagen_hf.evaluation.tokenizers import compare_tokenizers, evaluate_tokenizer
             from llamagen_hf.files import replacing
 
-            text = table if output.suffix.lower() == ".md" else json.dumps(facts, indent=2, allow_nan=False)
+            quiet_loading()
+            device = find_device(device)
+            images = open_images(source, image_size, split)
+            extractor = None if inception is None else InceptionFeatures(inception, device)
+            perceptual_loss = PerceptualLoss.from_pretrained(vgg16).to(device) if lpips else None
+            results = []
+            for path in autoencoders:  # one at a time in memory
+                autoencoder = load_autoencoder(path).to(device)
+                results.append(
+                    evaluate_tokenizer(autoencoder, images, extractor, perceptual_loss, batch_size, count, name=path)
+                )
+        except ImportError as error:
+            raise ValueError(f"{error}; comparing tokenizers needs `pip install llamagen-hf[evaluation]`.") from error
+        text = table = compare_tokenizers(results)
+        typer.echo(table)
+        if output is not None:
+            if output.suffix.lower() == ".json":
+                numbers = [
+                    {key: "inf" if value == math.inf else value for key, value in row.items()} for row in results
+                ]
+                text = json.dumps({"images": images.name, "tokenizers": numbers}, indent=2, allow_nan=False)
             with replacing(output) as partial:
                 partial.write_text(f"{text}\n", encoding="utf-8")
-
-
-def measure(source, paths, image_size, batch_size, count, split, inception, vgg16, device) -> tuple[str, dict]:
-    """The table, and its numbers as plain JSON, where infinity is `"inf"`."""
-    from llamagen_hf.autoencoders import load_autoencoder
-    from llamagen_hf.evaluation.images import open_images
-    from llamagen_hf.evaluation.tokenizers import compare_tokenizers, evaluate_tokenizer
-
-    quiet_loading()
-    device = find_device(device)
-    images = open_images(source, image_size, split)
-    extractor = perceptual_loss = None
-    if inception is not None:
-        from llamagen_hf.evaluation.inception import InceptionFeatures
-
-        extractor = InceptionFeatures(inception, device)
-    if vgg16 is not None:
-        from llamagen_hf.evaluation.reconstruction import PerceptualLoss
-
-        perceptual_loss = PerceptualLoss.from_pretrained(vgg16).to(device)
-    results = []
-    for path in paths:  # one at a time in memory
-        autoencoder = load_autoencoder(path).to(device)
-        results.append(
-            evaluate_tokenizer(autoencoder, images, extractor, perceptual_loss, batch_size, count, name=path)
-        )
-    numbers = [{key: "inf" if value == math.inf else value for key, value in result.items()} for result in results]
-    return compare_tokenizers(results), {"images": images.name, "tokenizers": numbers}

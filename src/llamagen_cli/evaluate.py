@@ -1,7 +1,6 @@
 """`llamagen evaluate`."""
 
 import json
-from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -105,8 +104,7 @@ def evaluate(
             source = results.pop("samples")
             folder = output / results["title"].replace("/", "--")
             typer.echo(f"{results['title']}: {json.dumps(results['metrics'])}")
-            sheet = list(with_prompts(source, config, SHEET))
-            page = write_report(folder, results, sheet, images_of_scores(source, config, results))
+            page = write_report(folder, results, *select_images(source, config, results))
             typer.echo(f"Wrote {page}")
             if pack and Path(source).is_dir() and "checkpoint" in results:
                 pack_images(source, folder / "samples.npz")
@@ -140,26 +138,21 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def images_of_scores(source, config, results: dict) -> dict[str, list]:
-    """The first image of each prompt that is among the worst or the best."""
-    from llamagen_hf.evaluation.report.results import worst_and_best
-
-    wanted = {entry["name"] for entries in worst_and_best(results) for entry in entries}
-    found = {}
-    if wanted:
-        for image, prompt in with_prompts(source, config, len(config.prompts)):
-            if prompt in wanted:
-                found.setdefault(prompt, [image])
-    return found
-
-
-def with_prompts(source, config, count: int) -> Iterator[tuple]:
-    """The first `count` images, each with its prompt, or with an empty text if there are no prompts."""
+def select_images(source, config, results: dict) -> tuple[list[tuple], dict[str, list]]:
+    """The first images with their prompts, and the first image of each prompt that is among the worst or the best."""
     from PIL import Image
 
     from llamagen_hf.evaluation.images import open_images
+    from llamagen_hf.evaluation.report.results import worst_and_best
 
+    wanted = {entry["name"] for entries in worst_and_best(results) for entry in entries}
     images = open_images(source, config.image_size, config.split, skip_bad=config.skip_bad)
-    prompts = config.prompts or [""]
+    prompts, sheet, found = config.prompts or [""], [], {}
+    count = max(SHEET, len(prompts)) if wanted else SHEET
     for image, prompt in zip(islice(images, count), cycle(prompts), strict=False):
-        yield Image.fromarray(image), prompt
+        image = Image.fromarray(image)
+        if len(sheet) < SHEET:
+            sheet.append((image, prompt))
+        if prompt in wanted:
+            found.setdefault(prompt, [image])
+    return sheet, found

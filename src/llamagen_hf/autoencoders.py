@@ -7,11 +7,10 @@ from typing import NamedTuple
 import diffusers
 import torch
 from diffusers import AutoencoderRAE, VQModel
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import JanusVQVAE
+from transformers.utils import cached_file
 
 from .families import own_class
 from .loading.checkpoint import EMOJI_CHECKPOINT, is_shipped
@@ -136,13 +135,11 @@ def load_tokenizer(path: str, **kwargs) -> nn.Module:
 
 def _read_json(path: str, file: str, options: dict) -> dict | None:
     """The content of a file in a folder or repository; `None` if it is not there or not reachable."""
-    if Path(path).is_dir():
-        found = Path(path, options.get("subfolder", ""), file)
-        return json.loads(found.read_text(encoding="utf-8")) if found.is_file() else None
     try:
-        return json.loads(Path(hf_hub_download(path, file, **options)).read_text(encoding="utf-8"))
-    except (EntryNotFoundError, HFValidationError, HTTPError, OSError):
+        found = cached_file(path, file, **options)
+    except OSError:
         return None
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
 
 
 @torch.no_grad()

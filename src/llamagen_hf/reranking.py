@@ -31,12 +31,7 @@ class Candidate:
 
 
 def score_images(scorer: Scorer, images: list[Image.Image], prompts: list[str | None]) -> list[float]:
-    """Score images.
-
-    Args:
-        scorer (`Callable`): Takes images and prompts, and returns one score per image.
-        images (`list[PIL.Image.Image]`): The images.
-        prompts (`list[str | None]`): The prompt or class name of each.
+    """The scores of images, each with its prompt or class name.
 
     Raises:
         ValueError: If the scorer does not return a finite number for each image.
@@ -63,6 +58,7 @@ def rank_candidates(scores: Sequence[float], num_candidates: int) -> list[list[i
     """
     if num_candidates < 1 or len(scores) % num_candidates:
         raise ValueError(f"{len(scores)} scores can't be divided into groups of {num_candidates} candidates.")
-    firsts = range(0, len(scores), num_candidates)
-    groups = (range(first, first + num_candidates) for first in firsts)
-    return [sorted(group, key=lambda i: scores[i], reverse=True) for group in groups]
+    return [
+        sorted(range(first, first + num_candidates), key=lambda i: scores[i], reverse=True)
+        for first in range(0, len(scores), num_candidates)
+    ]

@@ -15,13 +15,7 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 
 class NpzImages:
-    """The images of an `.npz`, read from disk one at a time.
-
-    Args:
-        path (`str` or `os.PathLike`): The file.
-
-    Attributes:
-        shape (`tuple[int, int, int, int]`): Number of images, height, width and 3.
+    """The images of an `.npz`, read from disk one at a time. `shape` is their number, height, width and 3.
 
     Raises:
         OSError: If the file is missing or damaged, is not an `.npz`, or has no array `arr_0`.
@@ -84,11 +78,7 @@ def array_names(path: str | Path) -> list[str]:
 
 
 def read_arrays(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Read the named arrays, as far as an `.npz` holds them, without running any code in it.
-
-    Raises:
-        OSError: If the file is missing, damaged, or not an `.npz`.
-    """
+    """Read those of the named arrays that an `.npz` holds, without running code in it; errors as [`array_names`]."""
     held = set(array_names(path))
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -58,25 +58,15 @@ def get_preset(name: str) -> Preset:
 
 
 def check_reference(preset: Preset, reference: ImageStatistics, num_samples: int) -> None:
-    """Check that a comparison is the one that the preset's papers make.
-
-    Args:
-        preset ([`Preset`]): The settings.
-        reference ([`~llamagen_hf.evaluation.statistics.ImageStatistics`]): Statistics of the reference.
-        num_samples (`int`): Number of samples.
-
-    Raises:
-        ValueError: If name, size or count do not fit.
-    """
+    """Raise a `ValueError` if name, size or count of a comparison differ from those of the preset's paper."""
     if preset.reference_name is None:
         return
-    name = reference.name
+    name, size = reference.name, reference.image_size
     wanted = f"the preset compares with ADM's {preset.reference_name}.npz"
     if any(part in name.lower() for part in VALIDATION):
         raise ValueError(f"{name!r} is the ImageNet validation batch, right for rFID, wrong for FID: {wanted}.")
     if preset.reference_name.lower() not in name.lower():
         raise ValueError(f"{name!r} is another reference: {wanted}.")
-    size = reference.image_size
     if size is not None and size != (preset.image_size, preset.image_size):
         raise ValueError(f"{name!r} has images of {size[1]} x {size[0]} pixels, not {preset.image_size}: {wanted}.")
     if reference.count not in (0, 10_000):  # 0: moments alone do not state a count

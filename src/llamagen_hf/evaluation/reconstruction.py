@@ -134,12 +134,7 @@ def ssim(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 class CodeCounts:
-    """How often each code was used since the counts were last cleared; checkpoints of a run save and restore it.
-
-    Args:
-        num_codes (`int`): Size of the codebook.
-        device (`torch.device`): Where to count.
-    """
+    """How often each code was used since the counts were last cleared; checkpoints of a run save and restore it."""
 
     def __init__(self, num_codes: int, device: torch.device):
         self.counts = torch.zeros(num_codes, dtype=torch.long, device=device)

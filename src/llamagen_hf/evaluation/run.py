@@ -170,11 +170,7 @@ def is_checkpoint(subject: str) -> bool:
 
 
 def load_subject(subject: str, device: str, dtype: str) -> DiffusionPipeline:
-    """Load a pipeline of any kind.
-
-    Raises:
-        OSError: If it is missing, or diffusers can't load it.
-    """
+    """Load a pipeline of any kind; an `OSError` if it is missing, or diffusers can't load it."""
     try:
         index = DiffusionPipeline.load_config(EMOJI_CHECKPOINT if is_shipped(subject) else subject)
     except (OSError, ValueError) as error:

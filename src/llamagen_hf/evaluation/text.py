@@ -51,17 +51,7 @@ def clip_score(image_embeddings: Features, text_embeddings: Features, prompt_of:
 def prompt_clip_scores(
     image_embeddings: Features, text_embeddings: Features, prompt_of: Sequence[int] | None = None
 ) -> list[float]:
-    """The CLIP score of each prompt: that of its own images, of which there must be at least one.
-
-    Args:
-        image_embeddings, text_embeddings, prompt_of: As for [`clip_score`].
-
-    Returns:
-        `list[float]`: `m` scores in [-100, 100].
-
-    Raises:
-        ValueError: As for [`clip_score`].
-    """
+    """The CLIP score of each prompt over its own images, of which there must be at least one; as [`clip_score`]."""
     images, texts, prompt_of = _normalise(image_embeddings, text_embeddings, prompt_of)
     fits = 100 * (images * texts[prompt_of]).sum(-1)
     counts = prompt_of.bincount(minlength=len(texts))

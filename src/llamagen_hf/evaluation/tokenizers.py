@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..autoencoders import AutoencoderFacts, describe_autoencoder, reconstruct
+from ..autoencoders import describe_autoencoder, reconstruct
 from .images import Images, open_images
 from .inception import FeatureExtractor
 from .metrics import FeatureStatistics, frechet_distance
@@ -86,7 +86,15 @@ def evaluate_tokenizer(
     reference, samples = FeatureStatistics(), FeatureStatistics()
     with tqdm(total=count or len(images), desc=name, unit="image", disable=not progress) as bar:
         for batch in images.batches(batch_size, count):
-            _check_size(name, facts, *batch.shape[1:3])
+            height, width = batch.shape[1:3]
+            if facts.image_size is not None and (height, width) != (facts.image_size, facts.image_size):
+                side = facts.image_size
+                raise ValueError(f"The images are {width} x {height} pixels; {name} takes {side} x {side} only.")
+            if height % facts.downsample_factor or width % facts.downsample_factor:
+                raise ValueError(
+                    f"The images are {width} x {height} pixels; for {name} both sides must be multiples of "
+                    f"{facts.downsample_factor}."
+                )
             pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).to(autoencoder.device).float() / 127.5 - 1
             result = reconstruct(autoencoder, pixels)
             if not result.pixels.isfinite().all():
@@ -135,15 +143,3 @@ def compare_tokenizers(results: Sequence[dict]) -> str:
         name = result["name"].replace("|", "\\|")
         rows.append([name, str(result["downsample_factor"]), latents, f"{result['parameters'] / 1e6:.1f}M", *values])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _check_size(name: str, facts: AutoencoderFacts, height: int, width: int) -> None:
-    factor = facts.downsample_factor
-    if facts.image_size is not None and (height, width) != (facts.image_size, facts.image_size):
-        raise ValueError(
-            f"The images are {width} x {height} pixels; {name} takes {facts.image_size} x {facts.image_size} only."
-        )
-    if height % factor or width % factor:
-        raise ValueError(
-            f"The images are {width} x {height} pixels; for {name} both sides must be multiples of {factor}."
-        )

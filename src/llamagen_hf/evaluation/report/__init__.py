@@ -85,14 +85,7 @@ def write_report(
 
 
 def read_report(path: str | Path) -> dict:
-    """Read the results of a report.
-
-    Args:
-        path (`str` or `os.PathLike`): A `report.json` of [`write_report`].
-
-    Raises:
-        OSError: If the file is missing or damaged.
-    """
+    """Read the results in a `report.json` of [`write_report`]; an `OSError` if it is missing or damaged."""
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
         check_results(results)
@@ -104,16 +97,9 @@ def read_report(path: str | Path) -> dict:
 
 
 def model_index_results(results: dict) -> list[EvalResult]:
-    """The metrics in the form of a model card's `model-index`.
+    """The metrics in the form of a model card's `model-index`, each with the settings that it depends on.
 
-    Args:
-        results (`dict`): As for [`write_report`].
-
-    Returns:
-        `list[EvalResult]`: One for each metric, with the settings that it depends on as its arguments.
-
-    Raises:
-        ValueError: As for [`write_report`].
+    Results and errors as for [`write_report`].
     """
     check_results(results)
     results = public_results(results, Path())

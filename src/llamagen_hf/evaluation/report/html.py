@@ -12,7 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ...images.reading import read_image
-from .results import METRICS, caveats, headline, metric, settings, summary, sweep_table, title, worst_and_best
+from .results import METRICS, caveats, headline, score_metric, settings, summary, sweep_table, title, worst_and_best
 
 
 IMAGE_SIDE = 256  # longest side of images on the page, in pixels
@@ -28,38 +28,21 @@ templates = Environment(
 
 
 def html_report(results: dict, sheet: list[tuple[str, str]], images: dict[str, list[ImageSource]]) -> str:
-    """The page.
+    """The page, with a sheet of samples (data URIs and captions), and images by the name of a score."""
 
-    Args:
-        results (`dict`): As for [`~llamagen_hf.evaluation.report.write_report`].
-        sheet (`list[tuple[str, str]]`): Samples as data URIs, with captions.
-        images (`dict[str, list]`): Images by the name of a score.
-    """
-    measure = metric(results.get("score_metric", "score"))
-    groups = [
-        (
-            heading,
-            [
-                (entry["name"], measure.write(entry["score"]), list(map(data_uri, images.get(entry["name"], [])[:4])))
-                for entry in entries
-            ],
-        )
-        for heading, entries in zip(("Worst", "Best"), worst_and_best(results), strict=True)
-        if entries
-    ]
+    def with_images(entry: dict) -> tuple[str, str, list[str]]:
+        shown = [data_uri(image) for image in images.get(entry["name"], [])[:4]]
+        return entry["name"], score_metric(results).write(entry["score"]), shown
+
+    worst, best = (list(map(with_images, entries)) for entries in worst_and_best(results))
     return templates.get_template("report_template.html").render(
-        title=title(results),
-        summary=summary(results),
+        **{part.__name__: part(results) for part in (title, summary, headline, caveats, settings, sweep_table)},
         preset=results.get("preset"),
         date=results.get("date"),
-        headline=headline(results),
-        caveats=caveats(results),
         plots=_guidance_plots(results.get("sweep") or []),
-        sweep_table=sweep_table(results),
-        groups=groups[::-1],
-        measure=measure,
+        groups=[("Best", best), ("Worst", worst)] if best else [],
+        measure=score_metric(results),
         sheet=sheet,
-        settings=settings(results),
         known=[METRICS[name] for name in results["metrics"] if name in METRICS],
         version=version("llamagen-hf"),
     )
@@ -103,34 +86,19 @@ def _guidance_plots(sweep: list[dict]) -> list[tuple[str, str, str]]:
 
 @dataclass
 class Point:
-    """A point of a plot.
-
-    Args:
-        x (`float`): Position on the horizontal axis.
-        y (`float`): Position on the vertical axis.
-        title (`str`): Tooltip.
-        label (`str`, *optional*): Text beside the point, left out where there is no space.
-        is_marked (`bool`, *optional*, defaults to `False`): Whether to fill the point and place its label first.
-    """
+    """A point of a plot."""
 
     x: float
     y: float
-    title: str
-    label: str = ""
-    is_marked: bool = False
+    title: str  # tooltip
+    label: str = ""  # beside the point, left out where there is no space
+    is_marked: bool = False  # filled, with its label placed first
 
 
 def plot(points: list[Point], title: str, x_label: str, y_label: str) -> Markup:
-    """Plot points, and a line through them in the given order, in the colours of the page.
+    """Points, and a line through them in the given order, as an `<svg>` that `report_template.html` styles.
 
-    Args:
-        points (`list[Point]`): At least one.
-        title (`str`): What the plot shows, for screen readers.
-        x_label (`str`): Label of the horizontal axis, with its unit.
-        y_label (`str`): Label of the vertical axis, with its unit.
-
-    Returns:
-        `markupsafe.Markup`: An `<svg>` element, with classes that `report_template.html` styles.
+    The title is for screen readers.
     """
     x_ticks, y_ticks = ticks([point.x for point in points]), ticks([point.y for point in points])
 

@@ -2,7 +2,7 @@
 
 import re
 
-from .results import caveats, headline, metric, settings, summary, sweep_table, title, worst_and_best
+from .results import caveats, headline, score_metric, settings, summary, sweep_table, title, worst_and_best
 
 
 def markdown_report(results: dict) -> str:
@@ -14,7 +14,7 @@ def markdown_report(results: dict) -> str:
     blocks += ["## Guidance", markdown_table([markdown_text(cell) for cell in head], rows)] if rows else []
     worst, best = worst_and_best(results)
     if best:
-        measure = metric(results.get("score_metric", "score"))
+        measure = score_metric(results)
         for heading, entries in (("Best", best), ("Worst", worst)):
             rows = [[markdown_text(entry["name"]), measure.write(entry["score"])] for entry in entries]
             blocks += [f"## {heading}", markdown_table(["", markdown_text(measure.title)], rows)]

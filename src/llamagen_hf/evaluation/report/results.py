@@ -90,15 +90,13 @@ def metric(name: str) -> Metric:
     return METRICS.get(name) or Metric(name.replace("_", " "))
 
 
+def score_metric(results: dict) -> Metric:
+    """The metric of the `scores`."""
+    return metric(results.get("score_metric", "score"))
+
+
 def check_results(results: dict) -> None:
-    """Check that results can be reported.
-
-    Args:
-        results (`dict`): As for [`~llamagen_hf.evaluation.report.write_report`].
-
-    Raises:
-        ValueError: If they can't be.
-    """
+    """Raise a `ValueError` if results are not what [`~llamagen_hf.evaluation.report.write_report`] takes."""
     if not isinstance(results, dict):
         raise ValueError("The results are not a dict.")
     _check_json(results, "results")
@@ -142,12 +140,7 @@ def _check_numbers(values: dict, place: str, names) -> None:
 
 
 def public_results(results: dict, folder: Path) -> dict:
-    """The results after a round trip through JSON, with names in place of local paths.
-
-    Args:
-        results (`dict`): As for [`~llamagen_hf.evaluation.report.write_report`].
-        folder (`Path`): Where the report will be.
-    """
+    """The results of a report in `folder` after a round trip through JSON, with names in place of local paths."""
     results = public_value(json.loads(json.dumps(results)), local_places(folder))
     if results.get("checkpoint"):
         results["checkpoint"] = public_name(results["checkpoint"])
@@ -170,13 +163,10 @@ def title(results: dict) -> str:
 
 def headline(results: dict) -> list[dict]:
     """Each `metric` with its `value` and, if there is one, its standard deviation `std` as text."""
+    found = [(metric(name), value, deviation) for name, value, deviation in metric_values(results["metrics"])]
     return [
-        {
-            "metric": metric(name),
-            "value": metric(name).write(value),
-            "std": None if deviation is None else metric(name).write(deviation),
-        }
-        for name, value, deviation in metric_values(results["metrics"])
+        {"metric": shown, "value": shown.write(value), "std": None if deviation is None else shown.write(deviation)}
+        for shown, value, deviation in found
     ]
 
 
@@ -214,15 +204,14 @@ def settings(results: dict) -> list[tuple[str, str]]:
     stated = {name: value for name, value in results.items() if name not in ELSEWHERE}
     last = {name: stated.pop(name) for name in ("device", "date") if name in stated}
     rows = stated | results.get("sampling", {}) | reference | last
-    rows = [(_words(name), _written(name, value)) for name, value in rows.items() if value is not None]
+    rows = [
+        (RENAMED.get(name) or name.replace("_", " "), _written(name, value))
+        for name, value in rows.items()
+        if value is not None
+    ]
     if versions := results.get("versions"):
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return rows
-
-
-def _words(name: str) -> str:
-    """A key as a reader would say it."""
-    return RENAMED.get(name) or name.replace("_", " ")
 
 
 def _written(name: str, value) -> str:
@@ -234,7 +223,7 @@ def _written(name: str, value) -> str:
     if isinstance(value, list):
         return (" × " if name == "image_size" else ", ").join(map(str, value))
     if isinstance(value, dict):
-        return ", ".join(f"{_words(key)} {item}" for key, item in value.items())
+        return ", ".join(f"{key.replace('_', ' ')} {item}" for key, item in value.items())
     return str(value)
 
 
@@ -255,7 +244,7 @@ def sweep_table(results: dict) -> tuple[list[str], list[list[str]]]:
 
 def worst_and_best(results: dict, count: int = 6) -> tuple[list[dict], list[dict]]:
     """The `count` worst of the `scores`, worst first, and the `count` best, best first; none is in both."""
-    is_lower_better = metric(results.get("score_metric", "score")).better == "lower"
+    is_lower_better = score_metric(results).better == "lower"
     ranked = sorted(results.get("scores") or [], key=lambda entry: entry["score"], reverse=is_lower_better)
     count = min(count, len(ranked) // 2)
     return ranked[:count], ranked[::-1][:count]
