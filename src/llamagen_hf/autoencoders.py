@@ -115,15 +115,19 @@ def load_autoencoder(path: str | Path, subfolder: str | None = None, **kwargs) -
 
 
 def load_tokenizer(path: str, **kwargs) -> nn.Module:
-    """Load an image tokenizer of LlamaGen's, by itself or from a pipeline; arguments as for [`load_autoencoder`].
+    """The image tokenizer of a folder or a Hub id, or of the pipeline that is there.
+
+    Args:
+        path (`str`): As for [`load_autoencoder`].
+        kwargs: The same.
 
     Raises:
-        ValueError: If there is none, or it can't be loaded.
+        ValueError: In one sentence, if there is none, or it can't be loaded.
     """
     try:
         tokenizer = load_autoencoder(path, **kwargs)
     except OSError as error:
-        if Path(path).is_dir():  # say what is wrong with it
+        if Path(path).is_dir():  # where the reason is of interest
             raise ValueError(str(error)) from error
         raise ValueError(
             f"There is no image tokenizer {str(path)!r}, neither as a folder nor as a Hub repository; train one first."

@@ -101,7 +101,7 @@ def test_damaged_batches_are_refused(tmp_path):
     whole = (tmp_path / "whole.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.npz").write_text("no archive")
-    np.savez(tmp_path / "other.npz", pictures=values)
+    np.savez(tmp_path / "other.npz", images=values)
     np.savez(tmp_path / "grey.npz", values[..., 0])
     np.savez(tmp_path / "alpha.npz", np.concatenate([values, values[..., :1]], axis=3))
     np.savez(tmp_path / "floats.npz", values / 255)
@@ -109,7 +109,7 @@ def test_damaged_batches_are_refused(tmp_path):
     for name, message in {
         "cut": "is not an .npz file, or is damaged",
         "text": "is not an .npz file, or is damaged",
-        "other": "holds no images: it has no arr_0, but pictures",
+        "other": "holds no images: it has no arr_0, but images",
         "grey": r"uint8 \(12, 8, 8\); expected uint8 \(n, height, width, 3\)",
         "alpha": r"uint8 \(12, 8, 8, 4\); expected",
         "floats": r"float64 \(12, 8, 8, 3\); expected",

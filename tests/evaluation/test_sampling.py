@@ -19,13 +19,13 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
-def generate(pipe, folder, count=7, batch_size=3, **kwargs):
+def draw(pipe, folder, count=7, batch_size=3, **kwargs):
     return sample_images(pipe, SamplingConfig(count, batch_size=batch_size, **kwargs), folder, progress=False)
 
 
 def test_images_are_those_of_the_pipeline_with_the_seed_of_their_index(tmp_path):
     pipe = build_class_pipeline()
-    generate(pipe, tmp_path / "own", classes="balanced", arguments={"guidance_scale": 2.0}, seed=5)
+    draw(pipe, tmp_path / "own", classes="balanced", arguments={"guidance_scale": 2.0}, seed=5)
     assert len(contents(tmp_path / "own")) == 7
     for index in (0, 3, 6):
         expected = pipe(class_labels=index, guidance_scale=2.0, generator=generators(5 + index)).images[0]
@@ -36,7 +36,7 @@ def test_images_are_those_of_the_pipeline_with_the_seed_of_their_index(tmp_path)
 def test_prompts_repeat(tmp_path):
     pipe = build_text_pipeline()
     prompts = ["a red apple", "a cat", "the sun"]
-    generate(pipe, tmp_path / "own", prompts=prompts)
+    draw(pipe, tmp_path / "own", prompts=prompts)
     for index in (2, 4):
         expected = pipe(prompts[index % 3], generator=generators(index)).images[0]
         with Image.open(tmp_path / "own" / f"{index:06d}.png") as image:
@@ -49,41 +49,41 @@ def test_random_classes_do_not_depend_on_count_or_batches(tmp_path):
     for name, count, batch_size in (("few", 4, 2), ("many", 9, 3)):
         labels = seen.setdefault(name, [])
         pipe.get_class_ids = lambda values, labels=labels: labels.extend(values) or get(values)
-        generate(pipe, tmp_path / name, count, batch_size)
+        draw(pipe, tmp_path / name, count, batch_size)
     assert seen["few"] == seen["many"][:4] and len(set(seen["many"])) > 2
 
 
 def test_a_killed_run_resumes_and_ends_with_the_same_images(tmp_path):
     pipe = build_class_pipeline()
-    whole = contents(generate(pipe, tmp_path / "whole"))
-    cut = generate(pipe, tmp_path / "cut")
+    whole = contents(draw(pipe, tmp_path / "whole"))
+    cut = draw(pipe, tmp_path / "cut")
     for index in (1, 5, 6):
         (cut / f"{index:06d}.png").unlink()
     (cut / ".000001.png.123").write_bytes(b"half")
     untouched = (cut / "000004.png").stat().st_mtime_ns
     calls = []
     pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
-    assert contents(generate(pipe, cut)) | whole == whole
+    assert contents(draw(pipe, cut)) | whole == whole
     steps = len(calls)
-    generate(pipe, cut)
+    draw(pipe, cut)
     assert len(calls) == steps > 0  # nothing was left to do
     assert (cut / "000000.png").is_file() and (cut / "000004.png").stat().st_mtime_ns >= untouched
 
 
 def test_a_folder_of_other_images_is_refused(tmp_path):
     pipe = build_class_pipeline()
-    generate(pipe, tmp_path / "own")
+    draw(pipe, tmp_path / "own")
     with pytest.raises(ValueError, match="generated with another arguments, seed; take another folder"):
-        generate(pipe, tmp_path / "own", seed=3, arguments={"top_k": 5})
+        draw(pipe, tmp_path / "own", seed=3, arguments={"top_k": 5})
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "mine.png").write_bytes(b"")
     with pytest.raises(ValueError, match="is not empty and holds no images that were generated"):
-        generate(pipe, tmp_path / "foreign")
+        draw(pipe, tmp_path / "foreign")
 
 
 def test_a_complete_folder_is_packed_in_order(tmp_path):
     pipe = build_class_pipeline()
-    folder = generate(pipe, tmp_path / "own")
+    folder = draw(pipe, tmp_path / "own")
     pack_images(folder, tmp_path / "samples.npz")
     packed = np.load(tmp_path / "samples.npz")["arr_0"]
     assert packed.shape == (7, 8, 8, 3)
@@ -98,7 +98,7 @@ def test_a_complete_folder_is_packed_in_order(tmp_path):
 
 def test_images_are_resized_before_they_are_clamped(tmp_path):
     pipe = build_class_pipeline()
-    folder = generate(pipe, tmp_path / "own", count=2, classes="balanced", image_size=4)
+    folder = draw(pipe, tmp_path / "own", count=2, classes="balanced", image_size=4)
     codes = pipe(class_labels=1, generator=generators(1), output_type="codes").images
     with torch.no_grad():
         pixels = pipe.vq_model.decode_codes(codes)
@@ -111,9 +111,9 @@ def test_images_are_resized_before_they_are_clamped(tmp_path):
 def test_a_diffusion_pipeline_generates_classes_by_the_same_rules(tmp_path):
     pipe = build_dit_pipeline()
     settings = {"classes": "balanced", "arguments": {"num_inference_steps": 2, "guidance_scale": 2.0}}
-    whole = contents(generate(pipe, tmp_path / "own", count=4, batch_size=2, **settings))
+    whole = contents(draw(pipe, tmp_path / "own", count=4, batch_size=2, **settings))
     assert len(set(whole.values())) == 4
-    assert contents(generate(pipe, tmp_path / "again", count=4, batch_size=2, **settings)) == whole
+    assert contents(draw(pipe, tmp_path / "again", count=4, batch_size=2, **settings)) == whole
     for index in (0, 1):
         pair = pipe([0, 1], generator=generators(0, 1), output_type="np", num_inference_steps=2, guidance_scale=2.0)
         with Image.open(tmp_path / "own" / f"{index:06d}.png") as image:
@@ -128,7 +128,7 @@ def test_conditions_that_a_pipeline_does_not_take_are_refused(tmp_path):
         (build_dit_pipeline(), {"arguments": {"top_k": 3}}, "DiTPipeline does not take top_k"),
     ):
         with pytest.raises(ValueError, match=message):
-            generate(pipe, tmp_path / "own", **settings)
+            draw(pipe, tmp_path / "own", **settings)
     assert not (tmp_path / "own").exists()
     for settings, message in (
         ({"count": 0}, "`count` is 0"),
