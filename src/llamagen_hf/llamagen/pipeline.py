@@ -16,7 +16,7 @@ from ..loading.checkpoint import EMOJI_CHECKPOINT as EMOJI_CHECKPOINT
 from ..loading.checkpoint import CheckpointLoaderMixin
 from ..loading.lora import LoraLoaderMixin
 from ..loading.offloading import OffloadingMixin, is_offloaded
-from ..reranking import Candidate, Scorer, score_images
+from ..reranking import Candidate, Scorer, rank_candidates, score_images
 from .callbacks import CallbackMixin
 from .configuration import LlamaGenConfig
 from .decoding import CodeDecoder
@@ -324,10 +324,7 @@ class AutoregressiveImagePipeline(
         scored = images if inputs.output_type == "pil" else decode(codes)
         scores = score_images(inputs.scorer, scored, prepared.names)
         candidates = [Candidate(*row) for row in zip(images, scores, codes, parameters, strict=True)]
-        groups = [
-            range(len(scores))[i : i + inputs.num_candidates] for i in range(0, len(scores), inputs.num_candidates)
-        ]
-        ranked = [sorted(group, key=lambda i: scores[i], reverse=True) for group in groups]
+        ranked = rank_candidates(scores, inputs.num_candidates)
         best = [rank[0] for rank in ranked]
         return AutoregressiveImageOutput(
             images=[images[i] for i in best] if isinstance(images, list) else images[best],
