@@ -92,13 +92,15 @@ PAGES = {
     ),
     "training": (
         "Training",
-        "The two trainings and their settings: the keys of a recipe's sections.",
+        "The two trainings and their settings, the keys of a recipe's sections; and the loop that runs them.",
         [
-            "training.trainer.RunConfig",
+            "training.config.RunConfig",
             "llamagen.training.vq_config.TokenizerTrainingConfig",
             "llamagen.training.vq_trainer.train_tokenizer",
             "llamagen.training.generator_config.GeneratorTrainingConfig",
             "llamagen.training.generator_trainer.train_generator",
+            "training.trainer.Trainer",
+            "training.trainer.TrainingTask",
         ],
     ),
     "evaluation": (
