@@ -58,7 +58,7 @@ def write_codes(folder: Path, grid_size: int, vocab_size: int, rows: int) -> dic
     """Extract codes from noise, with classes; the folders that a training asks for."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (rows, 2 * grid_size, 2 * grid_size, 3), np.uint8)
-    columns = {"image": [Image.fromarray(picture) for picture in noise], "label": rng.integers(0, CLASSES, rows)}
+    columns = {"image": [Image.fromarray(image) for image in noise], "label": rng.integers(0, CLASSES, rows)}
     features = datasets.Features(image=datasets.Image(), label=datasets.Value("int32"))
     (folder / "images").mkdir()
     datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "images" / "train.parquet")

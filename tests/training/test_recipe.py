@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import pytest
 
 
 pytest.importorskip("datasets", reason="the training extra is not installed")
 
-from llamagen_hf.arguments import FieldError, find_choices  # noqa: E402
+from llamagen_hf.arguments import FieldError  # noqa: E402
 from llamagen_hf.data.filtering import FilterConfig  # noqa: E402
 from llamagen_hf.data.recaptioning import RecaptionConfig  # noqa: E402
 from llamagen_hf.data.scoring import ScoreConfig  # noqa: E402
@@ -87,7 +87,7 @@ def test_wrong_recipes_are_refused(tmp_path, capsys, recipe, flags, message):
         (b"vq_model:", "has no section 'vq_model'"),
     ],
 )
-def test_files_that_are_no_recipes_are_one_sentence(tmp_path, capsys, content, message):
+def test_files_that_are_not_recipes_are_one_sentence(tmp_path, capsys, content, message):
     path = tmp_path / "recipe.yaml"
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(SystemExit):
@@ -178,9 +178,9 @@ def test_choices_are_shown_and_checked(capsys):
         parse_recipe("", ("generator", GeneratorTrainingConfig), args=["--help"])
     help = capsys.readouterr().out
     assert "{class,text}" in help and "{B,L,XL,XXL,XXXL,1B,3B,7B}" in help and "{no,bf16,fp16}" in help
-    assert find_choices(get_type_hints(GeneratorTrainingConfig)["variant"]) == (*VARIANTS, None)
+    assert get_args(get_args(get_type_hints(GeneratorTrainingConfig)["variant"])[0]) == tuple(VARIANTS)
     for settings, message in (
-        ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'; expected 'no', 'bf16', 'fp16' or None."),
+        ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'; expected 'no', 'bf16' or 'fp16'."),
         ({"lr_scheduler": "cosin"}, "lr_scheduler is 'cosin'; expected 'linear', 'cosine'"),
         ({"adversarial_loss": "vanilla"}, "adversarial_loss is 'vanilla'; expected 'hinge' or 'non-saturating'."),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1."),

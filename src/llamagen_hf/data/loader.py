@@ -3,6 +3,7 @@
 import random
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -25,6 +26,7 @@ def row_random(seed: int, epoch: int, index: int | str) -> random.Random:
     return random.Random(f"{seed}-{epoch}-{index}")
 
 
+@dataclass(eq=False)
 class RowDataset(TorchDataset):
     """The rows of a map-style dataset as samples, by `(epoch, index)`.
 
@@ -32,11 +34,10 @@ class RowDataset(TorchDataset):
     batches stay full and every step keeps its rows.
     """
 
-    def __init__(self, rows: Dataset, make: MakeSample, seed: int, max_bad_rows: int):
-        self.rows = rows
-        self.make = make
-        self.seed = seed
-        self.max_bad_rows = max_bad_rows
+    rows: Dataset
+    make: MakeSample
+    seed: int
+    max_bad_rows: int
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,6 +54,7 @@ class RowDataset(TorchDataset):
         return {"bad": bad}  # too many: the process that counts them will stop the run
 
 
+@dataclass(eq=False)
 class StreamDataset(TorchIterableDataset):
     """Micro-batches of a streaming dataset; the last one of each worker is `{"end": True}`.
 
@@ -60,21 +62,14 @@ class StreamDataset(TorchIterableDataset):
     a resumed run can pass over rows without decoding them. Epoch and position in a worker's part seed a row's draws.
     """
 
-    def __init__(
-        self,
-        stream: IterableDataset,
-        make: MakeSample,
-        collate: Callable,
-        micro_batch_size: int,
-        seed: int,
-        max_bad_rows: int,
-    ):
-        self.stream = stream
-        self.make = make
-        self.collate = collate
-        self.micro_batch_size = micro_batch_size
-        self.seed = seed
-        self.max_bad_rows = max_bad_rows
+    stream: IterableDataset
+    make: MakeSample
+    collate: Callable
+    micro_batch_size: int
+    seed: int
+    max_bad_rows: int
+
+    def __post_init__(self):
         self.start = torch.zeros(2, dtype=torch.long).share_memory_()  # workers that go on must see it change
 
     def start_at(self, epoch: int, batches: int) -> None:
@@ -120,6 +115,7 @@ def collate_with_bad_rows(samples: list[dict], collate: Callable[[list[dict]], d
     return (collate(usable) if len(usable) == len(samples) else {}) | {"bad": bad}
 
 
+@dataclass(eq=False)
 class StepSampler(Sampler):
     """One process's micro-batches of `(epoch, index)`, from any step on and without end.
 
@@ -133,18 +129,17 @@ class StepSampler(Sampler):
         seed (`int`): Seed of the permutations.
         rank (`int`, *optional*, defaults to 0): Which process this is.
         num_processes (`int`, *optional*, defaults to 1): How many there are.
+        epoch, step (`int`, *optional*, defaults to 0): Where to begin.
     """
 
-    def __init__(
-        self, num_rows: int, batch_size: int, micro_batch_size: int, seed: int, rank: int = 0, num_processes: int = 1
-    ):
-        self.num_rows = num_rows
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
-        self.seed = seed
-        self.rank = rank
-        self.num_processes = num_processes
-        self.epoch = self.step = 0
+    num_rows: int
+    batch_size: int
+    micro_batch_size: int
+    seed: int
+    rank: int = 0
+    num_processes: int = 1
+    epoch: int = 0
+    step: int = 0
 
     @property
     def steps_per_epoch(self) -> int:

@@ -26,9 +26,11 @@ from accelerate.utils import (
     send_to_device,
     set_seed,
 )
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..data.bad_rows import BadRows
 from ..data.fingerprint import Inputs, claim_inputs
@@ -80,11 +82,12 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def prepare(self) -> tuple[nn.Module, list]:
-        """Prepare models and optimizers with the accelerator, and make schedulers for `trainer.last_step` steps.
+        """Prepare models and optimizers with the accelerator, and make their schedulers.
 
         Returns:
-            `tuple[torch.nn.Module, list]`: The module whose averaged weights are the result, without the
-            accelerator's wrapper; and what else checkpoints hold, such as schedulers, each with a `state_dict`.
+            `tuple[torch.nn.Module, list]`: The module whose averaged weights are the result, in training mode and
+            without the accelerator's wrapper; and what else checkpoints hold, such as schedulers, each with a
+            `state_dict`.
         """
 
     @abstractmethod
@@ -177,7 +180,7 @@ class Trainer:
         """
         config = self.config
         # What an attempt that ran out of memory holds must be free before the next one begins.
-        self.task, self.parameters, self.ema = copy.copy(self._task), [], None
+        self.task, self.model, self.parameters, self.ema = copy.copy(self._task), None, [], None
         self.task.trainer = self
         self.accelerator = self._build_accelerator()
         self.device = self.accelerator.device
@@ -197,8 +200,8 @@ class Trainer:
             self.task.pretrain(self.steps)
             self.steps.restart()
 
-        model, stateful = self.task.prepare()
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.model, stateful = self.task.prepare()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         if config.ema_decay:
             # Warm-up lets short runs forget their first weights.
             self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
@@ -338,6 +341,11 @@ class Trainer:
             split = (0, 1)
         return batches_once(rows, make, collate, self.micro_batch_size, *split)
 
+    def scheduler(self, optimizer: torch.optim.Optimizer, num_steps: int | None = None) -> LRScheduler:
+        """The settings' learning rate scheduler for `num_steps` steps, by default for the whole training."""
+        name, warmup = self.config.lr_scheduler, self.config.lr_warmup_steps
+        return get_scheduler(name, optimizer, None, warmup, self.last_step if num_steps is None else num_steps)
+
     def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
         """Propagate a loss backward, and after the last micro-batch clip the gradients and take the optimizer's step.
 
@@ -351,16 +359,17 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it, the model has its averaged weights."""
-        if self.ema is None:
-            yield
-            return
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+        """Within it, the model is in evaluation mode and has its averaged weights."""
+        self.model.eval()
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
         try:
             yield
         finally:
-            self.ema.restore(self.parameters)
+            if self.ema is not None:
+                self.ema.restore(self.parameters)
+            self.model.train()
 
     def log(self, values: dict[str, float]) -> None:
         """Write one line of the log, one of `log.jsonl`, and one record of the trackers."""

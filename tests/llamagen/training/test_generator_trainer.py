@@ -73,7 +73,7 @@ def weights_of(folder):
     return load_file(folder / "transformer" / "model.safetensors")
 
 
-def test_text_training_ends_in_a_pipeline_that_draws(stages):
+def test_text_training_ends_in_a_pipeline_that_generates(stages):
     folder, metrics = stages
     assert 0 < metrics["test_loss"] < 5 and 0 < metrics["test_loss_without_condition"] < 5
     pipe = AutoregressiveImagePipeline.from_pretrained(folder / "text")

@@ -198,7 +198,7 @@ class CodeExtraction:
         self.state.wait_for_everyone()
         report = self.report()
         if self.state.is_main_process:
-            self.write_info(self.places() | self.settings | report)
+            write_json(self.output_dir / "codes.json", self.places() | self.settings | report)
         return report
 
     def inputs(self, splits: dict[str, Dataset | IterableDataset | None]) -> Inputs:
@@ -220,7 +220,7 @@ class CodeExtraction:
             raise ValueError(f"{self.output_dir} holds files of something else; choose another output_dir.")
         found = {name: value for name, value in found.items() if name not in ("rows", "bad_rows", "files")}
         if path.is_file() and self.config.overwrite:
-            self.write_info(found)  # incomplete from here on, but still what describes the shards that are left
+            write_json(path, found)  # incomplete from here on, but still what describes the shards that are left
             for file in shards:
                 file.unlink()
             path.unlink()
@@ -235,17 +235,14 @@ class CodeExtraction:
         claim_inputs(self.output_dir, inputs, goes_on=path.is_file())
         for leftover in self.output_dir.glob("*.parquet.*partial"):  # of runs that were killed
             leftover.unlink()
-        self.write_info(self.places() | self.settings)
+        write_json(path, self.places() | self.settings)
 
     def places(self) -> dict[str, str | None]:
         """Where the input is; the same input may be elsewhere when a run resumes."""
         return dict(zip(PLACES, (self.config.vq_model, self.data.dataset, self.config.text_encoder), strict=True))
 
-    def write_info(self, info: dict) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(self.output_dir / "codes.json", info)
-
     def report(self) -> dict[str, dict[str, int]]:
+        """Count the rows of all processes' files, and those that are left out of them."""
         counts = dict.fromkeys(SPLITS, 0)
         for split in SPLITS:
             for path in sorted(self.output_dir.glob(f"{split}-*.parquet")):

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from datasets import ClassLabel, Dataset
@@ -24,22 +23,19 @@ from .text_encoder import build_text_encoder, train_text_tokenizer
 CORPUS_ROWS = 100_000  # enough to learn a small tokenizer's pairs from
 
 
-class GeneratorParts(NamedTuple):
-    """The generator, and the text encoder and its tokenizer where captions are encoded during the training."""
-
-    transformer: LlamaGenForConditionalGeneration
-    text_encoder: PreTrainedModel | None
-    tokenizer: PreTrainedTokenizerBase | None
-    text_encoder_is_new: bool
-
-
-def build_parts(config: GeneratorTrainingConfig, rows: Dataset, codes_info: dict) -> GeneratorParts:
+def build_models(
+    config: GeneratorTrainingConfig, rows: Dataset, codes_info: dict
+) -> tuple[LlamaGenForConditionalGeneration, PreTrainedModel | None, PreTrainedTokenizerBase | None, bool]:
     """Build new models, or load those of `config.init_from` at the grid size of the codes.
 
     Args:
         config ([`GeneratorTrainingConfig`]): What to build or to load.
         rows (`datasets.Dataset`): Training rows, for the names of classes and the words of captions.
         codes_info (`dict`): The content of codes.json.
+
+    Returns:
+        `tuple`: The generator; the text encoder and its tokenizer, `None` where captions are not encoded during the
+        training; and whether these two are new.
 
     Raises:
         ValueError: What is loaded does not fit the recipe or the codes.
@@ -68,7 +64,7 @@ def build_parts(config: GeneratorTrainingConfig, rows: Dataset, codes_info: dict
         if text_encoder is None and (folder / "text_encoder").is_dir():
             text_encoder = load_text_encoder(folder / "text_encoder")[0].float()
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        return GeneratorParts(transformer, text_encoder, tokenizer, text_encoder_is_new=False)
+        return transformer, text_encoder, tokenizer, False
 
     is_new = config.conditioning == "text" and text_encoder is None and not config.stored_states
     if is_new:
@@ -85,7 +81,7 @@ def build_parts(config: GeneratorTrainingConfig, rows: Dataset, codes_info: dict
     else:
         condition = _classes(config, rows)
     _check_stored_states(config, codes_info, condition.get("prompt_cleaning"))
-    return GeneratorParts(_new_transformer(config, codes_info, condition), text_encoder, tokenizer, is_new)
+    return _new_transformer(config, codes_info, condition), text_encoder, tokenizer, is_new
 
 
 def _stored_cleaning(config: GeneratorTrainingConfig, codes_info: dict) -> str | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from diffusers.optimization import get_scheduler
 from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import nn
@@ -25,7 +24,7 @@ from ...training.trainer import Trainer, TrainingTask
 from ..pipeline import AutoregressiveImagePipeline
 from .codes import CodeCollator, CodeSamples, find_codes, load_codes, read_codes_info
 from .generator_config import GeneratorTrainingConfig
-from .generator_models import ConditionToCodes, build_parts, flops_per_image, mean_loss, parameter_groups
+from .generator_models import ConditionToCodes, build_models, flops_per_image, mean_loss, parameter_groups
 from .text_encoder import pretrain_text_encoder
 
 
@@ -61,8 +60,8 @@ class GeneratorTask(TrainingTask):
         self.vq_model = load_vq_model(config.vq_model).to(device)
         self.codes_info, fingerprint = read_codes_info(config.codes_dir), vq_model_fingerprint(self.vq_model)
         self.train, self.test = (load_codes(config.codes_dir, split, fingerprint) for split in ("train", "test"))
-        parts = build_parts(config, self.train, self.codes_info)
-        self.transformer, self.text_encoder, self.tokenizer, self.text_encoder_is_new = parts
+        models = build_models(config, self.train, self.codes_info)
+        self.transformer, self.text_encoder, self.tokenizer, self.text_encoder_is_new = models
         self.encoder_learns = not config.lora_rank and (self.text_encoder_is_new or config.train_text_encoder)
         if self.text_encoder is not None:
             self.text_encoder.to(device).requires_grad_(self.encoder_learns).train(self.encoder_learns)
@@ -109,12 +108,9 @@ class GeneratorTask(TrainingTask):
         model = ConditionToCodes(self.transformer, self.text_encoder if self.encoder_learns else None).train()
         groups = parameter_groups(model, config.learning_rate, config.text_learning_rate, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, config.learning_rate, (config.adam_beta1, config.adam_beta2))
-        accelerator = self.trainer.accelerator
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.scheduler = get_scheduler(
-            config.lr_scheduler, self.optimizer, None, config.lr_warmup_steps, self.trainer.last_step
-        )
-        return accelerator.unwrap_model(self.model), [self.scheduler]
+        self.model, self.optimizer = self.trainer.accelerator.prepare(model, optimizer)
+        self.scheduler = self.trainer.scheduler(self.optimizer)
+        return self.trainer.accelerator.unwrap_model(self.model), [self.scheduler]
 
     def samples(self, rows: Dataset, training: bool) -> CodeSamples:
         config = self.config
@@ -183,15 +179,9 @@ class GeneratorTask(TrainingTask):
         pipe = AutoregressiveImagePipeline(self.vq_model, self.transformer, self.text_encoder, self.tokenizer)
         pipe.set_progress_bar_config(disable=True)
         condition = self.sample_condition()
-        modules = [module for module in (self.transformer, self.text_encoder) if module is not None]
-        were_training = [module.training for module in modules]
-        for module in modules:
-            module.eval()
         count = len(next(iter(condition.values())))
         seeds = [torch.Generator().manual_seed(seed) for seed in range(count)]
         images = pipe(**condition, generator=seeds, **self.config.sampling_defaults).images
-        for module, was_training in zip(modules, were_training, strict=True):
-            module.train(was_training)
         return make_image_grid(images, 1, count)
 
     def save(self) -> None:

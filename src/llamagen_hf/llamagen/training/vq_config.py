@@ -48,7 +48,7 @@ class TokenizerTrainingConfig(RunConfig):
     discriminator: Literal["patchgan", "stylegan"] | None = field(
         default="patchgan", metadata={"help": "In a recipe, null for none."}
     )
-    discriminator_width: int | None = field(default=None, metadata={"help": "Its channels; as published by default."})
+    discriminator_width: int | None = field(default=None, metadata={"help": "Its channels; by default as published."})
     discriminator_start: int = field(default=20_000, metadata={"help": "Steps before it takes part."})
     discriminator_loss: Literal["hinge", "vanilla", "non-saturating"] = field(
         default="hinge", metadata={"help": "Loss of the discriminator."}

@@ -121,12 +121,11 @@ class PatchGANDiscriminator(nn.Module):
     Args:
         width (`int`, *optional*, defaults to 64): Channels of the first convolution; later up to eight times more.
         num_layers (`int`, *optional*, defaults to 3): Convolutions of stride 2.
-        in_channels (`int`, *optional*, defaults to 3): Channels of the images.
     """
 
-    def __init__(self, width: int = 64, num_layers: int = 3, in_channels: int = 3):
+    def __init__(self, width: int = 64, num_layers: int = 3):
         super().__init__()
-        layers = [nn.Conv2d(in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+        layers = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
         widths = [width * min(2**i, 8) for i in range(num_layers + 1)]
         for i, (before, after) in enumerate(pairwise(widths), start=1):
             stride = 2 if i < num_layers else 1
@@ -143,7 +142,7 @@ class PatchGANDiscriminator(nn.Module):
                 nn.init.normal_(layer.weight, 1.0, 0.02)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `(batch, in_channels, height, width)` in [-1, 1] to logits `(batch, 1, rows, columns)`."""
+        """Images `(batch, 3, height, width)` in [-1, 1] to logits `(batch, 1, rows, columns)`."""
         return self.main(images)
 
 
@@ -157,20 +156,19 @@ class StyleGANDiscriminator(nn.Module):
         image_size (`int`): Side of the images in pixels, a power of two.
         width (`int`, *optional*, defaults to 512):
             Channels of the levels of 32x32 pixels and below; each level above has half as many as the next one down.
-        in_channels (`int`, *optional*, defaults to 3): Channels of the images.
 
     Raises:
         ValueError: `image_size` is not a power of two between 16 and 1024.
     """
 
-    def __init__(self, image_size: int, width: int = 512, in_channels: int = 3):
+    def __init__(self, image_size: int, width: int = 512):
         super().__init__()
         sizes = [2**i for i in range(10, 1, -1)]
         if image_size not in sizes[:-2]:
             raise ValueError(f"`image_size` is {image_size}; expected a power of two between 16 and 1024.")
         widths = [width * 32 // max(size, 32) for size in sizes[sizes.index(image_size) :]]
         self.blocks = nn.Sequential(
-            nn.Conv2d(in_channels, widths[0], 3, padding=1),
+            nn.Conv2d(3, widths[0], 3, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
             *(ResidualDownBlock(before, after) for before, after in pairwise(widths)),
         )
@@ -180,7 +178,7 @@ class StyleGANDiscriminator(nn.Module):
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `(batch, in_channels, image_size, image_size)` in [-1, 1] to logits `(batch, 1)`."""
+        """Images `(batch, 3, image_size, image_size)` in [-1, 1] to logits `(batch, 1)`."""
         return self.final_linear(self.final_conv(self.blocks(images)).flatten(1))
 
 

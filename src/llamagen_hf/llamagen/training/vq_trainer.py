@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.optimization import get_scheduler
 from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import nn
@@ -85,7 +84,7 @@ class VQTask(TrainingTask):
         return self.trainer.step_loader(rows, samples, stack_images, shuffle_buffer_size=self.data.shuffle_buffer_size)
 
     def prepare(self) -> tuple[nn.Module, list]:
-        config, model, accelerator, steps = self.config, self.model, self.trainer.accelerator, self.trainer.last_step
+        config, model, trainer, accelerator = self.config, self.model, self.trainer, self.trainer.accelerator
         if config.decoder_only:
             for part in (model.encoder, model.quant_conv, model.quantize):
                 part.requires_grad_(False)
@@ -96,30 +95,26 @@ class VQTask(TrainingTask):
             model.decoder.compile()
         self.model, self.optimizer = accelerator.prepare(model, self._optimizer(model))
         self.raw = accelerator.unwrap_model(self.model)
+        self.counts = CodeCounts(self.raw.config.num_vq_embeddings, trainer.device)
+        self.scheduler = trainer.scheduler(self.optimizer)
+        stateful = [self.counts, self.scheduler]
         self.discriminator = self.perceptual_loss = None
         if config.discriminator is not None:
             discriminator = build_discriminator(config.discriminator, self.data.image_size, config.discriminator_width)
-            self.discriminator, self.discriminator_optimizer = accelerator.prepare(
-                discriminator, self._optimizer(discriminator)
-            )
+            optimizer = self._optimizer(discriminator)
+            self.discriminator, self.discriminator_optimizer = accelerator.prepare(discriminator, optimizer)
+            steps = max(1, trainer.last_step - config.discriminator_start)
+            self.discriminator_scheduler = trainer.scheduler(self.discriminator_optimizer, steps)
+            stateful.append(self.discriminator_scheduler)
         if config.perceptual_weight:
-            self.perceptual_loss = PerceptualLoss.from_pretrained().to(self.trainer.device)
-        schedulers = [self._scheduler(self.optimizer, steps)]
-        if self.discriminator is not None:
-            steps = max(1, steps - config.discriminator_start)
-            schedulers.append(self._scheduler(self.discriminator_optimizer, steps))
-        self.scheduler, self.discriminator_scheduler = schedulers[0], schedulers[-1]
-        self.counts = CodeCounts(self.raw.config.num_vq_embeddings, self.trainer.device)
-        return self.raw, [self.counts, *schedulers]
+            self.perceptual_loss = PerceptualLoss.from_pretrained().to(trainer.device)
+        return self.raw, stateful
 
     def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in model.parameters() if p.requires_grad]
         return torch.optim.Adam(
             parameters, self.config.learning_rate, (self.config.adam_beta1, self.config.adam_beta2)
         )
-
-    def _scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-        return get_scheduler(self.config.lr_scheduler, optimizer, None, self.config.lr_warmup_steps, steps)
 
     def train_step(self, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
         config, trainer, step = self.config, self.trainer, self.trainer.step + 1
