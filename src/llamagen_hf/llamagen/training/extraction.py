@@ -170,7 +170,9 @@ class CodeExtraction:
             text = (config.text_encoder, config.condition_length, config.prompt_cleaning)
             self.text_features = TextFeatures(*text, self.state.device, getattr(torch, config.text_dtype))
         self.settings = self._settings()  # before the weights are rounded
-        self.model.to(self.state.device, getattr(torch, config.dtype))
+        self.model.to(self.state.device)
+        if config.dtype == "bfloat16":
+            self.model.bfloat16()
 
     def _settings(self) -> dict:
         """The settings that determine the codes, and so must not change within a folder."""
