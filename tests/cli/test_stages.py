@@ -82,7 +82,7 @@ import sys
 from llamagen_cli import stages
 for stage, flags in (
     ("train-tokenizer", ["--dataset", "./absent"]),
-    ("train-tokenizer", ["--image_column", "image"]),
+    ("train-tokenizer", ["--image_column", "photo"]),
     ("extract-codes", []),
     ("train-generator", []),
     ("train-generator", ["--variant"]),
@@ -98,7 +98,7 @@ for stage, flags in (
     assert len(errors) == 6 and "Traceback" not in result.stderr, result.stderr
     messages = [
         "'./absent' can't be read: there is no such folder",
-        "has no column 'image'; it has image, caption",
+        "has no column 'photo'; it has image, caption",
         "There is no image tokenizer",
         "There is no image tokenizer",
         "expected one argument",
