@@ -3,7 +3,7 @@
 python benchmarks/train.py --sizes B --batch_size 64 --dtype bfloat16 [--device cuda] [--steps 20] [--repeats 5]
 
 - loop:             forward, backward, clipping, AdamW and averaged weights in a dozen lines of PyTorch
-- trainer:          `Run.train` with the training's own feed, steps, averaged weights and log lines, under Accelerate
+- trainer:          `Trainer.train` with its own loader, steps, averaged weights and log lines, under Accelerate
 - loop compiled:    the loop with each decoder layer compiled
 - trainer compiled: the trainer with `compile` set
 
@@ -39,8 +39,10 @@ from llamagen_hf.data.source import DataConfig
 from llamagen_hf.llamagen.conversion import VARIANTS
 from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig, extract_codes
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
-from llamagen_hf.llamagen.training.generator_trainer import GeneratorTraining
-from llamagen_hf.llamagen.training.throughput import flops_per_image, peak_flops
+from llamagen_hf.llamagen.training.generator_models import flops_per_image
+from llamagen_hf.llamagen.training.generator_trainer import GeneratorTask
+from llamagen_hf.training.throughput import peak_flops
+from llamagen_hf.training.trainer import Trainer
 
 
 # Sizes of the Llama, the side of its grid and the number of its codes; "emoji" is pipelines/recipes/emoji.yaml's.
@@ -56,7 +58,7 @@ def write_codes(folder: Path, grid_size: int, vocab_size: int, rows: int) -> dic
     """Extract codes from noise, with classes; the folders that a training asks for."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (rows, 2 * grid_size, 2 * grid_size, 3), np.uint8)
-    columns = {"image": [Image.fromarray(picture) for picture in noise], "label": rng.integers(0, CLASSES, rows)}
+    columns = {"image": [Image.fromarray(image) for image in noise], "label": rng.integers(0, CLASSES, rows)}
     features = datasets.Features(image=datasets.Image(), label=datasets.Value("int32"))
     (folder / "images").mkdir()
     datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "images" / "train.parquet")
@@ -65,13 +67,13 @@ def write_codes(folder: Path, grid_size: int, vocab_size: int, rows: int) -> dic
         block_out_channels=(8, 8), layers_per_block=1, latent_channels=8, norm_num_groups=4,
         num_vq_embeddings=vocab_size, sample_size=2 * grid_size,
     ).save_pretrained(folder / "tokenizer")  # fmt: skip
-    paths = {"codes_dir": str(folder / "codes"), "tokenizer": str(folder / "tokenizer")}
+    paths = {"codes_dir": str(folder / "codes"), "vq_model": str(folder / "tokenizer")}
     data = DataConfig(str(folder / "images"), image_size=2 * grid_size, test_fraction=0.0)
-    extract_codes(data, CodeExtractionConfig(paths["tokenizer"], paths["codes_dir"]))
+    extract_codes(data, CodeExtractionConfig(paths["vq_model"], paths["codes_dir"]))
     return paths
 
 
-class Trainer(GeneratorTraining):
+class RecordingTask(GeneratorTask):
     """The training as it is, which also keeps each step's loss."""
 
     def train_step(self, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
@@ -79,13 +81,22 @@ class Trainer(GeneratorTraining):
         self.losses.append(values["loss"])
         return values
 
+
+class TrainerSide:
+    """Our trainer, for as many steps at a time as wanted."""
+
+    def __init__(self, config: GeneratorTrainingConfig):
+        self.trainer = Trainer(config, RecordingTask(config))
+        self.trainer.setup()
+        self.loader = self.trainer.steps
+
     def train_steps(self, steps: int) -> list[torch.Tensor]:
-        """Take so many steps, always from the first batch on; their losses."""
-        self.losses = []
-        self.feed.restart()
-        self.training.trained = islice(self.feed, steps)
-        self.training.train(self)
-        return self.losses
+        """Take `steps` steps, always from the first batch on; their losses."""
+        self.trainer.task.losses = []
+        self.loader.restart()
+        self.trainer.steps = islice(self.loader, steps)
+        self.trainer.train()
+        return self.trainer.task.losses
 
 
 class Loop:
@@ -132,11 +143,11 @@ class Bench:
         self.settings |= {"num_classes": CLASSES, "dropout": args.dropout, "condition_dropout": args.dropout}
         self.settings |= {"mixed_precision": "bf16" if args.dtype == "bfloat16" else "no", "log_steps": args.steps}
         self.settings |= dict.fromkeys(("max_train_steps", "checkpointing_steps", "eval_steps", "sample_steps"), NEVER)
-        trainer = self.build("trainer")
-        self.device, self.on_gpu = trainer.device, trainer.device.type == "cuda"
-        self.batches = [batch for (batch,) in send_to_device(list(islice(trainer.feed, args.steps)), self.device)]
-        self.model = copy.deepcopy(trainer.transformer)
-        del trainer
+        side = self.build("trainer")
+        self.device, self.on_gpu = side.trainer.device, side.trainer.device.type == "cuda"
+        self.batches = [batch for (batch,) in send_to_device(list(islice(side.loader, args.steps)), self.device)]
+        self.model = copy.deepcopy(side.trainer.task.transformer)
+        del side
         self.sides, self.held, self.losses = {}, {}, {}
         for mode in args.modes:
             before = self.allocated()
@@ -144,9 +155,9 @@ class Bench:
             self.losses[mode] = [loss.item() for loss in self.sides[mode].train_steps(args.steps)]  # and compiles
             self.held[mode] = self.allocated() - before
 
-    def build(self, mode: str) -> Trainer | Loop:
+    def build(self, mode: str) -> TrainerSide | Loop:
         config = GeneratorTrainingConfig(**self.settings, compile="compiled" in mode)
-        return Trainer(config, None) if "trainer" in mode else Loop(config, copy.deepcopy(self.model), self.batches)
+        return TrainerSide(config) if "trainer" in mode else Loop(config, copy.deepcopy(self.model), self.batches)
 
     def allocated(self) -> int:
         return torch.cuda.memory_allocated(self.device) if self.on_gpu else 0

@@ -98,13 +98,15 @@ PAGES = {
         "Training",
         "The stages from images to a pipeline. Settings are the keys of a recipe's sections.",
         [
-            "training.trainer.RunConfig",
+            "training.config.RunConfig",
             "llamagen.training.vq_config.TokenizerTrainingConfig",
             "llamagen.training.vq_trainer.train_tokenizer",
             "llamagen.training.extraction.CodeExtractionConfig",
             "llamagen.training.extraction.extract_codes",
             "llamagen.training.generator_config.GeneratorTrainingConfig",
             "llamagen.training.generator_trainer.train_generator",
+            "training.trainer.Trainer",
+            "training.trainer.TrainingTask",
         ],
     ),
     "evaluation": (

@@ -3,8 +3,10 @@
 accelerate launch pipelines/extract_codes.py --config pipelines/recipes/emoji.yaml [--num_crops 1 ...]
 """
 
-from llamagen_cli.stages import extract_codes
+import sys
+
+from llamagen_cli import app
 
 
 if __name__ == "__main__":
-    extract_codes(__doc__)
+    app(["extract-codes", *sys.argv[1:]])

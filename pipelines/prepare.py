@@ -7,8 +7,10 @@ accelerate launch pipelines/prepare.py recaption --config RECIPE [--model llava-
 Between filter and the others, the images have to be downloaded, for instance by img2dataset.
 """
 
-from llamagen_cli.stages import prepare
+import sys
+
+from llamagen_cli import app
 
 
 if __name__ == "__main__":
-    prepare(__doc__)
+    app(["prepare", *sys.argv[1:]])

@@ -13,6 +13,7 @@ import torch
 
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenVQModel
 from llamagen_hf.conditioning.text import tokenize_prompts
+from llamagen_hf.data.fingerprint import vq_model_fingerprint
 from llamagen_hf.data.images import ImageSamples, stack_images
 from llamagen_hf.data.loader import batches_once
 from llamagen_hf.data.source import DataConfig
@@ -20,9 +21,8 @@ from llamagen_hf.images.grid import contact_sheet
 from llamagen_hf.llamagen.conversion import save_complete
 from llamagen_hf.llamagen.pipeline import EMOJI_CHECKPOINT
 from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes
-from llamagen_hf.llamagen.training.condition_to_codes import ConditionToCodes, mean_loss
-from llamagen_hf.llamagen.training.extraction import tokenizer_fingerprint
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
+from llamagen_hf.llamagen.training.generator_models import ConditionToCodes, mean_loss
 from llamagen_hf.llamagen.training.vq_trainer import evaluate_tokenizer
 from llamagen_hf.training.recipe import parse_recipe
 
@@ -43,17 +43,17 @@ def main() -> None:
     arguments.add_argument("--output", type=Path, default=EMOJI_CHECKPOINT, help="Replaced, if it is a checkpoint.")
     own = arguments.parse_args()
     recipe = ["--config", own.config]
-    pictures = [*recipe, "--dataset", own.dataset] if own.dataset else recipe
-    (data,) = parse_recipe(__doc__, ("data", DataConfig), args=pictures)
+    images = [*recipe, "--dataset", own.dataset] if own.dataset else recipe
+    (data,) = parse_recipe(__doc__, ("data", DataConfig), args=images)
     (config,) = parse_recipe(__doc__, ("generator", GeneratorTrainingConfig), args=recipe)
     if own.output.exists() and not (own.output / "model_index.json").is_file():
-        raise SystemExit(f"{own.output} exists and is no checkpoint.")
+        raise SystemExit(f"{own.output} exists and is not a checkpoint.")
 
     pipe = AutoregressiveImagePipeline.from_pretrained(config.output_dir)
-    fingerprint = tokenizer_fingerprint(pipe.vq_model)
+    fingerprint = vq_model_fingerprint(pipe.vq_model)
     if own.vq_model is not None:
         pipe.vq_model = LlamaGenVQModel.from_pretrained(own.vq_model)
-        if tokenizer_fingerprint(pipe.vq_model) != fingerprint:
+        if vq_model_fingerprint(pipe.vq_model) != fingerprint:
             raise SystemExit(f"{own.vq_model} makes other codes than those the generator was trained on.")
     splits = {split: load_codes(config.codes_dir, split, fingerprint) for split in ("train", "test")}
     partial_output = own.output.with_name(f".{own.output.name}-new")

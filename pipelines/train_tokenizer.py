@@ -3,8 +3,10 @@
 accelerate launch pipelines/train_tokenizer.py --config pipelines/recipes/emoji.yaml [--learning_rate 1e-4 ...]
 """
 
-from llamagen_cli.stages import train_tokenizer
+import sys
+
+from llamagen_cli import app
 
 
 if __name__ == "__main__":
-    train_tokenizer(__doc__)
+    app(["train-tokenizer", *sys.argv[1:]])

@@ -81,7 +81,7 @@ def tokenizer_config(folder: Path, **kwargs) -> TokenizerTrainingConfig:
     return TokenizerTrainingConfig(output_dir=str(folder), **settings | kwargs)
 
 
-def generator_config(folder: Path, tokenizer: Path, codes: Path, **kwargs) -> GeneratorTrainingConfig:
+def generator_config(folder: Path, vq_model: Path, codes: Path, **kwargs) -> GeneratorTrainingConfig:
     settings = {
         "conditioning": "text",
         "caption_templates": {"{caption}": 1.0, "{tags}": 1.0, "{shape}": 0.5},
@@ -105,5 +105,5 @@ def generator_config(folder: Path, tokenizer: Path, codes: Path, **kwargs) -> Ge
         "sample_steps": 6,
         "sampling_defaults": {"guidance_scale": 2.0},
     }
-    paths = {"output_dir": str(folder), "codes_dir": str(codes), "tokenizer": str(tokenizer)}
+    paths = {"output_dir": str(folder), "codes_dir": str(codes), "vq_model": str(vq_model)}
     return GeneratorTrainingConfig(**paths | settings | kwargs)

@@ -1,35 +1,80 @@
-"""The stages from images to a checkpoint as commands: a recipe and overrides in, a report in JSON out."""
+"""`llamagen prepare | train-tokenizer | extract-codes | train-generator`: a recipe in, a report in JSON out.
+
+The scripts in `pipelines/` are the same commands, for `accelerate launch`.
+"""
 
 import json
 import logging
 import sys
-from collections.abc import Callable
+from importlib import import_module
+from typing import get_type_hints
 
-import diffusers
-import transformers
+import typer
 
-from llamagen_hf.processes import leave_processes, this_process
-from llamagen_hf.training.recipe import parse_recipe
-
-
-PREPARATIONS = ("filter", "score", "recaption")
+from .app import app
 
 
-def run_stage(
-    description: str, function: Callable[..., dict], *sections: tuple[str, type], args: list[str] | None = None
-) -> None:
-    """Read the recipe's sections and run a stage on them.
+# By command: the function that does the work, and the recipe's sections for its arguments.
+STAGES = {
+    "prepare filter": ("llamagen_hf.data.filtering.filter_rows", ["filter"]),
+    "prepare score": ("llamagen_hf.data.scoring.score", ["score"]),
+    "prepare recaption": ("llamagen_hf.data.recaptioning.recaption", ["recaption"]),
+    "train-tokenizer": ("llamagen_hf.llamagen.training.vq_trainer.train_tokenizer", ["data", "vq_model"]),
+    "extract-codes": ("llamagen_hf.llamagen.training.extraction.extract_codes", ["data", "codes"]),
+    "train-generator": ("llamagen_hf.llamagen.training.generator_trainer.train_generator", ["generator"]),
+}
+HELP = {
+    "prepare": "Choose (filter), score or recaption images from the web. --config RECIPE",
+    "train-tokenizer": "Train the image tokenizer. --config RECIPE [--override ...]",
+    "extract-codes": "Turn images into codes, once. --config RECIPE [--override ...]",
+    "train-generator": "Train the generator on codes. --config RECIPE [--override ...]",
+}
+
+
+def read_stage(command: str, args: list[str]) -> tuple:
+    """Find a stage's function, and read its settings.
 
     Args:
-        description (`str`): What the stage does, for `--help`.
-        function (`Callable`): Takes the sections' dataclasses, returns a report.
-        sections (`tuple[str, type]`): Names of sections of the recipe, and the dataclasses that they fill.
-        args (`list[str]`, *optional*): The command line; the process's own by default.
+        command (`str`): `llamagen COMMAND`.
+        args (`list[str]`): What follows: for `prepare` first its part, then `--config RECIPE` and overrides.
+
+    Returns:
+        `tuple`: The function, and the dataclasses that it takes.
 
     Raises:
-        SystemExit: With one sentence, if something is wrong with the recipe, the data or a file.
+        SystemExit: With one sentence, the recipe or a flag is wrong, or the training's packages are not installed.
     """
-    configs = parse_recipe(description, *sections, args=args)
+    description = HELP[command]
+    if command == "prepare":
+        part, *args = args or ["--help"]
+        if (command := f"prepare {part}") not in STAGES:
+            print(description)
+            parts = ", ".join(name.removeprefix("prepare ") for name in STAGES if name.startswith("prepare "))
+            sys.exit(0 if part in ("-h", "--help") else f"Error: {part!r} is not one of {parts}.")
+    path, sections = STAGES[command]
+    module, _, name = path.rpartition(".")
+    try:
+        from llamagen_hf.training.recipe import parse_recipe
+
+        function = getattr(import_module(module), name)
+    except ImportError as error:
+        sys.exit(f"Error: {error}; training needs `pip install llamagen-hf[train]`.")
+    dataclasses = list(get_type_hints(function).values())
+    return function, parse_recipe(description, *zip(sections, dataclasses, strict=False), args=args)
+
+
+def run_stage(command: str, args: list[str]) -> None:
+    """Run a stage and print its report; arguments as for [`read_stage`].
+
+    Raises:
+        SystemExit: With one sentence, something is wrong with the recipe, the data or a file.
+    """
+    function, configs = read_stage(command, args)
+    import diffusers
+    import transformers
+
+    from llamagen_hf.processes import leave_processes, this_process
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpx2", "accelerate.accelerator", "accelerate.checkpointing", "accelerate.utils.other"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -44,44 +89,16 @@ def run_stage(
     leave_processes()
 
 
-def prepare(description: str, args: list[str] | None = None) -> None:
-    """Stage 0, whose first argument says which part of it."""
-    name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
-    if name not in PREPARATIONS:
-        print(description)
-        sys.exit(0 if name in ("-h", "--help") else f"Error: {name!r} is not one of {', '.join(PREPARATIONS)}.")
-    from llamagen_hf.data import filtering, recaptioning, scoring
+def add_stage(command: str) -> None:
+    """Add a stage to the command line; it reads its own flags, one for each field of its sections."""
 
-    sections = {
-        "filter": (filtering.filter_rows, filtering.FilterConfig),
-        "score": (scoring.score, scoring.ScoreConfig),
-        "recaption": (recaptioning.recaption, recaptioning.RecaptionConfig),
-    }
-    function, config = sections[name]
-    run_stage(description, function, (name, config), args=rest)
+    @app.command(
+        command, help=HELP[command], add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )  # fmt: skip
+    def run(context: typer.Context):
+        run_stage(command, context.args)
 
 
-def train_tokenizer(description: str, args: list[str] | None = None) -> None:
-    """Stage 1."""
-    from llamagen_hf.data.source import DataConfig
-    from llamagen_hf.llamagen.training.vq_config import TokenizerTrainingConfig
-    from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer as function
-
-    run_stage(description, function, ("data", DataConfig), ("tokenizer", TokenizerTrainingConfig), args=args)
-
-
-def extract_codes(description: str, args: list[str] | None = None) -> None:
-    """Stage 2."""
-    from llamagen_hf.data.source import DataConfig
-    from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig
-    from llamagen_hf.llamagen.training.extraction import extract_codes as function
-
-    run_stage(description, function, ("data", DataConfig), ("codes", CodeExtractionConfig), args=args)
-
-
-def train_generator(description: str, args: list[str] | None = None) -> None:
-    """Stage 3."""
-    from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
-    from llamagen_hf.llamagen.training.generator_trainer import train_generator as function
-
-    run_stage(description, function, ("generator", GeneratorTrainingConfig), args=args)
+for command in HELP:
+    add_stage(command)

@@ -114,27 +114,27 @@ def load_autoencoder(path: str | Path, subfolder: str | None = None, **kwargs) -
     return autoencoder.eval()
 
 
-def load_tokenizer(path: str, **kwargs) -> nn.Module:
-    """The image tokenizer of a folder or a Hub id, or of the pipeline that is there.
+def load_vq_model(path: str, **kwargs) -> nn.Module:
+    """Load the [`LlamaGenVQModel`] of a folder or a Hub id, or of the pipeline that is there.
 
     Args:
         path (`str`): As for [`load_autoencoder`].
         kwargs: The same.
 
     Raises:
-        ValueError: In one sentence, if there is none, or it can't be loaded.
+        ValueError: There is none, or it can't be loaded.
     """
     try:
-        tokenizer = load_autoencoder(path, **kwargs)
+        vq_model = load_autoencoder(path, **kwargs)
     except OSError as error:
-        if Path(path).is_dir():  # where the reason is of interest
+        if Path(path).is_dir():  # where the reason helps
             raise ValueError(str(error)) from error
         raise ValueError(
             f"There is no image tokenizer {str(path)!r}, neither as a folder nor as a Hub repository; train one first."
         ) from error
-    if not hasattr(tokenizer, "decode_codes"):
-        raise ValueError(f"{str(path)!r} holds {type(tokenizer).__name__}; expected an image tokenizer of LlamaGen's.")
-    return tokenizer
+    if not hasattr(vq_model, "decode_codes"):
+        raise ValueError(f"{str(path)!r} holds {type(vq_model).__name__}; expected an image tokenizer of LlamaGen's.")
+    return vq_model
 
 
 def _read_json(path: str, file: str, options: dict) -> dict | None:

@@ -29,8 +29,8 @@ def write_recipe(folder: Path) -> Path:
     """A recipe for a folder with a metadata.jsonl and no test split."""
     recipe = {
         "data": {"dataset": str(EMOJI), "image_size": 32, "test_fraction": 0.2},
-        "tokenizer": vars(tokenizer_config(folder / "tokenizer")),
-        "codes": {"tokenizer": str(folder / "tokenizer"), "output_dir": str(folder / "codes")},
+        "vq_model": vars(tokenizer_config(folder / "tokenizer")),
+        "codes": {"vq_model": str(folder / "tokenizer"), "output_dir": str(folder / "codes")},
         "generator": vars(generator_config(folder / "pipeline", folder / "tokenizer", folder / "codes"))
         | {"caption_templates": {"{caption}": 1, "{tags}": 0.5, "{group}": 0.5}},
     }
@@ -40,7 +40,7 @@ def write_recipe(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_from_forty_emoji_to_a_image(tmp_path):
+def test_from_forty_emoji_to_an_image(tmp_path):
     recipe = write_recipe(tmp_path)
     reports = {}
     for stage in ("train_tokenizer", "extract_codes", "train_generator"):
@@ -79,17 +79,17 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(tmp_path):
     recipe = write_recipe(tmp_path)
     script = f"""
 import sys
-from llamagen_hf import stages
+from llamagen_cli import stages
 for stage, flags in (
-    ("train_tokenizer", ["--dataset", "./absent"]),
-    ("train_tokenizer", ["--image_column", "image"]),
-    ("extract_codes", []),
-    ("train_generator", []),
-    ("train_generator", ["--variant"]),
+    ("train-tokenizer", ["--dataset", "./absent"]),
+    ("train-tokenizer", ["--image_column", "photo"]),
+    ("extract-codes", []),
+    ("train-generator", []),
+    ("train-generator", ["--variant"]),
     ("prepare", ["sift"]),
 ):
     try:
-        getattr(stages, stage)("", [*(["--config", {str(recipe)!r}] if stage != "prepare" else []), *flags])
+        stages.run_stage(stage, [*(["--config", {str(recipe)!r}] if stage != "prepare" else []), *flags])
     except SystemExit as exit:
         print(exit.code, file=sys.stderr)
 """
@@ -98,7 +98,7 @@ for stage, flags in (
     assert len(errors) == 6 and "Traceback" not in result.stderr, result.stderr
     messages = [
         "'./absent' can't be read: there is no such folder",
-        "has no column 'image'; it has image, caption",
+        "has no column 'photo'; it has image, caption",
         "There is no image tokenizer",
         "There is no image tokenizer",
         "expected one argument",

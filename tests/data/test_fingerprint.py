@@ -35,7 +35,7 @@ from llamagen_hf.evaluation.images import open_images  # noqa: E402
 from llamagen_hf.evaluation.sampling import SamplingConfig, sample_images  # noqa: E402
 from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig, extract_codes  # noqa: E402
 from llamagen_hf.llamagen.training.generator_trainer import train_generator  # noqa: E402
-from llamagen_hf.llamagen.training.vq_trainer import TokenizerTraining, train_tokenizer  # noqa: E402
+from llamagen_hf.llamagen.training.vq_trainer import VQTask, train_tokenizer  # noqa: E402
 
 
 def paint(path, shade):
@@ -479,7 +479,7 @@ def test_a_run_that_starts_over_holds_nothing_of_the_old_one(stages, tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("llamagen_hf.llamagen.training.generator_trainer.GeneratorTraining.train_step", stop)
+        patched.setattr("llamagen_hf.llamagen.training.generator_trainer.GeneratorTask.train_step", stop)
         train_generator(replace(config, overwrite=True, conditioning="class"))
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"mine", "checkpoints", "samples", ".inputs.json"}
@@ -500,14 +500,14 @@ def test_memory_that_runs_out_does_not_start_over_twice(stages, tmp_path, monkey
     _, data = stages
     config = tokenizer_config(tmp_path / "run", max_train_steps=1, auto_micro_batch_size=True, checkpointing_steps=1)
     train_tokenizer(data, config)
-    step, seen = TokenizerTraining.train_step, []
+    step, seen = VQTask.train_step, []
 
     def limited(self, micro_batches):
-        seen.append(self.training.step)
-        if len(micro_batches) == 1 and self.training.step == 2:
+        seen.append(self.trainer.step)
+        if len(micro_batches) == 1 and self.trainer.step == 2:
             raise RuntimeError("CUDA out of memory.")
         return step(self, micro_batches)
 
-    monkeypatch.setattr(TokenizerTraining, "train_step", limited)
+    monkeypatch.setattr(VQTask, "train_step", limited)
     train_tokenizer(data, replace(config, max_train_steps=4, overwrite=True))
     assert seen == [0, 1, 2, 2, 3]

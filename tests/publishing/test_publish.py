@@ -515,7 +515,7 @@ def test_codes_become_a_dataset_to_train_on(user, trained, tmp_path):
     script = (
         "import sys; from llamagen_hf.llamagen.training.codes import load_codes, read_codes_info\n"
         "info = read_codes_info(sys.argv[1])\n"
-        "print(len(load_codes(sys.argv[1], 'train', info['tokenizer_fingerprint'])))"
+        "print(len(load_codes(sys.argv[1], 'train', info['vq_model_fingerprint'])))"
     )
     assert user.codes(script, "user/shape-codes") == 20
     assert user.codes(script, "user/shape-codes", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1") == 20

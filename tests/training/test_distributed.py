@@ -15,7 +15,7 @@ from transformers import ByT5Tokenizer
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
-from llamagen_hf.autoencoders import load_tokenizer  # noqa: E402
+from llamagen_hf.autoencoders import load_vq_model  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
 from llamagen_hf.llamagen.training.generator_trainer import train_generator  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
@@ -43,9 +43,7 @@ def without_dropout(stages):
     transformer = build_transformer(conditioning="text", vocab_size=32, grid_size=8)
     for name in ("embedding", "residual", "ffn"):
         setattr(transformer.config, f"{name}_dropout", 0.0)
-    pipe = AutoregressiveImagePipeline(
-        load_tokenizer(folder / "tokenizer"), transformer, text_encoder, ByT5Tokenizer()
-    )
+    pipe = AutoregressiveImagePipeline(load_vq_model(folder / "tokenizer"), transformer, text_encoder, ByT5Tokenizer())
     pipe.save_pretrained(folder / "start")
     return str(folder / "start")
 
@@ -100,7 +98,7 @@ def test_two_processes_train_a_tokenizer_like_one(stages, tmp_path):
     }  # fmt: skip
     one, two = (tokenizer_config(tmp_path / name, **config) for name in ("one", "two"))
     metrics = train_tokenizer(data, one)
-    report = launch_stage(tmp_path, "train_tokenizer", {"data": vars(data), "tokenizer": vars(two)})
+    report = launch_stage(tmp_path, "train_tokenizer", {"data": vars(data), "vq_model": vars(two)})
     assert report == pytest.approx(metrics, rel=1e-4)
     for name in ("reconstruction", "commitment", "adversarial", "discriminator"):
         assert logged(tmp_path / "one", name) == pytest.approx(logged(tmp_path / "two", name), abs=1e-5), name
@@ -113,7 +111,7 @@ def test_a_patchgan_trains_in_two_processes_with_revived_codes(stages, tmp_path)
         tmp_path / "out", discriminator="patchgan", discriminator_width=8, discriminator_start=1,
         adversarial_weight=0.1, adaptive_adversarial_weight=True, **EXACT,
     )  # fmt: skip
-    assert launch_stage(tmp_path, "train_tokenizer", {"data": vars(data), "tokenizer": vars(config)})["test_psnr"] > 0
+    assert launch_stage(tmp_path, "train_tokenizer", {"data": vars(data), "vq_model": vars(config)})["test_psnr"] > 0
 
 
 PRETRAIN = """

@@ -2,27 +2,29 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
-import yaml
 
 
 pytest.importorskip("datasets", reason="the training extra is not installed")
 
+from llamagen_hf.arguments import FieldError  # noqa: E402
 from llamagen_hf.data.filtering import FilterConfig  # noqa: E402
 from llamagen_hf.data.recaptioning import RecaptionConfig  # noqa: E402
 from llamagen_hf.data.scoring import ScoreConfig  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
+from llamagen_hf.llamagen.conversion import VARIANTS  # noqa: E402
 from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig  # noqa: E402
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig  # noqa: E402
 from llamagen_hf.llamagen.training.vq_config import TokenizerTrainingConfig  # noqa: E402
-from llamagen_hf.training.recipe import parse_recipe  # noqa: E402
+from llamagen_hf.training.recipe import parse_recipe, read_recipe  # noqa: E402
 
 
 RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
 SECTIONS = {
     "data": DataConfig,
-    "tokenizer": TokenizerTrainingConfig,
+    "vq_model": TokenizerTrainingConfig,
     "codes": CodeExtractionConfig,
     "generator": GeneratorTrainingConfig,
     "filter": FilterConfig,
@@ -34,86 +36,169 @@ SECTIONS = {
 @pytest.mark.parametrize(
     "recipe, flags, message",
     [
-        ("tokenizer: {batch_sice: 3}", [], "has no key 'batch_sice'. Did you mean 'batch_size'?"),
-        ("tokenizer: [", [], "cannot read the recipe"),
-        ("tokenizer: {}", [], "--output_dir"),
+        ("vq_model: {batch_sice: 3}", [], "has no key 'batch_sice'. Did you mean 'batch_size'?"),
+        ("vq_model: [", [], "cannot read the recipe"),
+        ("vq_model: {}", [], "--output_dir"),
         ("", [], "has no sections"),
-        ("tokeniser: {output_dir: out}", [], "has no section 'tokenizer'; it has tokeniser"),
-        ("tokenizer: {output_dir: out}", ["--bach_size", "3"], "there is no option --bach_size"),
-        ("tokenizer: {output_dir: out}", ["--batch_size", "many"], "invalid int value: 'many'"),
-        ("tokenizer: {output_dir: out, batch_size: many}", [], "has batch_size: 'many'; it must be int"),
-        ("tokenizer: {output_dir: out, batch_size: 3.5}", [], "has batch_size: 3.5; it must be int"),
-        ("tokenizer: {output_dir: out, decoder_only: 1}", [], "has decoder_only: 1; it must be bool"),
-        ("tokenizer: {output_dir: out, learning_rate: fast}", [], "has learning_rate: 'fast'; it must be float"),
+        ("tokeniser: {output_dir: out}", [], "has no section 'vq_model'; it has tokeniser"),
+        ("vq_model: {output_dir: out}", ["--bach_size", "3"], "there is no option --bach_size"),
+        ("vq_model: {output_dir: out}", ["--batch_size", "many"], "invalid int value: 'many'"),
+        ("vq_model: {output_dir: out, batch_size: many}", [], "has batch_size: 'many'; it must be int"),
+        ("vq_model: {output_dir: out, batch_size: 3.5}", [], "has batch_size: 3.5; it must be int"),
+        ("vq_model: {output_dir: out, decoder_only: 1}", [], "has decoder_only: 1; it must be bool"),
+        ("vq_model: {output_dir: out, learning_rate: fast}", [], "has learning_rate: 'fast'; it must be float"),
         (
-            "tokenizer: {output_dir: out, block_out_channels: [8, x]}",
+            "vq_model: {output_dir: out, block_out_channels: [8, x]}",
             [],
-            "block_out_channels: [8, 'x']; it must be list",
+            "block_out_channels: [8, 'x']; it must be a list of int",
         ),
-        ("tokenizer: {output_dir: out, batch_size: 0}", [], "batch_size is 0; it must be at least 1"),
-        ("tokenizer: {output_dir: out, discriminator: gan}", [], "expected patchgan, stylegan or null"),
+        ("vq_model: {output_dir: out, batch_size: 0}", [], "batch_size is 0; it must be at least 1"),
+        (
+            "vq_model: {output_dir: out, discriminator: gan}",
+            [],
+            "discriminator: 'gan'; it must be 'patchgan' or 'stylegan' or null",
+        ),
+        ("vq_model: {output_dir: out, mixed_precision: no}", [], "mixed_precision: False; it must be 'no', 'bf16' or"),
+        ("vq_model: {output_dir: out}", ["--crop", "corner"], "invalid choice: 'corner' (choose from"),
+        ("base: 3\nvq_model: {output_dir: out}", [], "has base: 3; it must be the path of another recipe"),
     ],
 )
 def test_wrong_recipes_are_refused(tmp_path, capsys, recipe, flags, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe)
     with pytest.raises(SystemExit):
-        parse_recipe("", ("tokenizer", TokenizerTrainingConfig), args=["--config", str(path), *flags])
+        parse_recipe("", ("vq_model", TokenizerTrainingConfig), args=["--config", str(path), *flags])
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("tokenizer: {output_dir: Bücher}".encode("cp1252"), "it is not UTF-8; save it as UTF-8"),
-        ("tokenizer: {output_dir: out}".encode("utf-16"), "it is not UTF-8; save it as UTF-8"),
+        ("vq_model: {output_dir: Bücher}".encode("cp1252"), "it is not UTF-8; save it as UTF-8"),
+        ("vq_model: {output_dir: out}".encode("utf-16"), "it is not UTF-8; save it as UTF-8"),
         (None, "Is a directory"),
         (b"", "has no sections"),
-        (b"- tokenizer", "has no sections"),
-        (b"tokenizer", "has no sections"),
-        (b"tokenizer: {output_dir: a\0b}", "cannot read the recipe"),
-        (b"tokenizer: {output_dir: 2026-13-45}", "cannot read the recipe"),
-        (b"tokenizer: {}\n---\ntokenizer: {}", "cannot read the recipe"),
-        (b"tokenizer: {1: 2}", "has no key 1"),
-        (b"tokenizer:", "has no section 'tokenizer'"),
+        (b"- vq_model", "has no sections"),
+        (b"vq_model", "has no sections"),
+        (b"vq_model: {output_dir: a\0b}", "cannot read the recipe"),
+        (b"vq_model: {output_dir: 2026-13-45}", "cannot read the recipe"),
+        (b"vq_model: {}\n---\nvq_model: {}", "cannot read the recipe"),
+        (b"vq_model: {1: 2}", "has no key 1"),
+        (b"vq_model:", "has no section 'vq_model'"),
     ],
 )
-def test_files_that_are_no_recipes_are_one_sentence(tmp_path, capsys, content, message):
+def test_files_that_are_not_recipes_are_one_sentence(tmp_path, capsys, content, message):
     path = tmp_path / "recipe.yaml"
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(SystemExit):
-        parse_recipe("", ("tokenizer", TokenizerTrainingConfig), args=["--config", str(path)])
+        parse_recipe("", ("vq_model", TokenizerTrainingConfig), args=["--config", str(path)])
     error = capsys.readouterr().err
     assert message in error and error.startswith("Error: ") and error.count("\n") == 1
 
 
 def test_a_recipe_may_begin_with_a_mark(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("tokenizer: {output_dir: Bücher}", encoding="utf-8-sig")
-    (config,) = parse_recipe("", ("tokenizer", TokenizerTrainingConfig), args=["--config", str(path)])
+    path.write_text("vq_model: {output_dir: Bücher}", encoding="utf-8-sig")
+    (config,) = parse_recipe("", ("vq_model", TokenizerTrainingConfig), args=["--config", str(path)])
     assert config.output_dir == "Bücher"
 
 
 def test_flags_override_the_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("tokenizer: {output_dir: out, batch_size: 3, learning_rate: 1e-3, discriminator: null}")
+    path.write_text("vq_model: {output_dir: out, batch_size: 3, learning_rate: 1e-3, discriminator: null}")
     (config,) = parse_recipe(
-        "", ("tokenizer", TokenizerTrainingConfig), args=["--config", str(path), "--batch_size", "5"]
+        "", ("vq_model", TokenizerTrainingConfig), args=["--config", str(path), "--batch_size", "5"]
     )
     expected = TokenizerTrainingConfig("out", batch_size=3, learning_rate=1e-3, discriminator=None)
     assert replace(config, batch_size=3) == expected
     assert config.batch_size == 5
 
 
+def parse_vq_model(path: Path, *flags: str) -> TokenizerTrainingConfig:
+    return parse_recipe("", ("vq_model", TokenizerTrainingConfig), args=["--config", str(path), *flags])[0]
+
+
+def test_a_recipe_adds_its_sections_to_those_of_its_base(tmp_path):
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "base.yaml").write_text(
+        "data: {dataset: images}\ntokenizer: {output_dir: base, batch_size: 3, seed: 1}"
+    )
+    (tmp_path / "sizes" / "small.yaml").write_text("base: ../base.yaml\nvq_model: {output_dir: small}")
+    (tmp_path / "last.yaml").write_text("base: sizes/small.yaml\nvq_model: {seed: 2, block_out_channels: [8]}")
+    config = parse_vq_model(tmp_path / "last.yaml", "--learning_rate", "1e-3")
+    assert config == TokenizerTrainingConfig("small", batch_size=3, seed=2, block_out_channels=[8], learning_rate=1e-3)
+    assert read_recipe(tmp_path / "last.yaml")["data"] == {"dataset": "images"}
+
+
+@pytest.mark.parametrize(
+    "base, message",
+    [
+        ("absent.yaml", "cannot read the recipe {folder}/absent.yaml, the base of {folder}/recipe.yaml: No such file"),
+        ("recipe.yaml", "the recipe {folder}/recipe.yaml is its own base"),
+        ("other.yaml", "is its own base: {folder}/recipe.yaml -> {folder}/other.yaml -> {folder}/recipe.yaml"),
+        ("list.yaml", "the recipe {folder}/list.yaml, the base of {folder}/recipe.yaml has no sections"),
+    ],
+)
+def test_wrong_bases_are_one_sentence(tmp_path, capsys, base, message):
+    (tmp_path / "recipe.yaml").write_text(f"base: {base}\nvq_model: {{output_dir: out}}")
+    (tmp_path / "other.yaml").write_text("base: recipe.yaml")
+    (tmp_path / "list.yaml").write_text("[vq_model]")
+    with pytest.raises(SystemExit):
+        parse_vq_model(tmp_path / "recipe.yaml")
+    error = capsys.readouterr().err
+    assert message.format(folder=tmp_path) in error and error.count("\n") == 1
+
+
+def test_keys_and_sections_of_earlier_versions_load(tmp_path):
+    """The image tokenizer was called `tokenizer`; a recipe may have the new name and its base the old one."""
+    path = tmp_path / "old.yaml"
+    path.write_text(
+        "data: {dataset: a}\ntokenizer: {output_dir: out}\ncodes: {tokenizer: t, output_dir: c}\n"
+        "generator: {tokenizer: t, codes_dir: c, output_dir: g}"
+    )
+    (tmp_path / "new.yaml").write_text("base: old.yaml\ngenerator: {vq_model: u}")
+    assert parse_vq_model(path).output_dir == "out"
+    codes = ("codes", CodeExtractionConfig)
+    generator = ("generator", GeneratorTrainingConfig)
+    for flags, found in (
+        ([], "t"),
+        (["--tokenizer", "u"], "u"),
+        (["--vq_model", "u"], "u"),
+        (["--vq-model", "u"], "u"),
+    ):
+        for section in (codes, generator):
+            (config,) = parse_recipe("", section, args=["--config", str(path), *flags])
+            assert config.vq_model == found
+    (config,) = parse_recipe("", generator, args=["--config", str(tmp_path / "new.yaml")])
+    assert (config.vq_model, config.codes_dir) == ("u", "c")
+
+
+def test_choices_are_shown_and_checked(capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe("", ("generator", GeneratorTrainingConfig), args=["--help"])
+    help = capsys.readouterr().out
+    assert "{class,text}" in help and "{B,L,XL,XXL,XXXL,1B,3B,7B}" in help and "{no,bf16,fp16}" in help
+    assert get_args(get_args(get_type_hints(GeneratorTrainingConfig)["variant"])[0]) == tuple(VARIANTS)
+    for settings, message in (
+        ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'; expected 'no', 'bf16' or 'fp16'."),
+        ({"lr_scheduler": "cosin"}, "lr_scheduler is 'cosin'; expected 'linear', 'cosine'"),
+        ({"adversarial_loss": "vanilla"}, "adversarial_loss is 'vanilla'; expected 'hinge' or 'non-saturating'."),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1."),
+    ):
+        with pytest.raises(FieldError, match=message) as raised:
+            TokenizerTrainingConfig("out", **settings)
+        assert [raised.value.field] == list(settings)
+
+
 def test_dict_fields_are_json_on_the_command_line():
-    flags = ["--codes_dir", "c", "--tokenizer", "t", "--output_dir", "o", "--sampling_defaults", '{"top_k": 5}']
+    flags = ["--codes_dir", "c", "--vq_model", "t", "--output_dir", "o", "--sampling_defaults", '{"top_k": 5}']
     (config,) = parse_recipe("", ("generator", GeneratorTrainingConfig), args=flags)
     assert config.sampling_defaults == {"top_k": 5}
 
 
 def parse(path: Path) -> dict:
     """The sections of a recipe by name, as the stages get them."""
-    sections = yaml.safe_load(path.read_text())
+    sections = read_recipe(path)
     return {name: parse_recipe("", (name, SECTIONS[name]), args=["--config", str(path)])[0] for name in sections}
 
 
@@ -132,15 +217,15 @@ def test_the_stages_of_a_recipe_fit(recipes, name):
     recipe = recipes[name]
     made = {
         stage: {other[stage].output_dir for other in recipes.values() if stage in other}
-        for stage in ("tokenizer", "generator")
+        for stage in ("vq_model", "generator")
     }
-    assert "data" in recipe and ("tokenizer" in recipe or "generator" in recipe)
-    if "tokenizer" in recipe:
-        assert recipe["tokenizer"].init_from in made["tokenizer"] | {None}
+    assert "data" in recipe and ("vq_model" in recipe or "generator" in recipe)
+    if "vq_model" in recipe:
+        assert recipe["vq_model"].init_from in made["vq_model"] | {None}
     if "generator" in recipe:
         codes, generator = recipe["codes"], recipe["generator"]
-        assert codes.tokenizer == generator.tokenizer and codes.output_dir == generator.codes_dir
-        assert codes.tokenizer in ({recipe["tokenizer"].output_dir} if "tokenizer" in recipe else made["tokenizer"])
+        assert codes.vq_model == generator.vq_model and codes.output_dir == generator.codes_dir
+        assert codes.vq_model in ({recipe["vq_model"].output_dir} if "vq_model" in recipe else made["vq_model"])
         assert generator.init_from in made["generator"] | {None}
         if generator.stored_states:
             assert {"{" + column + "}" for column in codes.text_columns} == set(generator.caption_templates)
@@ -169,7 +254,7 @@ def test_optimization_is_the_papers(recipes):
         assert (generator.max_grad_norm, generator.dropout, generator.condition_dropout) == (1.0, 0.1, 0.1)
         assert (generator.mixed_precision, generator.ema_decay) == ("bf16", 0)
         assert generator.text_learning_rate is None
-    tokenizer = recipes["tokenizer_imagenet"]["tokenizer"]
+    tokenizer = recipes["tokenizer_imagenet"]["vq_model"]
     assert (tokenizer.num_train_epochs, tokenizer.batch_size, tokenizer.learning_rate) == (40, 128, 1e-4)
     assert (tokenizer.lr_scheduler, tokenizer.lr_warmup_steps) == ("constant_with_warmup", 0)
     assert (tokenizer.num_vq_embeddings, tokenizer.vq_embed_dim, len(tokenizer.block_out_channels)) == (16384, 8, 5)

@@ -101,7 +101,7 @@ def fingerprint_checkpoint(source: str | Path, pattern: str = "*") -> str | dict
     return fingerprint_files({path.name: path for path in files})
 
 
-def tokenizer_fingerprint(model: torch.nn.Module) -> str:
+def vq_model_fingerprint(model: torch.nn.Module) -> str:
     """What tells one tokenizer's codes from another's: a hash of its codebook and encoder."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

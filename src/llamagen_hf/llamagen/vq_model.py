@@ -29,7 +29,6 @@ class LlamaGenVQEncoderOutput(BaseOutput):
         vq_loss (`torch.Tensor`, scalar): Pulls the codebook towards the encoder's output.
         commit_loss (`torch.Tensor`, scalar): Pulls the encoder's output towards the codebook, times `commit_weight`.
         entropy_loss (`torch.Tensor`, scalar): Favours sharp assignments and evenly used codes, times `entropy_weight`.
-        codebook_usage (`torch.Tensor`, scalar): Fraction of the codebook that this batch uses, in (0, 1].
     """
 
     # Every field has a default because accelerate rebuilds outputs from a dict when it casts them to float32.
@@ -38,7 +37,6 @@ class LlamaGenVQEncoderOutput(BaseOutput):
     vq_loss: torch.Tensor | None = None
     commit_loss: torch.Tensor | None = None
     entropy_loss: torch.Tensor | None = None
-    codebook_usage: torch.Tensor | None = None
 
 
 @dataclass
@@ -92,7 +90,6 @@ class VectorQuantizer(nn.Module):
             vq_loss=F.mse_loss(quantized, z.detach()),
             commit_loss=self.commit_weight * F.mse_loss(z, quantized.detach()),
             entropy_loss=z.new_zeros(()),
-            codebook_usage=codes.flatten().bincount(minlength=len(codebook)).count_nonzero() / len(codebook),
         )
         if self.entropy_weight:
             output.entropy_loss = self.entropy_weight * entropy_loss(-distances)

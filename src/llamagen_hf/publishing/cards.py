@@ -128,6 +128,7 @@ def adapter_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, d
 
 def codes_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, dict]:
     info = publication.json("codes.json")
+    fingerprint = info.get("vq_model_fingerprint") or info["tokenizer_fingerprint"]  # of earlier versions
     splits = [split for split in ("train", "test") if info["rows"].get(split)]
     files = [{"split": split, "path": f"{split}-*.parquet"} for split in splits]
     rows = " and ".join(f"{info['rows'][split]:,} of the {split} split" for split in splits)
@@ -142,7 +143,7 @@ def codes_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, dic
         "summary": (
             f"Images as codes of an image tokenizer, for training LlamaGen (arXiv 2406.06525): {rows}, each with "
             f"grids of {grid} codes, each code one of {info['vocab_size']:,}. Their tokenizer has the fingerprint "
-            f"`{info['tokenizer_fingerprint']}`; no other can read them."
+            f"`{fingerprint}`; no other can read them."
         ),
         "usage": (
             "Train on them, with that tokenizer:\n\n```bash\nllamagen train-generator --config RECIPE "
@@ -186,7 +187,8 @@ def sources_and_metrics(repo_id: str, facts: dict, task: str) -> dict:
 
 
 def all_metrics(facts: dict) -> dict[str, tuple[str, float]]:
-    measured = facts.get("generator", {}).get("metrics", {}) | facts.get("tokenizer", {}).get("metrics", {})
+    vq_model = facts.get("vq_model") or facts.get("tokenizer", {})  # its name in earlier versions
+    measured = facts.get("generator", {}).get("metrics", {}) | vq_model.get("metrics", {})
     return {name: (label, measured[name]) for name, (label, _) in METRICS.items() if name in measured}
 
 

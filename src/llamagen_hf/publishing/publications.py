@@ -19,7 +19,8 @@ MAX_SHEET_BYTES = 2_000_000
 # What belongs to a component that diffusers or transformers saved.
 COMPONENT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 # Where a component notes from where it was loaded.
-PATH_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path", "dataset", "tokenizer", "text_encoder")
+PATH_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path", "dataset", "vq_model", "text_encoder")
+PATH_KEYS += ("tokenizer",)  # the key of codes.json in earlier versions
 
 
 @dataclass

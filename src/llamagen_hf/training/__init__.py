@@ -1,1 +1,1 @@
-"""Training of the tokenizer and of the generator."""
+"""What the trainings of all families share: the trainer, its checkpoints, recipes and records."""

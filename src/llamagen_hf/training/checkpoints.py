@@ -1,4 +1,4 @@
-"""Training states on disk: complete or absent, newest first found."""
+"""Training states on disk, complete or absent."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from ..data.fingerprint import INPUTS_FILE
 
 logger = get_logger(__name__)
 
-# What lies beside the file that loading looks for first; that of a pipeline, model_index.json, lists its folders.
+# The weights beside the file by which loading recognizes a result; a pipeline's file, model_index.json, lists folders.
 WEIGHTS = {
     "config.json": "diffusion_pytorch_model*.safetensors*",
     "adapter_config.json": "adapter_model*.safetensors*",
@@ -24,13 +24,19 @@ WEIGHTS = {
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, total_limit: int) -> None:
-    """Write the state of everything that `accelerator` knows to `folder/step-N`, then drop the oldest.
+    """Write the state of everything that `accelerator` has prepared to `folder/step-N`, then remove the oldest.
 
-    The folder has another name until it is complete, and the checkpoints before are dropped after that, so there is
-    always a complete one.
+    A checkpoint has another name until it is complete, and older ones are removed after that, so one of them is always
+    complete.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): Its models, optimizers and registered objects are saved.
+        folder (`Path`): The folder of the checkpoints.
+        step (`int`): Optimizer steps that were taken.
+        total_limit (`int`): Checkpoints to keep, at least 1.
 
     Raises:
-        OSError: In one sentence, if the state can't be written. What was there before stays as it was.
+        OSError: The state can't be written. Older checkpoints stay as they are.
     """
     target, partial = folder / f"step-{step:08d}", folder / f"partial-{step:08d}"
     if accelerator.is_main_process:
@@ -41,7 +47,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, total_lim
         accelerator.save_state(str(partial))
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have errors of their own
         raise OSError(
-            f"The checkpoint of step {step} can't be written to {folder}: {error}. Training can go on from "
+            f"The checkpoint of step {step} can't be written to {folder}: {error}. Training can resume from "
             f"{latest_checkpoint(folder) or 'its start'} once there is room."
         ) from error
     accelerator.wait_for_everyone()
@@ -56,7 +62,7 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
     """Load the newest complete checkpoint of `folder` and return its step, 0 if there is none.
 
     Raises:
-        ValueError: If that checkpoint is one of another recipe.
+        ValueError: The checkpoint belongs to another recipe.
     """
     for partial in sorted(folder.glob("partial-*")):
         logger.warning(f"Ignoring {partial}: the run stopped while it was being written.")
@@ -78,11 +84,12 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
 def remove_run(folder: Path, results: Iterable[str]) -> None:
     """Remove what a training wrote to `folder`, and nothing else: result, facts, log, images, checkpoints.
 
-    Killed in between, it leaves checkpoints that are whole, and what they were made from.
+    If it is killed, the checkpoints that are left are complete, and the record of their inputs is still there.
 
     Args:
         folder (`Path`): The run's folder.
-        results (`Iterable[str]`): What loading looks for first in the results that this training may have written.
+        results (`Iterable[str]`): The files by which loading recognizes the results that this training may have
+            written.
     """
     for name in results:
         if not (folder / name).is_file():

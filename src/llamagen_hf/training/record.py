@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ..local_paths import public_name
 
 
-if TYPE_CHECKING:  # reading facts, as publishing does, needs no training
-    from .trainer import RunConfig
+if TYPE_CHECKING:
+    from .config import RunConfig
 
 FACTS_FILE = "training.json"
 
@@ -24,23 +24,19 @@ LEFT_OUT = {
 def public_settings(config) -> dict:
     """The settings of a recipe's section that determine its result, without paths of this machine."""
     settings = {name: value for name, value in asdict(config).items() if name not in LEFT_OUT}
-    for name in ("dataset", "tokenizer", "init_from", "text_encoder"):
+    for name in ("dataset", "vq_model", "init_from", "text_encoder"):
         if settings.get(name) is not None:
             settings[name] = public_name(settings[name])
     return settings
 
 
-def write_facts(folder: Path, facts: dict) -> None:
-    """Write the facts of a training below its result, whole or not at all."""
-    partial = folder / f"{FACTS_FILE}.partial"
-    partial.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
-    partial.replace(folder / FACTS_FILE)
-
-
 def read_facts(folder: str | Path) -> dict:
-    """The facts of a training; none if the folder has none, or is a Hub id."""
+    """The facts of a training, under the names of this version; empty if the folder has none, or is a Hub id."""
     path = Path(folder) / FACTS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    return {"vq_model" if name == "tokenizer" else name: value for name, value in facts.items()}
 
 
 def training_facts(config: "RunConfig", metrics: dict[str, float]) -> dict:

@@ -16,7 +16,7 @@ from llamagen_hf.conditioning.cache import TextFeatures  # noqa: E402
 from llamagen_hf.conditioning.text import encode_tokens, tokenize_prompts  # noqa: E402
 from llamagen_hf.data.bad_rows import BadRow  # noqa: E402
 from llamagen_hf.data.captions import write_caption  # noqa: E402
-from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes  # noqa: E402
+from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes, read_codes_info  # noqa: E402
 
 
 FEATURES = datasets.Features(
@@ -111,16 +111,26 @@ def test_stored_states_give_the_batch_that_the_encoder_gives(tmp_path):
 def test_codes_of_another_tokenizer_are_refused(tmp_path):
     with pytest.raises(ValueError, match="run extract_codes first"):
         load_codes(str(tmp_path), "train", "0123")
-    (tmp_path / "codes.json").write_text(json.dumps({"tokenizer_fingerprint": "4567"}))
+    (tmp_path / "codes.json").write_text(json.dumps({"vq_model_fingerprint": "4567"}))
     with pytest.raises(ValueError, match="come from another tokenizer .4567, not 0123."):
         load_codes(str(tmp_path), "train", "0123")
     with pytest.raises(ValueError, match="are incomplete; start extract_codes again"):
         load_codes(str(tmp_path), "train", "4567")
-    (tmp_path / "codes.json").write_text(json.dumps({"tokenizer_fingerprint": "4567", "rows": {"train": 3}}))
+    (tmp_path / "codes.json").write_text(json.dumps({"vq_model_fingerprint": "4567", "rows": {"train": 3}}))
     build_rows().to_parquet(tmp_path / "train-00000.parquet")
     rows = load_codes(str(tmp_path), "train", "4567")
     assert rows.features["shape"].names == ["circle", "square"] and len(rows) == 3
     assert load_codes(str(tmp_path), "test", "4567") is None
+
+
+def test_codes_of_earlier_versions_load(tmp_path):
+    info = {"tokenizer": "runs/tokenizer", "tokenizer_fingerprint": "4567", "rows": {"train": 3}}
+    (tmp_path / "codes.json").write_text(json.dumps(info))
+    build_rows().to_parquet(tmp_path / "train-00000.parquet")
+    assert read_codes_info(tmp_path) == {
+        "vq_model": "runs/tokenizer", "vq_model_fingerprint": "4567", "rows": {"train": 3}
+    }  # fmt: skip
+    assert len(load_codes(tmp_path, "train", "4567")) == 3
 
 
 def test_captions_are_tokenized_in_the_batch():

@@ -22,7 +22,7 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from llamagen_hf.autoencoders import load_tokenizer  # noqa: E402
+from llamagen_hf.autoencoders import load_vq_model  # noqa: E402
 from llamagen_hf.conditioning.cache import decode_states, pad_left  # noqa: E402
 from llamagen_hf.conditioning.text import encode_tokens, tokenize_prompts  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
@@ -30,7 +30,7 @@ from llamagen_hf.images.transforms import center_crop, ten_crop, to_tensor  # no
 from llamagen_hf.llamagen.training.extraction import (  # noqa: E402
     CodeExtractionConfig,
     extract_codes,
-    tokenizer_fingerprint,
+    vq_model_fingerprint,
 )
 from llamagen_hf.loading.checkpoint import EMOJI_CHECKPOINT  # noqa: E402
 from llamagen_hf.training.recipe import parse_recipe  # noqa: E402
@@ -40,7 +40,7 @@ SIZE, TRAIN, TEST = 8, 7, 3
 CAPTIONS = ["a red circle", "two blue squares", None, "", "five", "a longer text than there is room for", "dots"]
 
 
-def picture(seed, width=20, height=14):
+def noise(seed, width=20, height=14):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -50,12 +50,12 @@ def png(image):
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def write_rows(path, seeds, pictures=None):
+def write_rows(path, seeds, images=None):
     features = datasets.Features(
         image=datasets.Image(), caption=datasets.Value("string"), label=datasets.ClassLabel(names=["cat", "dog"])
     )
     rows = {
-        "image": [png(picture(seed)) for seed in seeds] if pictures is None else pictures,
+        "image": [png(noise(seed)) for seed in seeds] if images is None else images,
         "caption": [CAPTIONS[seed % len(CAPTIONS)] for seed in seeds],
         "label": [seed % 2 for seed in seeds],
     }
@@ -82,7 +82,7 @@ def extract(folder, tmp_path):
     def run(output_dir=tmp_path, **settings):
         of_data = {name: settings.pop(name) for name in list(settings) if name in DataConfig.__dataclass_fields__}
         data = DataConfig(**{"dataset": str(folder / "rows"), "image_size": SIZE} | of_data)
-        config = {"tokenizer": str(folder / "tokenizer"), "output_dir": str(output_dir)}
+        config = {"vq_model": str(folder / "tokenizer"), "output_dir": str(output_dir)}
         return extract_codes(data, CodeExtractionConfig(**config | settings))
 
     return run
@@ -113,12 +113,12 @@ def test_rows_keep_their_columns_and_gain_codes(extract, tmp_path):
     assert rows["label"][:] == [i % 2 for i in range(TRAIN)]
     for split, first in (("train", 0), ("test", TRAIN)):
         for i, row in enumerate(load(tmp_path, split)):
-            assert row["codes"] == encode([center_crop(picture(first + i), SIZE)])
+            assert row["codes"] == encode([center_crop(noise(first + i), SIZE)])
     assert len({code for row in rows for code in row["codes"][0]}) > 10  # of a tokenizer that tells images apart
 
     info = json.loads((tmp_path / "codes.json").read_text())
     expected = {
-        "tokenizer_fingerprint": tokenizer_fingerprint(build_vq_model()), "vocab_size": 64, "grid": [4, 4],
+        "vq_model_fingerprint": vq_model_fingerprint(build_vq_model()), "vocab_size": 64, "grid": [4, 4],
         "image_size": 8, "crops": "shifted", "num_crops": 1, "rows": {"train": TRAIN, "test": TEST}, "bad_rows": {},
     }  # fmt: skip
     assert expected.items() <= info.items() and "text_dim" not in info
@@ -130,12 +130,12 @@ def test_shifted_crops_are_windows_of_the_larger_image(extract, tmp_path):
     for i, row in enumerate(load(tmp_path)):
         windows = {}
         for side in (12, 10):
-            larger = center_crop(picture(i), side)
+            larger = center_crop(noise(i), side)
             places = [(x, y) for x in range(side - SIZE + 1) for y in range(side - SIZE + 1)]
             codes = encode([larger.crop((x, y, x + SIZE, y + SIZE)) for x, y in places])
             windows |= {tuple(code): (side, *place) for code, place in zip(codes, places, strict=True)}
         center, *others = row["codes"]
-        assert [center] == encode([center_crop(picture(i), SIZE)])
+        assert [center] == encode([center_crop(noise(i), SIZE)])
         drawn |= {windows[tuple(codes)] for codes in others}
     assert len(drawn) > 10 and {side for side, _, _ in drawn} == {12, 10}
 
@@ -144,9 +144,9 @@ def test_flip_and_ten_crop_by_their_layout(extract, tmp_path):
     extract(tmp_path / "flip", crops="flip")
     extract(tmp_path / "ten", crops="ten_crop", crop_ranges=[1.5, 1.25], batch_size=50)
     for i, (flip, ten) in enumerate(zip(load(tmp_path / "flip"), load(tmp_path / "ten"), strict=True)):
-        center = center_crop(picture(i), SIZE)
+        center = center_crop(noise(i), SIZE)
         assert flip["codes"] == encode([center, ImageOps.mirror(center)])
-        assert ten["codes"] == encode(ten_crop(picture(i), SIZE, 1.5)) + encode(ten_crop(picture(i), SIZE, 1.25))
+        assert ten["codes"] == encode(ten_crop(noise(i), SIZE, 1.5)) + encode(ten_crop(noise(i), SIZE, 1.25))
 
 
 def test_an_interrupted_run_goes_on(extract, tmp_path):
@@ -182,19 +182,19 @@ def test_how_rows_are_read_does_not_matter(extract, tmp_path, settings):
 def test_images_without_other_columns(extract, tmp_path, streaming):
     (tmp_path / "flat").mkdir()
     for i in range(4):
-        picture(i).save(tmp_path / "flat" / f"{i}.png")
+        noise(i).save(tmp_path / "flat" / f"{i}.png")
     report = extract(tmp_path / "codes", dataset=str(tmp_path / "flat"), test_fraction=0.0, streaming=streaming)
     assert report["rows"] == {"train": 4, "test": 0}
     rows = load(tmp_path / "codes")
-    assert rows.column_names == ["codes", "index"] and rows[2]["codes"] == encode([center_crop(picture(2), SIZE)])
+    assert rows.column_names == ["codes", "index"] and rows[2]["codes"] == encode([center_crop(noise(2), SIZE)])
 
 
 def test_columns_named_as_ours_are_replaced(extract, tmp_path):
-    rows = {"image": [png(picture(0))], "index": [41], "codes": ["morse"]}
+    rows = {"image": [png(noise(0))], "index": [41], "codes": ["morse"]}
     features = datasets.Features(image=datasets.Image(), index=datasets.Value("int32"), codes=datasets.Value("string"))
     datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "rows.parquet")
     extract(tmp_path / "codes", dataset=str(tmp_path / "rows.parquet"), test_fraction=0.0)
-    assert load(tmp_path / "codes")[:] == {"codes": [encode([center_crop(picture(0), SIZE)])], "index": [0]}
+    assert load(tmp_path / "codes")[:] == {"codes": [encode([center_crop(noise(0), SIZE)])], "index": [0]}
 
 
 @pytest.mark.parametrize(
@@ -214,27 +214,40 @@ def test_codes_of_other_settings_are_refused(extract, tmp_path, settings, messag
         extract(**{"num_crops": 2} | settings)
 
 
+def test_a_run_that_an_earlier_version_began_goes_on(extract, tmp_path):
+    extract()
+    written = (tmp_path / "train-00000.parquet").stat().st_mtime_ns
+    info = json.loads((tmp_path / "codes.json").read_text())
+    former = {"vq_model": "tokenizer", "vq_model_fingerprint": "tokenizer_fingerprint"}
+    (tmp_path / "codes.json").write_text(json.dumps({former.get(name, name): value for name, value in info.items()}))
+    (tmp_path / "test-00000.parquet.partial").write_bytes(b"half a file")
+    extract()
+    assert json.loads((tmp_path / "codes.json").read_text()) == info
+    assert (tmp_path / "train-00000.parquet").stat().st_mtime_ns == written
+    assert not list(tmp_path.glob("*partial*"))
+
+
 def test_codes_of_another_tokenizer_are_refused(extract, folder, tmp_path):
     extract()
     model = build_vq_model()
     model.save_pretrained(tmp_path / "moved")
-    extract(tokenizer=str(tmp_path / "moved"))
+    extract(vq_model=str(tmp_path / "moved"))
     model.quant_conv.bias.data += 1
     model.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="has codes with tokenizer_fingerprint"):
-        extract(tokenizer=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="has codes with vq_model_fingerprint"):
+        extract(vq_model=str(tmp_path / "other"))
 
 
 @pytest.fixture
 def faulty(tmp_path):
     """Ten rows: number 1 is cut off, 3 too small, 8 not there; 5, 6 and 7 have no valid class."""
-    pictures = [png(picture(i)) for i in range(10)]
-    pictures[1]["bytes"] = pictures[1]["bytes"][:200]
-    pictures[3] = png(picture(3, 30, 9))
-    pictures[8] = None
+    images = [png(noise(i)) for i in range(10)]
+    images[1]["bytes"] = images[1]["bytes"][:200]
+    images[3] = png(noise(3, 30, 9))
+    images[8] = None
     (tmp_path / "faulty").mkdir()
     path = tmp_path / "faulty" / "train-0.parquet"
-    write_rows(path, range(10), pictures=pictures)
+    write_rows(path, range(10), images=images)
     table = pq.read_table(path)
     labels = pa.array([0, 1, 1, 0, 0, -1, None, 2, 1, 0])
     pq.write_table(table.set_column(2, table.schema.field("label"), labels), path)
@@ -251,7 +264,7 @@ def test_bad_rows_are_left_out_and_counted(extract, faulty, tmp_path, streaming,
     assert json.loads((output / "codes.json").read_text())["bad_rows"] == faults
     rows = load(output)
     assert rows["index"][:] == [0, 2, 4, 9]
-    assert [row["codes"] for row in rows] == [[encode([center_crop(picture(i), SIZE)])[0]] for i in rows["index"][:]]
+    assert [row["codes"] for row in rows] == [[encode([center_crop(noise(i), SIZE)])[0]] for i in rows["index"][:]]
     warnings = [record.message for record in caplog.records if record.name.endswith("bad_rows")]
     assert "Can't use row 3: image too small: it is 30x9 pixels, the shorter side must be at least 10." in warnings
     assert "Can't use row 6: no valid class id: label is None." in warnings and len(warnings) == 6
@@ -276,9 +289,9 @@ def test_no_bad_row_is_allowed_unless_told_otherwise(extract, faulty, tmp_path):
 
 
 def test_a_file_of_bad_rows_only_can_be_read(extract, tmp_path):
-    pictures = [None, None, png(picture(0))]
+    images = [None, None, png(noise(0))]
     (tmp_path / "rows").mkdir()
-    write_rows(tmp_path / "rows" / "train-0.parquet", range(3), pictures=pictures)
+    write_rows(tmp_path / "rows" / "train-0.parquet", range(3), images=images)
     settings = {"dataset": str(tmp_path / "rows"), "test_fraction": 0.0, "rows_per_shard": 2, "max_bad_rows": 2}
     assert extract(tmp_path / "codes", **settings) == {"rows": {"train": 1, "test": 0}, "bad_rows": {"no image": 2}}
     assert load(tmp_path / "codes")["index"][:] == [2]
@@ -347,11 +360,11 @@ def test_half_precision_survives_the_file(extract, folder, tmp_path):
 def test_bfloat16_tokenizer(extract, tmp_path):
     extract(dtype="bfloat16", train_split="train[:2]", test_split="test[:1]", batch_size=2)
     model = build_vq_model()
-    fingerprint = tokenizer_fingerprint(model)
+    fingerprint = vq_model_fingerprint(model)
     model.to(torch.bfloat16)
-    expected = encode([center_crop(picture(i), SIZE) for i in range(2)], model)
+    expected = encode([center_crop(noise(i), SIZE) for i in range(2)], model)
     assert load(tmp_path)["codes"][:] == [[codes] for codes in expected]
-    assert json.loads((tmp_path / "codes.json").read_text())["tokenizer_fingerprint"] == fingerprint
+    assert json.loads((tmp_path / "codes.json").read_text())["vq_model_fingerprint"] == fingerprint
 
 
 @pytest.mark.parametrize(
@@ -377,7 +390,7 @@ def test_wrong_settings_are_one_sentence(extract, settings, message):
 @pytest.mark.parametrize("column", ["title", "label"])
 def test_text_columns_hold_text(extract, folder, column):
     with pytest.raises(
-        ValueError, match=f"text_columns has '{column}', no column with text; there are .'image', 'cap"
+        ValueError, match=f"text_columns has '{column}', which is not a column with text; there are .'image', 'cap"
     ):
         extract(**text_settings(folder) | {"text_columns": [column]})
 
@@ -386,7 +399,7 @@ def test_the_recipe_reads_both_sections(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "data: {dataset: a, test_split: null}\n"
-        "codes: {tokenizer: b, output_dir: c, crops: ten_crop, crop_ranges: [1.1, 1.05], text_encoder: d, "
+        "codes: {vq_model: b, output_dir: c, crops: ten_crop, crop_ranges: [1.1, 1.05], text_encoder: d, "
         "text_columns: [caption]}"
     )
     flags = ["--config", str(recipe), "--seed", "3", "--label_column", "label"]
@@ -402,7 +415,7 @@ def test_two_processes_share_out_the_files(extract, folder, tmp_path, streaming)
     extract(tmp_path / "one", num_crops=2, rows_per_shard=2)
     pipelines = Path(__file__).parents[3] / "pipelines"
     command = [pipelines / "extract_codes.py", "--dataset", folder / "rows", "--image_size", str(SIZE),
-               "--tokenizer", folder / "tokenizer", "--output_dir", tmp_path / "two", "--num_crops", "2",
+               "--vq_model", folder / "tokenizer", "--output_dir", tmp_path / "two", "--num_crops", "2",
                "--rows_per_shard", "2", "--streaming", streaming]  # fmt: skip
     result = launch(*command)
     assert json.loads(result.stdout) == {"rows": {"train": TRAIN, "test": TEST}, "bad_rows": {}}
@@ -435,14 +448,14 @@ def test_a_mistake_records_nothing(tmp_path):
 
 
 def test_tokenizers_come_alone_or_in_a_pipeline(tmp_path):
-    fingerprint = tokenizer_fingerprint(load_tokenizer("emoji"))
-    assert fingerprint == tokenizer_fingerprint(load_tokenizer(str(EMOJI_CHECKPOINT / "vq_model")))
-    assert load_tokenizer("emoji", sample_size=32).config.sample_size == 32
+    fingerprint = vq_model_fingerprint(load_vq_model("emoji"))
+    assert fingerprint == vq_model_fingerprint(load_vq_model(str(EMOJI_CHECKPOINT / "vq_model")))
+    assert load_vq_model("emoji", sample_size=32).config.sample_size == 32
     AutoencoderTiny().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds AutoencoderTiny; expected an image tokenizer"):
-        load_tokenizer(str(tmp_path))
+        load_vq_model(str(tmp_path))
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="The weights of .* can't be loaded"):
-        load_tokenizer(str(tmp_path))
+        load_vq_model(str(tmp_path))
     with pytest.raises(ValueError, match="There is no image tokenizer '.*absent'.*train one first"):
-        load_tokenizer(str(tmp_path / "absent"))
+        load_vq_model(str(tmp_path / "absent"))

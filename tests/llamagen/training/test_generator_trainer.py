@@ -24,13 +24,18 @@ from llamagen_hf.data.loader import batches_once  # noqa: E402
 from llamagen_hf.files import replace_result  # noqa: E402
 from llamagen_hf.llamagen.modeling import LlamaGenForConditionalGeneration  # noqa: E402
 from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes, read_codes_info  # noqa: E402
-from llamagen_hf.llamagen.training.condition_to_codes import ConditionToCodes, mean_loss, parameter_groups  # noqa: E402
 from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig, extract_codes  # noqa: E402
-from llamagen_hf.llamagen.training.generator_trainer import GeneratorTraining, train_generator  # noqa: E402
+from llamagen_hf.llamagen.training.generator_models import (  # noqa: E402
+    ConditionToCodes,
+    flops_per_image,
+    mean_loss,
+    parameter_groups,
+)
+from llamagen_hf.llamagen.training.generator_trainer import GeneratorTask, train_generator  # noqa: E402
 from llamagen_hf.llamagen.training.text_encoder import build_text_encoder, pretrain_text_encoder  # noqa: E402
-from llamagen_hf.llamagen.training.throughput import flops_per_image  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
 from llamagen_hf.training.record import read_facts  # noqa: E402
+from llamagen_hf.training.trainer import Trainer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +62,18 @@ def config_of(folder, output_dir, **kwargs):
     return generator_config(output_dir, folder / "tokenizer", folder / "codes", **kwargs)
 
 
+def set_up(config) -> GeneratorTask:
+    """The task of a training that has not taken its first step."""
+    trainer = Trainer(config, GeneratorTask(config))
+    trainer.setup()
+    return trainer.task
+
+
 def weights_of(folder):
     return load_file(folder / "transformer" / "model.safetensors")
 
 
-def test_text_training_ends_in_a_pipeline_that_draws(stages):
+def test_text_training_ends_in_a_pipeline_that_generates(stages):
     folder, metrics = stages
     assert 0 < metrics["test_loss"] < 5 and 0 < metrics["test_loss_without_condition"] < 5
     pipe = AutoregressiveImagePipeline.from_pretrained(folder / "text")
@@ -75,7 +87,7 @@ def test_class_training_ends_in_a_pipeline_with_class_names(stages):
     folder, _ = stages
     pipe = AutoregressiveImagePipeline.from_pretrained(folder / "class")
     assert pipe.transformer.config.id2label == {0: "circle", 1: "square"}
-    training = GeneratorTraining(config_of(folder, folder / "x", conditioning="class", sample_prompts=["1"]), None)
+    training = set_up(config_of(folder, folder / "x", conditioning="class", sample_prompts=["1"]))
     assert training.sample_condition() == {"class_labels": ["1"]}  # an id only if no class is called so
     assert pipe(class_labels=["square", 0], output_type="codes").images.shape == (2, 8, 8)
     assert pipe.text_encoder is None
@@ -90,7 +102,7 @@ def test_a_fault_after_the_last_step_loses_no_weights(stages, tmp_path, monkeypa
     def fail(self):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(GeneratorTraining, "measure", fail)
+    monkeypatch.setattr(GeneratorTask, "measure", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         train_generator(config_of(folder, tmp_path / "measure", **settings))
     for name in ("draw", "measure"):
@@ -164,10 +176,10 @@ def test_a_new_checkpoint_cleans_lightly_and_goes_on_as_it_was_cleaned(stages, t
     train_generator(config_of(folder, tmp_path / "other", **again, prompt_cleaning="unicode"))
     assert cleaning_of(tmp_path / "other") == "unicode"
     with pytest.raises(ValueError, match="by 'released' rules; leave prompt_cleaning"):
-        GeneratorTraining(config_of(folder, tmp_path / "x", **again, lora_rank=2, prompt_cleaning="unicode"), None)
+        set_up(config_of(folder, tmp_path / "x", **again, lora_rank=2, prompt_cleaning="unicode"))
     stored = again | {"stored_states": True, "caption_templates": {"{caption}": 1.0}}
     with pytest.raises(ValueError, match="run extract_codes with prompt_cleaning: released"):
-        GeneratorTraining(config_of(folder, tmp_path / "x", **stored), None)
+        set_up(config_of(folder, tmp_path / "x", **stored))
 
 
 def test_stored_states_say_how_their_prompts_were_cleaned(stages, tmp_path):
@@ -196,7 +208,7 @@ def test_training_goes_on_from_a_pipeline(stages, tmp_path):
     config = config_of(
         folder, tmp_path, init_from=str(folder / "text"), max_train_steps=1, learning_rate=1e-9, lr_warmup_steps=0
     )
-    config.tokenizer = str(folder / "text")  # a pipeline's is as good as the tokenizer itself
+    config.vq_model = str(folder / "text")  # a pipeline's is as good as the tokenizer itself
     assert train_generator(config)["test_loss"] == pytest.approx(metrics["test_loss"], abs=1e-4)
 
 
@@ -252,7 +264,7 @@ def test_an_adapter_trains_alone_loads_and_merges(stages, tmp_path):
     changed = [key for key, value in plain.items() if not torch.equal(value, fused.transformer.state_dict()[key])]
     assert changed and all("_proj.weight" in key for key in changed)
 
-    training = GeneratorTraining(config_of(folder, tmp_path / "eval", init_from=str(tmp_path / "fused")), None)
+    training = set_up(config_of(folder, tmp_path / "eval", init_from=str(tmp_path / "fused")))
     samples = training.samples(training.test, training=False)
     loss, _ = mean_loss(
         ConditionToCodes(fused.transformer, fused.text_encoder),
@@ -324,8 +336,8 @@ def test_flops_are_those_that_torch_counts():
 def test_a_text_encoder_learns_what_its_captions_look_like(stages):
     folder, _ = stages
     pipe = AutoregressiveImagePipeline.from_pretrained(folder / "text")
-    rows = load_codes(folder / "codes", "train", read_codes_info(folder / "codes")["tokenizer_fingerprint"])
-    training = GeneratorTraining(config_of(folder, folder / "never", batch_size=20), None)
+    rows = load_codes(folder / "codes", "train", read_codes_info(folder / "codes")["vq_model_fingerprint"])
+    training = set_up(config_of(folder, folder / "never", batch_size=20))
     samples = CodeSamples(rows, {"{caption}": 1.0}, training=False)
     batches = list(batches_once(rows, samples, training.collate, 20)) * 150
     assert isinstance(training.collate, CodeCollator)
@@ -352,7 +364,7 @@ def test_recipes_that_do_not_fit_are_one_sentence(stages, tmp_path):
             "init_from": str(folder / "text"),
             "conditioning": "class",
         },
-        "There is no variant 'Z'; expected one of B, L": {"variant": "Z"},
+        "variant is 'Z'; expected 'B', 'L'": {"variant": "Z"},
         "20 rows do not fill one batch of 21": {"batch_size": 21},
         "codes have no column 'kind'": {"conditioning": "class", "label_column": "kind"},
         "does not say how many classes": {"conditioning": "class", "label_column": "index"},
@@ -372,6 +384,6 @@ def test_recipes_that_do_not_fit_are_one_sentence(stages, tmp_path):
 
 def test_initial_predictions_are_uniform(stages, tmp_path):
     folder, _ = stages
-    training = GeneratorTraining(config_of(folder, tmp_path), None)
+    training = set_up(config_of(folder, tmp_path))
     assert isinstance(training.transformer, LlamaGenForConditionalGeneration)
     assert training.measure()["test_loss"] == pytest.approx(torch.tensor(32.0).log().item(), abs=1e-5)

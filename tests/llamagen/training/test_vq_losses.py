@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llamagen_hf.llamagen.training.discriminators import (
+from llamagen_hf.llamagen.training.vq_losses import (
     Blur,
     PatchGANDiscriminator,
     ResidualDownBlock,
     StyleGANDiscriminator,
+    adaptive_weight,
     build_discriminator,
+    discriminator_loss,
+    generator_loss,
 )
-from llamagen_hf.llamagen.training.losses import adaptive_weight, discriminator_loss, generator_loss
 
 
 def logits(*shape):

@@ -17,21 +17,22 @@ from llamagen_hf.evaluation.reconstruction import (  # noqa: E402
     psnr,
     ssim,
 )
-from llamagen_hf.llamagen.training import vq_trainer as tokenizer_module  # noqa: E402
-from llamagen_hf.llamagen.training.extraction import tokenizer_fingerprint  # noqa: E402
-from llamagen_hf.llamagen.training.losses import (  # noqa: E402
+from llamagen_hf.llamagen.training import vq_trainer as vq_trainer  # noqa: E402
+from llamagen_hf.llamagen.training.extraction import vq_model_fingerprint  # noqa: E402
+from llamagen_hf.llamagen.training.vq_losses import (  # noqa: E402
     adaptive_weight,
     discriminator_loss,
     generator_loss,
     reconstruction_loss,  # noqa: E402
 )
 from llamagen_hf.llamagen.training.vq_trainer import (  # noqa: E402
-    TokenizerTraining,
+    VQTask,
     revive_codes,  # noqa: E402
     train_tokenizer,
 )
-from llamagen_hf.training import trainer as run_module  # noqa: E402
+from llamagen_hf.training import trainer as trainer_module  # noqa: E402
 from llamagen_hf.training.record import read_facts  # noqa: E402
+from llamagen_hf.training.trainer import Trainer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,13 @@ def data(tmp_path_factory):
 def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     return folder, train_tokenizer(data, tokenizer_config(folder))
+
+
+def set_up(data, config) -> VQTask:
+    """The task of a training that has not taken its first step."""
+    trainer = Trainer(config, VQTask(data, config))
+    trainer.setup()
+    return trainer.task
 
 
 def test_training_saves_a_tokenizer_with_images_and_metrics(trained):
@@ -59,16 +67,16 @@ def test_a_finished_run_trains_no_further(data, trained):
     assert train_tokenizer(data, tokenizer_config(folder)) == metrics
 
 
-@pytest.mark.parametrize("part", ["measure", "draw"])
+@pytest.mark.parametrize("part", ["measure", "draw_samples"])
 def test_a_fault_after_the_last_step_loses_no_weights(data, tmp_path, monkeypatch, part):
     def fail(self):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(TokenizerTraining, part, fail)
+    monkeypatch.setattr(VQTask, part, fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         train_tokenizer(data, tokenizer_config(tmp_path, max_train_steps=2))
     LlamaGenVQModel.from_pretrained(tmp_path)
-    assert read_facts(tmp_path)["tokenizer"]["metrics"] == {}
+    assert read_facts(tmp_path)["vq_model"]["metrics"] == {}
 
 
 def test_training_gets_better(data, tmp_path):
@@ -82,7 +90,7 @@ def test_decoder_only_training_keeps_every_code(data, trained, tmp_path):
     config = tokenizer_config(tmp_path, init_from=str(folder), decoder_only=True, revive_until_step=0)
     train_tokenizer(data, config)
     before, after = (LlamaGenVQModel.from_pretrained(path) for path in (folder, tmp_path))
-    assert tokenizer_fingerprint(before) == tokenizer_fingerprint(after)
+    assert vq_model_fingerprint(before) == vq_model_fingerprint(after)
     for key, value in before.state_dict().items():
         if key.startswith(("encoder", "quant")):
             assert torch.equal(value, after.state_dict()[key]), key
@@ -93,7 +101,7 @@ def test_decoder_only_training_keeps_every_code(data, trained, tmp_path):
 def test_fine_tuning_starts_from_the_weights_with_other_loss_weights(data, trained, tmp_path):
     folder, _ = trained
     config = tokenizer_config(tmp_path, init_from=str(folder), commit_weight=0.7, entropy_weight=0.1)
-    model = tokenizer_module.build_vq_model(data, config)
+    model = vq_trainer.build_vq_model(data, config)
     assert model.quantize.commit_weight == 0.7 and model.quantize.entropy_weight == 0.1
     for key, value in LlamaGenVQModel.from_pretrained(folder).state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
@@ -108,7 +116,7 @@ def test_the_loss_is_the_sum_of_its_parts(data, tmp_path, monkeypatch):
         adversarial_loss="non-saturating", discriminator_loss="vanilla", adaptive_adversarial_weight=True,
         lr_warmup_steps=0,
     )  # fmt: skip
-    training = TokenizerTraining(data, config, None)
+    training = set_up(data, config)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     output = training.model(images)
     losses = training.losses(output, images, adversarial=True)
@@ -136,12 +144,12 @@ def test_the_loss_is_the_sum_of_its_parts(data, tmp_path, monkeypatch):
 
 def test_the_discriminator_waits_for_its_start(data, tmp_path):
     config = tokenizer_config(tmp_path, discriminator="stylegan", discriminator_width=32, discriminator_start=1)
-    training = TokenizerTraining(data, config, None)
+    training = set_up(data, config)
     batch = [{"images": torch.rand(2, 3, 16, 16) * 2 - 1}]
     before = [p.clone() for p in training.discriminator.parameters()]
     assert training.train_step(batch)["adversarial"] == 0
     assert all(torch.equal(a, b) for a, b in zip(before, training.discriminator.parameters(), strict=True))
-    training.training.step = 1
+    training.trainer.step = 1
     assert training.train_step(batch)["adversarial"] != 0
 
 
@@ -216,7 +224,7 @@ def test_memory_that_runs_out_halves_the_micro_batch(data, tmp_path, monkeypatch
 
 
 def test_memory_is_not_shared_out_among_processes(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "this_process", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(trainer_module, "this_process", lambda: SimpleNamespace(num_processes=2))
     with pytest.raises(ValueError, match="auto_micro_batch_size is for one process; set micro_batch_size instead."):
         train_tokenizer(data, tokenizer_config(tmp_path, auto_micro_batch_size=True))
 

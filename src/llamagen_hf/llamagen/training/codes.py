@@ -1,4 +1,4 @@
-"""Code grids with their conditions: what the generator learns from."""
+"""Code grids with their conditions, as the generator's training reads them."""
 
 import json
 import random
@@ -16,36 +16,46 @@ from ...data.bad_rows import BadRow
 from ...data.captions import template_columns, write_caption
 
 
-def find_codes(source: str) -> Path:
-    """The folder of codes; those that were published as a dataset are fetched by their Hub id."""
-    if Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+# Keys of codes.json in earlier versions.
+RENAMED = {"tokenizer": "vq_model", "tokenizer_fingerprint": "vq_model_fingerprint"}
+
+
+def find_codes(source: str | Path) -> Path:
+    """The folder of codes; for the Hub id of published codes, the folder that they are downloaded to."""
+    if Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
         return Path(source)
     try:
-        return Path(snapshot_download(source, repo_type="dataset"))
-    except OSError:  # a folder that is not there, most likely
+        return Path(snapshot_download(str(source), repo_type="dataset"))
+    except OSError:  # most likely a folder that does not exist
         return Path(source)
 
 
-def read_codes_info(folder: str) -> dict:
-    """What [`~llamagen_hf.llamagen.training.extraction.extract_codes`] recorded about its run: tokenizer, grid, crops.
+def read_codes_info(folder: str | Path) -> dict:
+    """The content of codes.json, in which extraction records image tokenizer, grid and crops, under today's names.
 
     Raises:
-        ValueError: If it did not run.
+        ValueError: There are no codes.
     """
     path = find_codes(folder) / "codes.json"
     if not path.is_file():
         raise ValueError(f"There are no codes at {folder!r}; run extract_codes first.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    info = json.loads(path.read_text(encoding="utf-8"))
+    return {RENAMED.get(name, name): value for name, value in info.items()}
 
 
-def load_codes(folder: str, split: str, fingerprint: str) -> Dataset | None:
-    """One split that [`~llamagen_hf.llamagen.training.extraction.extract_codes`] wrote, `None` if it has no shards.
+def load_codes(folder: str | Path, split: str, fingerprint: str) -> Dataset | None:
+    """One split of extracted codes, `None` if it has no shards.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder of the codes, or their Hub id.
+        split (`str`): `"train"` or `"test"`.
+        fingerprint (`str`): The [`~llamagen_hf.data.fingerprint.vq_model_fingerprint`] that the codes must have.
 
     Raises:
-        ValueError: If there are no codes, if they are incomplete, or if another tokenizer made them.
+        ValueError: There are no codes, they are incomplete, or another tokenizer made them.
     """
     info = read_codes_info(folder)
-    found = info["tokenizer_fingerprint"]
+    found = info["vq_model_fingerprint"]
     if found != fingerprint:
         raise ValueError(
             f"The codes in {folder} come from another tokenizer ({found}, not {fingerprint}); run extract_codes again."
@@ -57,21 +67,22 @@ def load_codes(folder: str, split: str, fingerprint: str) -> Dataset | None:
 
 
 class CodeSamples:
-    """Turns a row of codes into a sample: a code grid and a caption, a class, or stored text encoder states.
+    """Turns a row of codes into a sample: a code grid and a caption, a class, or stored text states.
 
     Args:
-        rows (`datasets.Dataset`): The rows to come, for their columns and names of classes.
-        templates (`dict[str, float]`, *optional*): For text conditions, see [`write_caption`].
+        rows (`datasets.Dataset`): The rows, for their columns and names of classes.
+        templates (`dict[str, float]`, *optional*): For text conditions, see
+            [`~llamagen_hf.data.captions.write_caption`].
         label_column (`str`, *optional*): For class conditions, the column with the class ids.
-        num_classes (`int`, *optional*): Class ids must be below.
+        num_classes (`int`, *optional*): Class ids must be below it.
         stored_states (`bool`, *optional*, defaults to `False`):
-            Take the states that `extract_codes` stored of a caption, not the caption.
+            Take the states that `extract_codes` stored for a caption, not the caption.
         prompt_cleaning (`str`, *optional*): Refuse captions of which this cleaning leaves nothing, see
             [`~llamagen_hf.conditioning.text.clean_prompt`].
         training (`bool`, *optional*, defaults to `True`): Draw a crop and a template; else take the first of both.
 
     Raises:
-        ValueError: If a column is missing.
+        ValueError: A column is missing, or a template does not fit stored states.
     """
 
     def __init__(
@@ -129,14 +140,13 @@ class CodeSamples:
 
 
 class CodeCollator:
-    """Samples to a batch of tensors, named as generator training takes them.
-
-    See the forward of [`~llamagen_hf.llamagen.training.condition_to_codes.ConditionToCodes`].
+    """Turns samples into a batch of tensors, the arguments of
+    [`~llamagen_hf.llamagen.training.generator_models.ConditionToCodes`].
 
     Args:
-        tokenize (`Callable`, *optional*): Captions to `input_ids` and `attention_mask`.
+        tokenize (`Callable`, *optional*): Turns captions into `input_ids` and `attention_mask`.
         condition_length (`int`, *optional*): Positions to which stored states are padded on the left.
-        condition_dim (`int`, *optional*): Their width.
+        condition_dim (`int`, *optional*): Width of stored states.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,9 +19,10 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ...autoencoders import load_tokenizer
+from ...arguments import FieldError, check_choices
+from ...autoencoders import load_vq_model
 from ...conditioning.cache import TextFeatures
-from ...conditioning.text import check_prompt_cleaning, clean_prompt
+from ...conditioning.text import clean_prompt
 from ...data.bad_rows import BadRow, BadRows
 from ...data.fingerprint import (
     INPUTS_FILE,
@@ -28,85 +30,90 @@ from ...data.fingerprint import (
     claim_inputs,
     fingerprint_checkpoint,
     fingerprint_dataset,
-    tokenizer_fingerprint,
+    vq_model_fingerprint,
 )
 from ...data.images import decode_image
 from ...data.source import DataConfig
+from ...files import replacing, write_json
 from ...images.transforms import center_crop, shifted_crop, ten_crop, to_tensor
 from ...processes import on_main_process, this_process
+from .codes import read_codes_info
 
 
 logger = get_logger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SPLITS = ("train", "test")
-SHARD = re.compile(r"(train|test)-\d{5,}\.parquet(\.partial)?")
-PLACES = ("tokenizer", "dataset", "text_encoder")
+SHARD = re.compile(r"(train|test)-\d{5,}\.parquet")
+PLACES = ("vq_model", "dataset", "text_encoder")
 ROWS_A_WRITE = 512  # rows kept in memory before they are written, and rows of a Parquet row group
 
 
 @dataclass
 class CodeExtractionConfig:
-    """One run of [`extract_codes`]: the recipe's section `codes`.
+    """Settings of [`extract_codes`]: the recipe's section `codes`.
 
-    `crops` says which code grids are made of an image:
+    `crops` decides which crops of a training image are encoded:
 
-    - `"shifted"`: the centre crop, then `num_crops - 1` random ones, each out of an image `crop_ranges` times larger
+    - `"shifted"`: the centre crop, then `num_crops - 1` random ones, each from an image `crop_ranges` times larger
       (a random entry of it).
     - `"flip"`: the centre crop and its mirror image.
     - `"ten_crop"`: the corners and the centre, plain and mirrored, of an image `crop_ranges` times larger: ten for
       each entry of it. The released ImageNet recipe has `[1.1, 1.05]`.
     """
 
-    tokenizer: str = field(metadata={"help": "Folder or Hub id of the image tokenizer, or of a pipeline with one."})
+    vq_model: str = field(
+        metadata={
+            "help": "Folder or Hub id of the image tokenizer, or of a pipeline with one.",
+            "aliases": ["--tokenizer"],  # its name in earlier versions
+        }
+    )
     output_dir: str = field(metadata={"help": "Folder for codes.json, train-00000.parquet, ..., test-00000.parquet."})
-    crops: str = field(default="shifted", metadata={"help": "shifted, flip or ten_crop."})
-    num_crops: int = field(default=1, metadata={"help": "Grids an image with shifted: 1 is the centre crop alone."})
+    crops: Literal["shifted", "flip", "ten_crop"] = field(
+        default="shifted", metadata={"help": "Which crops of a training image are encoded."}
+    )
+    num_crops: int = field(default=1, metadata={"help": "Crops of an image if shifted; 1 is the centre crop alone."})
     crop_ranges: list[float] = field(
-        default_factory=lambda: [1.1], metadata={"help": "Crops come out of images this many times larger."}
+        default_factory=lambda: [1.1], metadata={"help": "Crops are cut from images this many times larger."}
     )
     batch_size: int = field(default=64, metadata={"help": "Crops encoded at a time, on each process."})
-    rows_per_shard: int = field(default=10_000, metadata={"help": "Rows of the input that make one Parquet file."})
+    rows_per_shard: int = field(default=10_000, metadata={"help": "Input rows of one Parquet file."})
     num_workers: int = field(default=0, metadata={"help": "Processes that decode images, beside each process."})
-    dtype: str = field(default="float32", metadata={"help": "What the tokenizer runs in: float32 or bfloat16."})
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "Precision of the image tokenizer."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the random crops."})
     text_encoder: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a text encoder whose states are to be stored too."}
+        default=None, metadata={"help": "Folder or Hub id of a text encoder whose states are stored too."}
     )
     text_columns: list[str] = field(
-        default_factory=list, metadata={"help": "Columns to encode; the states go to COLUMN_states."}
+        default_factory=list, metadata={"help": "Columns it encodes; their states are stored as COLUMN_states."}
     )
-    text_dtype: str = field(default="float32", metadata={"help": "What it runs in: float32 or bfloat16."})
+    text_dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "Precision of the text encoder."}
+    )
     condition_length: int = field(default=120, metadata={"help": "Positions of a prompt; longer ones are cut."})
-    prompt_cleaning: str = field(
-        default="unicode",
-        metadata={"help": "How prompts are cleaned: unicode, or released as for converted checkpoints."},
+    prompt_cleaning: Literal["unicode", "released"] = field(
+        default="unicode", metadata={"help": "How prompts are cleaned; released is for converted checkpoints."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Start over: remove the codes in output_dir first."})
 
     def __post_init__(self):
-        if self.crops not in ("shifted", "flip", "ten_crop"):
-            raise ValueError(f"crops is {self.crops!r}; expected 'shifted', 'flip' or 'ten_crop'.")
+        check_choices(self)
         if self.num_crops < 1 or (self.num_crops > 1 and self.crops != "shifted"):
-            raise ValueError(
-                f"num_crops is {self.num_crops}; expected at least 1, and more only if crops is 'shifted'."
-            )
+            message = f"num_crops is {self.num_crops}; expected at least 1, and more only if crops is 'shifted'."
+            raise FieldError("num_crops", message)
         if not self.crop_ranges or min(self.crop_ranges) < 1:
-            raise ValueError(f"crop_ranges is {self.crop_ranges}; expected numbers of at least 1.")
-        for name in ("dtype", "text_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected 'float32' or 'bfloat16'.")
-        check_prompt_cleaning(self.prompt_cleaning)
+            raise FieldError("crop_ranges", f"crop_ranges is {self.crop_ranges}; expected numbers of at least 1.")
         if (self.text_encoder is None) != (not self.text_columns):
             raise ValueError("text_encoder and text_columns go together; one of them is missing.")
 
     @property
     def grids_per_image(self) -> int:
-        """Code grids made of each training image."""
+        """Code grids of each training image."""
         return {"shifted": self.num_crops, "flip": 2, "ten_crop": 10 * len(self.crop_ranges)}[self.crops]
 
     def crop(self, image: Image.Image, size: int, rng: random.Random) -> list[Image.Image]:
-        """The squares of side `size` that this run makes of an image."""
+        """The crops of a training image, with sides of `size` pixels."""
         if self.crops == "ten_crop":
             return [crop for crop_range in self.crop_ranges for crop in ten_crop(image, size, crop_range)]
         center = center_crop(image, size)
@@ -117,7 +124,7 @@ class CodeExtractionConfig:
 
 
 def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, dict[str, int]]:
-    """Encode the images of both splits once, to Parquet files of `rows_per_shard` rows of the input each.
+    """Encode the images of both splits, once, into Parquet files of `rows_per_shard` input rows each.
 
     A row keeps all its columns but the image (class ids keep their names) and gains the columns
 
@@ -125,22 +132,22 @@ def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, d
       centre crop;
     - `index`: the row's number in the split;
     - `COLUMN_states` for each of `text_columns`: see [`~llamagen_hf.conditioning.cache.decode_states`]; null where the
-      text is null, or cleaning leaves nothing of it.
+      text is null or cleaning leaves nothing of it.
 
     Columns of the input with these names are replaced. Rows with a broken or too small image, or without a valid
     class id in `label_column`, are left out; more than `max_bad_rows` of them stop the run.
 
-    `codes.json` records the tokenizer's fingerprint and all settings that decide the result. An interrupted run goes
-    on at its first incomplete file, if its input is still the same. Several processes share out the files, each on its
-    own device; every one of them reads a stream from end to end, though it decodes only its own part.
+    `codes.json` records the image tokenizer's fingerprint and all settings that determine the codes. An interrupted
+    run resumes at its first incomplete file, if its input is still the same. Several processes divide the files among
+    them, each on its own device; each reads a stream from end to end, but decodes only its own part.
 
     Returns:
-        `dict`: `rows` of each split, and `bad_rows` of each kind of fault, and `files` of a folder of
-            images; in the end, `codes.json` has them too.
+        `dict`: `rows` of each split, `bad_rows` of each kind, and `files` of a folder of images; at the end,
+        `codes.json` holds them too.
 
     Raises:
-        ValueError: If recipe and data do not fit each other, if `output_dir` has codes of other settings or other
-            input and `overwrite` is not set, or if too many rows can't be used.
+        ValueError: Recipe and data do not fit each other, `output_dir` has codes of other settings or other input and
+            `overwrite` is not set, or too many rows can't be used.
     """
     return CodeExtraction(data, config).run()
 
@@ -153,34 +160,29 @@ class CodeExtraction:
         self.state = this_process()
         self.output_dir = Path(config.output_dir)
         self.bad_rows = BadRows(data.max_bad_rows)
-        self.model = load_tokenizer(config.tokenizer)
+        self.model = load_vq_model(config.vq_model)
         if data.image_size % self.model.downsample_factor:
             raise ValueError(
                 f"image_size is {data.image_size}; this tokenizer takes multiples of {self.model.downsample_factor}."
             )
         self.text_features = None
         if config.text_encoder is not None:
-            self.text_features = TextFeatures(
-                config.text_encoder,
-                config.condition_length,
-                config.prompt_cleaning,
-                self.state.device,
-                DTYPES[config.text_dtype],
-            )
+            text = (config.text_encoder, config.condition_length, config.prompt_cleaning)
+            self.text_features = TextFeatures(*text, self.state.device, getattr(torch, config.text_dtype))
         self.settings = self._settings()  # before the weights are rounded
         self.model.to(self.state.device)
         if config.dtype == "bfloat16":
             self.model.bfloat16()
 
     def _settings(self) -> dict:
-        """What decides the result, and so must not change within a folder."""
+        """The settings that determine the codes, and so must not change within a folder."""
         of_data = ("image_size", "min_image_size", "dataset_config", "train_split", "test_split")
         of_data += ("test_fraction", "split_seed", "image_column", "label_column")
         of_config = ("crops", "num_crops", "crop_ranges", "seed", "dtype", "rows_per_shard")
         of_text = ("text_columns", "text_dtype", "condition_length", "prompt_cleaning")
         side = self.data.image_size // self.model.downsample_factor
         settings = {
-            "tokenizer_fingerprint": tokenizer_fingerprint(self.model),
+            "vq_model_fingerprint": vq_model_fingerprint(self.model),
             "vocab_size": self.model.config.num_vq_embeddings,
             "grid": [side, side],
         }
@@ -198,29 +200,29 @@ class CodeExtraction:
         self.state.wait_for_everyone()
         report = self.report()
         if self.state.is_main_process:
-            self.write_info(self.places() | self.settings | report)
+            write_json(self.output_dir / "codes.json", self.places() | self.settings | report)
         return report
 
     def inputs(self, splits: dict[str, Dataset | IterableDataset | None]) -> Inputs:
-        """What is read, beside the tokenizer."""
+        """Fingerprints of the images and the text encoder."""
         found = fingerprint_dataset(self.data.dataset, self.output_dir, splits.values(), self.data.image_column)
         if self.text_features is not None:
             found["the text encoder"] = fingerprint_checkpoint(self.config.text_encoder)
         return found
 
     def claim_folder(self, inputs: Inputs) -> None:
-        """Begin the codes, or raise a `ValueError` if those in the folder were made otherwise."""
+        """Begin the codes, or raise a `ValueError` if the folder holds codes that were made differently."""
         path, found = self.output_dir / "codes.json", self.settings
-        shards = [file for file in self.output_dir.glob("*-*.parquet*") if SHARD.fullmatch(file.name)]
+        shards = [file for file in self.output_dir.glob("*-*.parquet") if SHARD.fullmatch(file.name)]
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found.get("text_encoder"):  # codes that do not say how prompts were cleaned are older than the choice
+            found = read_codes_info(self.output_dir)
+            if found.get("text_encoder"):  # codes that do not state how prompts were cleaned are older than the choice
                 found = {"prompt_cleaning": "released"} | found
         elif shards:
             raise ValueError(f"{self.output_dir} holds files of something else; choose another output_dir.")
         found = {name: value for name, value in found.items() if name not in ("rows", "bad_rows", "files")}
         if path.is_file() and self.config.overwrite:
-            self.write_info(found)  # incomplete from here on, but still what the others of its files belong to
+            write_json(path, found)  # incomplete from here on, but still what describes the shards that are left
             for file in shards:
                 file.unlink()
             path.unlink()
@@ -233,19 +235,16 @@ class CodeExtraction:
                     "choose another output_dir, or start over with --overwrite."
                 )
         claim_inputs(self.output_dir, inputs, goes_on=path.is_file())
-        self.write_info(self.places() | self.settings)
+        for leftover in self.output_dir.glob("*.parquet.*partial"):  # of runs that were killed
+            leftover.unlink()
+        write_json(path, self.places() | self.settings)
 
     def places(self) -> dict[str, str | None]:
-        """Where the input is: worth to know, but the same elsewhere is as good."""
-        return dict(zip(PLACES, (self.config.tokenizer, self.data.dataset, self.config.text_encoder), strict=True))
-
-    def write_info(self, info: dict) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        partial = self.output_dir / "codes.json.partial"
-        partial.write_text(json.dumps(info, indent=2), encoding="utf-8")
-        partial.rename(self.output_dir / "codes.json")
+        """Where the input is; the same input may be elsewhere when a run resumes."""
+        return dict(zip(PLACES, (self.config.vq_model, self.data.dataset, self.config.text_encoder), strict=True))
 
     def report(self) -> dict[str, dict[str, int]]:
+        """Count the rows of all processes' files, and those that are left out of them."""
         counts = dict.fromkeys(SPLITS, 0)
         for split in SPLITS:
             for path in sorted(self.output_dir.glob(f"{split}-*.parquet")):
@@ -259,28 +258,30 @@ class CodeExtraction:
             self.bad_rows.add(index, reason, split)
 
     def extract_split(self, split: str, rows: Dataset | IterableDataset) -> None:
-        """Write this process's files of a split, but for those that are complete."""
+        """Write this process's files of a split, except those that are complete."""
         added = Features(codes=List(List(Value("int32"))), index=Value("int64"))
         for column in self.config.text_columns:
             if rows.features.get(column) not in (Value("string"), Value("large_string")):
-                raise ValueError(f"text_columns has {column!r}, no column with text; there are {list(rows.features)}.")
+                raise ValueError(
+                    f"text_columns has {column!r}, which is not a column with text; there are {list(rows.features)}."
+                )
             added[f"{column}_states"] = Value("binary")
         # `__url__` is where WebDataset's tar file lies on this machine.
         left_out = (self.data.image_column, "__url__")
         kept = Features({name: feature for name, feature in rows.features.items() if name not in left_out})
         names = self.data.label_names(rows)
         num_classes = math.inf if names is None else len(names)
-        for number, (pictures, columns) in enumerate(self.parts(rows, kept)):
+        for number, (images, columns) in enumerate(self.parts(rows, kept)):
             path = self.output_dir / f"{split}-{number:05d}.parquet"
             if path.is_file():
                 self.count_bad_rows(split, path)
             elif number % self.state.num_processes == self.state.process_index:
                 first = number * self.config.rows_per_shard
-                part = ImageCrops(pictures, columns, split, first, num_classes, self.data, self.config)
+                part = ImageCrops(images, columns, split, first, num_classes, self.data, self.config)
                 self.write_part(path, part, Features(kept | added).arrow_schema)
 
     def parts(self, rows: Dataset | IterableDataset, kept: Features) -> Iterator[tuple[Sequence, pa.Table]]:
-        """The images and the `kept` columns of `rows_per_shard` rows after the other."""
+        """Yield the images and the `kept` columns of the next `rows_per_shard` rows."""
         image_column, size = self.data.image_column, self.config.rows_per_shard
         if isinstance(rows, Dataset):
             for start in range(0, len(rows), size):
@@ -295,15 +296,15 @@ class CodeExtraction:
             yield [row[image_column] for row in part], pa.Table.from_pydict(columns, schema=kept.arrow_schema)
 
     def write_part(self, path: Path, part: "ImageCrops", schema: pa.Schema) -> None:
-        """Encode rows to one file, which appears only once it is whole."""
+        """Encode rows into one file, which appears only once it is complete."""
         loader = DataLoader(
             part,
             batch_size=max(1, self.config.batch_size // self.config.grids_per_image),
             num_workers=self.config.num_workers,
             collate_fn=stack_crops,
         )
-        partial, bad, waiting = path.with_name(f"{path.name}.partial"), [], []
-        with pq.ParquetWriter(partial, schema) as writer:
+        bad, waiting = [], []
+        with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
             for positions, crops, faults in loader:
                 for position, reason in faults:
                     bad.append((part.first + position, reason))
@@ -316,12 +317,11 @@ class CodeExtraction:
             if waiting:
                 writer.write_table(pa.concat_tables(waiting))
             writer.add_key_value_metadata({"bad_rows": json.dumps(bad)})
-        partial.rename(path)
         logger.info(f"{path}: {len(part) - len(bad)} rows", main_process_only=False)
 
     @torch.no_grad()
     def encode(self, part: "ImageCrops", positions: list[int], crops: torch.Tensor, schema: pa.Schema) -> pa.Table:
-        """Rows as they are stored: some `positions` of `part`, with their `crops` as codes."""
+        """Rows as they are stored: those at `positions` of `part`, with their `crops` as codes."""
         codes = self.model.encode(crops.to(self.model.device, self.model.dtype)).codes
         codes = codes.view(len(positions), -1, codes.shape[1] * codes.shape[2]).int().cpu().numpy()
         columns = {name: part.columns[name].take(positions) for name in part.columns.column_names}
@@ -335,7 +335,7 @@ class CodeExtraction:
         return pa.Table.from_pydict(columns, schema=schema)
 
     def readable(self, texts: list[str | None]) -> list[str | None]:
-        """The texts, but `None` for those that are lost to cleaning."""
+        """The texts, with `None` for those of which cleaning leaves nothing."""
         cleaning = self.config.prompt_cleaning
         kept = [text if not text or clean_prompt(text, cleaning) else None for text in texts]
         if lost := kept.count(None) - texts.count(None):
@@ -343,42 +343,33 @@ class CodeExtraction:
         return kept
 
 
+@dataclass
 class ImageCrops(TorchDataset):
     """Consecutive rows of a split, from number `first` on: their images as crops, decoded on access.
 
-    What is drawn for a row depends on seed, split and number alone, not on the process or on where a run went on.
+    The crops of a row depend on seed, split and number alone, not on the process or on where a run resumed.
     """
 
-    def __init__(
-        self,
-        pictures: Sequence,
-        columns: pa.Table,
-        split: str,
-        first: int,
-        num_classes: float,
-        data: DataConfig,
-        config: CodeExtractionConfig,
-    ):
-        self.pictures = pictures
-        self.columns = columns
-        self.split = split
-        self.first = first
-        self.num_classes = num_classes
-        self.data = data
-        self.config = config
+    images: Sequence
+    columns: pa.Table
+    split: str
+    first: int
+    num_classes: float
+    data: DataConfig
+    config: CodeExtractionConfig
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, position: int) -> tuple[int, torch.Tensor | str]:
-        """The position and `(crops, 3, size, size)` in [-1, 1], or the reason why the row can't be used."""
+        """The position, and `(crops, 3, size, size)` in [-1, 1] or the reason why the row can't be used."""
         rng = random.Random(f"{self.config.seed}-{self.split}-{self.first + position}")
         try:
             if self.data.label_column is not None:
                 label = self.columns[self.data.label_column][position].as_py()
                 if label is None or not 0 <= label < self.num_classes:
                     raise BadRow(f"no valid class id: {self.data.label_column} is {label}")
-            image = decode_image(self.pictures[position], self.data.min_image_size)
+            image = decode_image(self.images[position], self.data.min_image_size)
         except BadRow as error:
             return position, str(error)
         size = self.data.image_size
@@ -387,7 +378,7 @@ class ImageCrops(TorchDataset):
 
 
 def stack_crops(items: list[tuple]) -> tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]:
-    """Positions of the usable rows, all their crops in a row, and the faults of the other rows."""
+    """Positions of the usable rows, all their crops in one tensor, and the faults of the other rows."""
     faults = [(position, crops) for position, crops in items if isinstance(crops, str)]
     usable = [(position, crops) for position, crops in items if not isinstance(crops, str)]
     positions = [position for position, _ in usable]

@@ -1,35 +1,38 @@
 """Settings of a generator training."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from ...conditioning.text import check_prompt_cleaning
-from ...training.trainer import RunConfig
+from ...training.config import RunConfig
 
 
 @dataclass
 class GeneratorTrainingConfig(RunConfig):
-    """The recipe's section `generator`: one training of a generator.
+    """A recipe's section `generator`: [`~llamagen_hf.llamagen.training.generator_trainer.train_generator`]'s settings.
 
-    The defaults are LlamaGen's on ImageNet, but for `ema_decay`: the released training does not average its weights.
+    The defaults are LlamaGen's on ImageNet, except `ema_decay`: the released training does not average its weights.
 
-    Class- or text-conditional, new or from the weights of another pipeline (at the same or at another grid size, since
-    rotary positions have no parameters), all weights or a LoRA adapter alone.
+    A generator is class- or text-conditional. It is new or starts from the weights of another pipeline, at the same or
+    at another grid size, since rotary positions have no parameters. All weights are trained, or a LoRA adapter alone.
     """
 
     # Data and conditions
     codes_dir: str = field(
         kw_only=True, metadata={"help": "Folder that extract_codes wrote, or the Hub id of published codes."}
     )
-    tokenizer: str = field(
+    vq_model: str = field(
         kw_only=True,
-        metadata={"help": "Folder or Hub id of the image tokenizer that wrote the codes, or of a pipeline with it."},
+        metadata={
+            "help": "Folder or Hub id of the image tokenizer that wrote the codes, or of a pipeline with it.",
+            "aliases": ["--tokenizer"],  # its name in earlier versions
+        },
     )
     init_from: str | None = field(
         default=None, metadata={"help": "Pipeline folder or Hub id to start from; its sizes count, not those below."}
     )
-    conditioning: str = field(default="class", metadata={"help": "class or text."})
+    conditioning: Literal["class", "text"] = field(default="class", metadata={"help": "What the images are of."})
     label_column: str = field(default="label", metadata={"help": "Column with class ids."})
-    num_classes: int | None = field(default=None, metadata={"help": "Classes, if the column does not know."})
+    num_classes: int | None = field(default=None, metadata={"help": "Classes, if the column does not name them."})
     caption_templates: dict = field(
         default_factory=lambda: {"{caption}": 1.0},
         metadata={
@@ -41,7 +44,9 @@ class GeneratorTrainingConfig(RunConfig):
     )
 
     # The Llama
-    variant: str | None = field(default=None, metadata={"help": "B, L, XL, XXL, 3B, ... in place of three sizes."})
+    variant: Literal["B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B"] | None = field(
+        default=None, metadata={"help": "LlamaGen's sizes by name, in place of the four below."}
+    )
     hidden_size: int = field(default=768, metadata={"help": "Width of the Llama."})
     intermediate_size: int | None = field(default=None, metadata={"help": "Width of its SwiGLU."})
     num_hidden_layers: int = field(default=12, metadata={"help": "Layers of the Llama."})
@@ -54,18 +59,15 @@ class GeneratorTrainingConfig(RunConfig):
     text_encoder: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id of a pretrained text encoder, which stays as it is; else a small new one."
+            "help": "Folder or Hub id of a pretrained text encoder, which is not trained; else a small new one."
         },
     )
     stored_states: bool = field(
         default=False, metadata={"help": "Take the text states that extract_codes stored; templates are '{column}'."}
     )
-    prompt_cleaning: str | None = field(
+    prompt_cleaning: Literal["unicode", "released"] | None = field(
         default=None,
-        metadata={
-            "help": "How prompts are cleaned, unicode or released. Default: as init_from or the stored states were, "
-            "else unicode."
-        },
+        metadata={"help": "How prompts are cleaned. Default: as for init_from or the stored states, else unicode."},
     )
     train_text_encoder: bool = field(
         default=False, metadata={"help": "Also train the text encoder that init_from brings; a new one always is."}
@@ -97,10 +99,6 @@ class GeneratorTrainingConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.conditioning not in ("class", "text"):
-            raise ValueError(f"conditioning is {self.conditioning!r}; expected 'class' or 'text'.")
-        if self.prompt_cleaning is not None:
-            check_prompt_cleaning(self.prompt_cleaning)
         if self.lora_rank and self.init_from is None:
             raise ValueError("A LoRA adapter needs weights to adapt: set init_from to a pipeline.")
         if self.stored_states and self.conditioning != "text":

@@ -20,12 +20,12 @@ logger = get_logger(__name__)
 
 
 def train_text_tokenizer(captions: Iterable[str], vocab_size: int, length: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of lower-cased captions, which any string can be written in.
+    """Train a byte-level BPE tokenizer of lower-cased captions, which can encode any string.
 
     Args:
         captions (`Iterable[str]`): Text to learn pairs from.
-        vocab_size (`int`): Tokens, 256 bytes and two special ones included.
-        length (`int`): Longest prompt in tokens, longer ones are cut.
+        vocab_size (`int`): Number of tokens, 256 bytes and two special ones included.
+        length (`int`): Longest prompt in tokens; longer ones are cut.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase()
@@ -48,7 +48,12 @@ def train_text_tokenizer(captions: Iterable[str], vocab_size: int, length: int) 
 
 
 def build_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> T5EncoderModel:
-    """A T5 encoder with new weights and T5 v1.1's gated feed-forward."""
+    """Build a T5 encoder with new weights and T5 v1.1's gated feed-forward layers.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerFast`]): Whose tokens it reads.
+        width, layers, heads (`int`): Its sizes; `width` is divided among the heads.
+    """
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=width,
@@ -64,7 +69,7 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int, layers: i
         use_cache=False,
     )
     text_encoder = T5EncoderModel(config)
-    # Vectors of length 1 per channel, T5's own, would outlast a training as short as small datasets allow.
+    # T5's own initialization, with a deviation of 1, would outlast a training as short as small datasets allow.
     nn.init.normal_(text_encoder.shared.weight, std=0.05)
     return text_encoder
 
@@ -72,22 +77,22 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int, layers: i
 def pretrain_text_encoder(
     text_encoder: T5EncoderModel, batches: Iterable[dict], vq_model: LlamaGenVQModel, steps: int, learning_rate: float
 ) -> float:
-    """Teach a new text encoder what its captions look like, before the generator listens to it.
+    """Teach a new text encoder what its captions look like, before the generator is trained with it.
 
-    The mean of a caption's states must give the codebook vectors of the image, through one linear layer that is
-    thrown away. A generator that starts beside random text states learns to go on from the codes before it much
-    sooner than to read the prompt, and then has little reason to.
+    A linear layer, discarded afterwards, predicts an image's codebook vectors from the mean of its caption's states.
+    A generator that starts with random text states learns to continue the codes before it much sooner than to read the
+    prompt, and then has little reason to read it.
 
     Args:
         text_encoder ([`~transformers.T5EncoderModel`]): Trained in place.
         batches (`Iterable[dict]`): At least `steps` batches of `codes`, `input_ids` and `attention_mask`, of one size;
             those of this process, if there are several.
-        vq_model ([`LlamaGenVQModel`]): Whose codes they are.
+        vq_model ([`LlamaGenVQModel`]): The image tokenizer that wrote the codes.
         steps (`int`): Optimizer steps.
         learning_rate (`float`): Peak rate; it warms up and falls to 0 along a cosine.
 
     Returns:
-        `float`: Share of the variance that is explained, over the last tenth of the steps.
+        `float`: Explained share of the variance, at most 1, over the last tenth of the steps.
     """
     device = text_encoder.device
     codebook = vq_model.lookup(torch.arange(vq_model.config.num_vq_embeddings, device=device)).detach()

@@ -1,15 +1,16 @@
 """Settings of a tokenizer training."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from ...training.trainer import RunConfig
+from ...training.config import RunConfig
 
 
 @dataclass
 class TokenizerTrainingConfig(RunConfig):
-    """One run of [`~llamagen_hf.llamagen.training.vq_trainer.train_tokenizer`]: the recipe's section `tokenizer`.
+    """Settings of [`~llamagen_hf.llamagen.training.vq_trainer.train_tokenizer`]: a recipe's section `vq_model`.
 
-    The defaults are LlamaGen's on ImageNet, but for `ema_decay`: the released training does not average its weights.
+    The defaults are LlamaGen's on ImageNet, except `ema_decay`: the released training does not average its weights.
     """
 
     batch_size: int = field(default=128, metadata={"help": "Images of an optimizer step, over all processes."})
@@ -31,7 +32,9 @@ class TokenizerTrainingConfig(RunConfig):
     num_vq_embeddings: int = field(default=16384, metadata={"help": "Number of codes."})
 
     # Images
-    crop: str = field(default="random", metadata={"help": "center, or random: 0.8 to 1 of the shorter side."})
+    crop: Literal["center", "random"] = field(
+        default="random", metadata={"help": "Random crops have 0.8 to 1 of the shorter side."}
+    )
     random_flip: bool = field(default=True, metadata={"help": "Mirror half of the images."})
 
     # Losses
@@ -42,17 +45,25 @@ class TokenizerTrainingConfig(RunConfig):
     codebook_weight: float = field(default=1.0, metadata={"help": "Weight of the codebook's pull to the encoder."})
     commit_weight: float = field(default=0.25, metadata={"help": "Weight of the encoder's pull to the codebook."})
     entropy_weight: float = field(default=0.0, metadata={"help": "Weight of the entropy loss."})
-    discriminator: str | None = field(default="patchgan", metadata={"help": "patchgan, stylegan, or null for none."})
-    discriminator_width: int | None = field(default=None, metadata={"help": "Its channels; as published by default."})
+    discriminator: Literal["patchgan", "stylegan"] | None = field(
+        default="patchgan", metadata={"help": "In a recipe, null for none."}
+    )
+    discriminator_width: int | None = field(default=None, metadata={"help": "Its channels; by default as published."})
     discriminator_start: int = field(default=20_000, metadata={"help": "Steps before it takes part."})
-    discriminator_loss: str = field(default="hinge", metadata={"help": "hinge, vanilla or non-saturating."})
-    adversarial_loss: str = field(default="hinge", metadata={"help": "The tokenizer's: hinge or non-saturating."})
+    discriminator_loss: Literal["hinge", "vanilla", "non-saturating"] = field(
+        default="hinge", metadata={"help": "Loss of the discriminator."}
+    )
+    adversarial_loss: Literal["hinge", "non-saturating"] = field(
+        default="hinge", metadata={"help": "Loss of the tokenizer against it."}
+    )
     adversarial_weight: float = field(default=0.5, metadata={"help": "Weight of both of these losses."})
     adaptive_adversarial_weight: bool = field(
         default=False, metadata={"help": "Also scale the tokenizer's to the reconstruction's gradient, as VQGAN does."}
     )
-    revive_until_step: int = field(default=0, metadata={"help": "Up to this step, unused codes are moved to data."})
-    revive_every: int = field(default=100, metadata={"help": "Steps over which a code must be used to live."})
+    revive_until_step: int = field(
+        default=0, metadata={"help": "Until this step, unused codes are moved to the data."}
+    )
+    revive_every: int = field(default=100, metadata={"help": "Steps in which a code must be used, or it is moved."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -60,11 +71,3 @@ class TokenizerTrainingConfig(RunConfig):
             raise ValueError("decoder_only needs a tokenizer whose codes to keep: set init_from.")
         if self.decoder_only and self.revive_until_step:
             raise ValueError("decoder_only keeps the codebook, so revive_until_step must be 0.")
-        if self.discriminator not in (None, "patchgan", "stylegan"):
-            raise ValueError(f"discriminator is {self.discriminator!r}; expected patchgan, stylegan or null.")
-        if self.discriminator_loss not in ("hinge", "vanilla", "non-saturating"):
-            raise ValueError(
-                f"discriminator_loss is {self.discriminator_loss!r}; expected hinge, vanilla or non-saturating."
-            )
-        if self.adversarial_loss not in ("hinge", "non-saturating"):
-            raise ValueError(f"adversarial_loss is {self.adversarial_loss!r}; expected hinge or non-saturating.")

@@ -1,0 +1,256 @@
+"""The models of a generator training: what it starts with, and the module that it optimizes."""
+
+import random
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+from datasets import ClassLabel, Dataset
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ...conditioning.text import encode_tokens, load_text_encoder
+from ...data.bad_rows import BadRow
+from ..configuration import LlamaGenConfig
+from ..conversion import VARIANTS
+from ..modeling import LlamaGenForConditionalGeneration
+from ..pipeline import AutoregressiveImagePipeline
+from .codes import CodeSamples
+from .generator_config import GeneratorTrainingConfig
+from .text_encoder import build_text_encoder, train_text_tokenizer
+
+
+CORPUS_ROWS = 100_000  # enough to learn a small tokenizer's pairs from
+
+
+def build_models(
+    config: GeneratorTrainingConfig, rows: Dataset, codes_info: dict
+) -> tuple[LlamaGenForConditionalGeneration, PreTrainedModel | None, PreTrainedTokenizerBase | None, bool]:
+    """Build new models, or load those of `config.init_from` at the grid size of the codes.
+
+    Args:
+        config ([`GeneratorTrainingConfig`]): What to build or to load.
+        rows (`datasets.Dataset`): Training rows, for the names of classes and the words of captions.
+        codes_info (`dict`): The content of codes.json.
+
+    Returns:
+        `tuple`: The generator; the text encoder and its tokenizer, `None` where captions are not encoded during the
+        training; and whether these two are new.
+
+    Raises:
+        ValueError: What is loaded does not fit the recipe or the codes.
+    """
+    grid_size, cleaning = codes_info["grid"][0], config.prompt_cleaning
+    text_encoder = tokenizer = None
+    if config.text_encoder is not None:
+        text_encoder, tokenizer = load_text_encoder(config.text_encoder)
+    if config.init_from is not None:
+        folder = AutoregressiveImagePipeline.find_checkpoint(config.init_from)
+        found = LlamaGenConfig.from_pretrained(folder / "transformer").conditioning
+        if found != config.conditioning:
+            raise ValueError(
+                f"{config.init_from} is {found}-conditional, but conditioning is {config.conditioning!r}."
+            )
+        transformer = LlamaGenForConditionalGeneration.from_pretrained(
+            folder / "transformer", grid_size=grid_size, dtype=torch.float32
+        )
+        if cleaning is not None and config.lora_rank and cleaning != transformer.config.prompt_cleaning:
+            raise ValueError(
+                f"An adapter cleans prompts like its model, by {transformer.config.prompt_cleaning!r} rules; "
+                f"leave prompt_cleaning ({cleaning!r}) out."
+            )
+        transformer.config.prompt_cleaning = cleaning or transformer.config.prompt_cleaning
+        _check_stored_states(config, codes_info, transformer.config.prompt_cleaning)
+        if text_encoder is None and (folder / "text_encoder").is_dir():
+            text_encoder = load_text_encoder(folder / "text_encoder")[0].float()
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        return transformer, text_encoder, tokenizer, False
+
+    is_new = config.conditioning == "text" and text_encoder is None and not config.stored_states
+    if is_new:
+        corpus = _captions(config, rows)
+        tokenizer = train_text_tokenizer(corpus, config.text_vocab_size, config.condition_length)
+        text_encoder = build_text_encoder(tokenizer, config.text_width, config.text_layers, config.text_heads)
+    if config.conditioning == "text":
+        condition = {
+            "conditioning": "text",
+            "condition_length": config.condition_length,
+            "prompt_cleaning": cleaning or _stored_cleaning(config, codes_info) or "unicode",
+            "condition_dim": codes_info["text_dim"] if text_encoder is None else text_encoder.config.hidden_size,
+        }
+    else:
+        condition = _classes(config, rows)
+    _check_stored_states(config, codes_info, condition.get("prompt_cleaning"))
+    return _new_transformer(config, codes_info, condition), text_encoder, tokenizer, is_new
+
+
+def _stored_cleaning(config: GeneratorTrainingConfig, codes_info: dict) -> str | None:
+    """The cleaning of the prompts of stored states; codes that do not state it are older than the choice."""
+    return codes_info.get("prompt_cleaning", "released") if config.stored_states else None
+
+
+def _check_stored_states(config: GeneratorTrainingConfig, codes_info: dict, cleaning: str | None) -> None:
+    stored = _stored_cleaning(config, codes_info)
+    if stored is not None and stored != cleaning:
+        raise ValueError(
+            f"The stored text states are of prompts cleaned by {stored!r} rules, but this model cleans by "
+            f"{cleaning!r} rules; run extract_codes with prompt_cleaning: {cleaning}."
+        )
+
+
+def _classes(config: GeneratorTrainingConfig, rows: Dataset) -> dict:
+    """The number of classes, the recipe's or as many as the label column names, and their names by id, if any."""
+    if config.label_column not in rows.features:
+        raise ValueError(f"The codes have no column {config.label_column!r}; they have {rows.column_names}.")
+    feature = rows.features[config.label_column]
+    names = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else None
+    if config.num_classes is None and names is None:
+        raise ValueError(
+            f"The column {config.label_column!r} does not say how many classes there are; set num_classes."
+        )
+    return {"num_classes": config.num_classes or len(names), "id2label": names}
+
+
+def _new_transformer(
+    config: GeneratorTrainingConfig, codes_info: dict, condition: dict
+) -> LlamaGenForConditionalGeneration:
+    sizes = {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+    }
+    transformer = LlamaGenForConditionalGeneration(
+        LlamaGenConfig(
+            vocab_size=codes_info["vocab_size"],
+            grid_size=codes_info["grid"][0],
+            embedding_dropout=config.dropout,
+            residual_dropout=config.dropout,
+            ffn_dropout=config.dropout,
+            condition_dropout=config.condition_dropout,
+            **(VARIANTS[config.variant] if config.variant else sizes),
+            **condition,
+        )
+    )
+    nn.init.zeros_(transformer.lm_head.weight)  # all codes equally likely at the start, as in the released training
+    return transformer
+
+
+def _captions(config: GeneratorTrainingConfig, rows: Dataset) -> Iterator[str]:
+    samples, rng = CodeSamples(rows, config.caption_templates), random.Random(config.seed)
+    for row in islice(rows.select_columns(samples.columns), CORPUS_ROWS):
+        for _ in range(3):
+            try:
+                yield samples(row, rng)["caption"]
+            except BadRow:  # counted when the training reads it
+                break
+
+
+class ConditionToCodes(nn.Module):
+    """The Llama, and the text encoder if it is trained too, as one module for optimizer and launcher.
+
+    Args:
+        transformer ([`LlamaGenForConditionalGeneration`]): The generator.
+        text_encoder (`torch.nn.Module`, *optional*): Encodes captions that are given as tokens.
+    """
+
+    def __init__(self, transformer: LlamaGenForConditionalGeneration, text_encoder: nn.Module | None = None):
+        super().__init__()
+        self.transformer = transformer
+        self.text_encoder = text_encoder
+
+    def forward(
+        self,
+        codes: torch.LongTensor,
+        class_labels: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.LongTensor | None = None,
+        without_condition: bool = False,
+    ) -> torch.Tensor:
+        """Mean cross-entropy of the codes, in nats.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(batch, codes)`): Code grids in raster order.
+            class_labels (`torch.LongTensor` of shape `(batch,)`, *optional*): Class ids.
+            input_ids, attention_mask (`torch.LongTensor` of shape `(batch, words)`, *optional*): Tokenized captions.
+            prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
+                Text states in place of tokens.
+            prompt_attention_mask (`torch.LongTensor` of shape `(batch, condition_length)`, *optional*): Their mask.
+            without_condition (`bool`, *optional*, defaults to `False`): Replace the condition by the null condition.
+
+        Returns:
+            `torch.Tensor`: A scalar.
+        """
+        config = self.transformer.config
+        if class_labels is not None:
+            ids = torch.full_like(class_labels, config.num_classes) if without_condition else class_labels
+            input_ids = torch.cat([config.vocab_size + ids[:, None], codes[:, :-1]], dim=1)
+            return self.transformer(input_ids, use_cache=False, labels=codes).loss
+        if prompt_embeds is None:
+            prompt_embeds, prompt_attention_mask = encode_tokens(
+                self.text_encoder, input_ids, attention_mask, config.condition_length
+            )
+        if without_condition:
+            null = self.transformer.model.uncond_embedding(len(codes))
+            prompt_embeds = null.to(prompt_embeds.dtype)
+        return self.transformer(
+            codes[:, :-1],
+            prompt_embeds=prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            use_cache=False,
+            labels=codes,
+        ).loss
+
+
+def parameter_groups(
+    model: ConditionToCodes, learning_rate: float, text_learning_rate: float | None, weight_decay: float
+) -> list[dict]:
+    """Groups for AdamW: decay for matrices and none for vectors as in the paper, and the text path's own rate.
+
+    At the rate that suits a small Llama, a new projector that is trained with it grows one large vector for all
+    prompts within a few hundred steps, and no longer tells them apart. At a slower rate it does not.
+    """
+    text_rate = learning_rate if text_learning_rate is None else text_learning_rate
+    text_path = ("text_encoder.", "transformer.model.text_projector.", "transformer.model.uncond_embedding.")
+    groups = []
+    for is_text, rate in ((False, learning_rate), (True, text_rate)):
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        chosen = [p for name, p in named if name.startswith(text_path) == is_text]
+        for parameters, decay in (
+            ([p for p in chosen if p.ndim >= 2], weight_decay),
+            ([p for p in chosen if p.ndim < 2], 0.0),
+        ):
+            if parameters:
+                groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+    return groups
+
+
+@torch.no_grad()
+def mean_loss(model: ConditionToCodes, batches: Iterable[dict], without_condition: bool = False) -> tuple[float, int]:
+    """Mean cross-entropy in nats over all codes of `batches`, and the number of rows."""
+    device = next(model.parameters()).device  # the module may come wrapped
+    was_training = model.training
+    model.eval()
+    total, rows = 0.0, 0
+    for batch in batches:
+        batch = {name: value.to(device) for name, value in batch.items()}
+        total += model(**batch, without_condition=without_condition).item() * len(batch["codes"])
+        rows += len(batch["codes"])
+    model.train(was_training)
+    return total / max(rows, 1), rows
+
+
+def flops_per_image(model: LlamaGenForConditionalGeneration) -> float:
+    """Count the floating-point operations of one training sequence, forward and backward, without recomputation.
+
+    6 for each weight that multiplies a position, and 12 times layers, width and length for its attention (PaLM, arXiv
+    2204.02311, appendix B). Embeddings are looked up, not multiplied.
+    """
+    config = model.config
+    length = config.condition_length + config.num_codes - 1
+    embeddings = {"model.embed_tokens.weight", "model.uncond_embedding.weight"}
+    weights = sum(p.numel() for name, p in model.named_parameters() if name not in embeddings)
+    width = config.num_attention_heads * config.head_dim
+    return length * (6 * weights + 12 * config.num_hidden_layers * width * length)
