@@ -16,8 +16,11 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from llamagen_hf.data.bad_rows import BadRow, BadRows  # noqa: E402
-from llamagen_hf.data.images import decode_image  # noqa: E402
+from llamagen_hf.data.samples import (  # noqa: E402
+    BadRow,
+    BadRows,
+    decode_image,  # noqa: E402
+)
 from llamagen_hf.data.source import DataConfig  # noqa: E402
 from llamagen_hf.images.transforms import (  # noqa: E402
     center_crop,

@@ -9,9 +9,9 @@ import pytest
 
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
-from llamagen_hf.data.bad_rows import BadRow, BadRows  # noqa: E402
 from llamagen_hf.data.feed import Feed, RunOrder  # noqa: E402
 from llamagen_hf.data.loader import batches_once  # noqa: E402
+from llamagen_hf.data.samples import BadRow, BadRows  # noqa: E402
 
 
 ROWS = 23

@@ -14,11 +14,11 @@ from PIL import Image, features
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from llamagen_hf.data.image_folder import read_image_folder  # noqa: E402
-from llamagen_hf.data.images import decode_image  # noqa: E402
+from llamagen_hf.data.samples import decode_image  # noqa: E402
 from llamagen_hf.data.shards import open_rows  # noqa: E402
-from llamagen_hf.data.source import DataConfig, open_dataset  # noqa: E402
+from llamagen_hf.data.source import DataConfig, files_report, open_dataset  # noqa: E402
 from llamagen_hf.evaluation.images import open_images  # noqa: E402
-from llamagen_hf.images.files import find_files  # noqa: E402
+from llamagen_hf.images.reading import find_files  # noqa: E402
 
 
 AVIF = "e.avif" if features.check("avif") else "e.bmp"
@@ -196,7 +196,7 @@ def test_what_is_hidden_is_no_image_for_anyone(tmp_path, caplog):
     images = open_images(tmp_path)
     assert len(list(images)) == 2
     assert images.left_out == {"hidden": 9, "no image (.db)": 1, "no image (.ini)": 1}
-    assert DataConfig(str(tmp_path)).files_report() == {
+    assert files_report(str(tmp_path)) == {
         "files": {"images": 2, "used": 2, "left_out": {"hidden": 9, "no image (.db)": 1, "no image (.ini)": 1}}
     }
 

@@ -261,10 +261,10 @@ def test_wrong_settings_are_one_sentence(table, tmp_path):
         filter_rows(filter_config(table, tmp_path / "a", target_count=5, rank_by="quality"))
     assert not (tmp_path / "a").exists()
     for absent in (f"{tmp_path}/none/*.parquet", f"{tmp_path}/none"):
-        with pytest.raises(ValueError, match="can't be read; give a Hub id, a folder or a file pattern"):
+        with pytest.raises(ValueError, match="can't be read: "):
             filter_rows(filter_config((None, absent), tmp_path / "a"))
     filter_rows(filter_config(table, tmp_path / "b", min_side=256))
-    with pytest.raises(ValueError, match="begun with other settings .min_side.; give another output_dir"):
+    with pytest.raises(ValueError, match="begun with other settings .min_side 256, not 512.; give another output_dir"):
         filter_rows(filter_config(table, tmp_path / "b", min_side=512))
     with pytest.raises(ValueError, match="holds files of something else"):
         filter_rows(filter_config(table, Path(table[1]).parent))
@@ -490,7 +490,7 @@ def test_a_killed_stage_equals_an_uninterrupted_one(pictures, models_folder, tmp
     assert stage(config) == report
     assert shards(tmp_path) == before
     assert (tmp_path / "train-00000.parquet").stat().st_mtime_ns == kept
-    with pytest.raises(ValueError, match="begun with other settings .rows_per_shard."):
+    with pytest.raises(ValueError, match="begun with other settings .rows_per_shard 4, not 5."):
         stage(replace(config, rows_per_shard=5))
 
 
@@ -630,7 +630,7 @@ def test_other_heads_are_refused(tmp_path):
         load_aesthetic_head("./absent.pth", 12)
     path = tmp_path / "with_relu.safetensors"
     save_file({"layers.0.weight": torch.zeros(1, 12), "layers.3.weight": torch.zeros(1, 1)}, path)
-    with pytest.raises(ValueError, match="no linear aesthetic predictor of LAION's; it holds layers.0.weight,"):
+    with pytest.raises(ValueError, match="not one of LAION's linear aesthetic predictors; it holds layers.0.weight,"):
         load_aesthetic_head(str(path), 12)
 
 

@@ -10,8 +10,8 @@ from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Sampler
 
-from .bad_rows import BadRows
 from .loader import MakeSample, RowDataset, StreamDataset, collate_with_bad_rows
+from .samples import BadRows
 
 
 class RunOrder(Sampler):
@@ -66,7 +66,7 @@ class Feed:
     Args:
         rows (`datasets.Dataset` or `datasets.IterableDataset`): What to train on.
         make (`Callable[[dict, random.Random], dict]`): Row and randomness to a sample; raises
-            [`~llamagen_hf.data.bad_rows.BadRow`].
+            [`~llamagen_hf.data.samples.BadRow`].
         collate (`Callable[[list[dict]], dict]`): Samples to a batch.
         batch_size (`int`): Rows of one optimizer step, over all processes.
         micro_batch_size (`int`): Rows of one forward pass of one process; must divide the batch.

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from ..images.files import SUFFIXES, find_files
+from ..images.reading import SUFFIXES, find_files
 
 
 logger = logging.getLogger(__name__)

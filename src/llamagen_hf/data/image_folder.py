@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
 
-from ..images.files import FoundFiles, count_others, find_files, in_words, suffix
+from ..images.reading import FoundFiles, count_others, find_files, in_words, suffix
 
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
-from .bad_rows import BadRow
+from .samples import BadRow
 
 
 # A row and its own source of randomness to a sample; raises BadRow.

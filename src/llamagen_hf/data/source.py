@@ -24,7 +24,7 @@ from datasets import (
     load_dataset,
 )
 
-from ..images.files import SUFFIXES, find_files, suffix
+from ..images.reading import SUFFIXES, find_files, suffix
 from .image_folder import read_image_files, read_image_folder
 
 
@@ -93,13 +93,13 @@ class DataConfig:
 
         Returns:
             Rows whose images are not decoded yet: `image_column` has type `Image(decode=False)`, so a broken image
-            raises only where [`~llamagen_hf.data.images.decode_image`] opens it. An `IterableDataset` if
+            raises only where [`~llamagen_hf.data.samples.decode_image`] opens it. An `IterableDataset` if
             `streaming`; `None` for a test split that does not exist.
 
         Raises:
             ValueError: If the dataset can't be read, or if it has no such split or column.
         """
-        with self._errors_in_one_sentence():
+        with reading(self.dataset):
             splits = open_dataset(self.dataset, self.dataset_config, None, self.streaming, is_logged=split == "train")
         is_held_out = self.test_split is None or not _has_split(splits, self.test_split)
         if split == "test" and not is_held_out:
@@ -108,15 +108,17 @@ class DataConfig:
             logger.warning("%r has no split %r, and a stream can't be held out from.", self.dataset, self.test_split)
             return None
         rows = self._rows(splits, self.train_split)
-        if not is_held_out or self.streaming:
-            return rows
-        chosen = self._held_out(len(rows))
-        if split == "train":
-            return rows.select([index for index in range(len(rows)) if index not in chosen])
-        logger.warning(
-            "%r has no split %r: %d training rows are held out.", self.dataset, self.test_split, len(chosen)
-        )
-        return rows.select(sorted(chosen)) if chosen else None
+        if not is_held_out or self.streaming or not self.test_fraction:
+            return rows if split == "train" else None
+        if len(rows) < 2:
+            raise ValueError(
+                f"The dataset {self.dataset!r} is too small to hold out test rows; set test_fraction to 0."
+            )
+        count = min(max(1, round(len(rows) * self.test_fraction)), len(rows) - 1)
+        chosen = set(random.Random(self.split_seed).sample(range(len(rows)), count))
+        if split == "test":
+            logger.warning("%r has no split %r: %d training rows are held out.", self.dataset, self.test_split, count)
+        return rows.select([index for index in range(len(rows)) if (index in chosen) == (split == "test")])
 
     def label_names(self, rows: Dataset | IterableDataset) -> dict[int, str] | None:
         """Names of the classes by id, if `label_column` has them."""
@@ -126,8 +128,11 @@ class DataConfig:
     def _rows(self, splits: dict, name: str) -> Dataset | IterableDataset:
         if not _has_split(splits, name):
             raise ValueError(f"The dataset {self.dataset!r} has no split {name!r}; it has {', '.join(splits)}.")
-        with self._errors_in_one_sentence():
-            rows = splits[name] if name in splits else self._part(name)
+        with reading(self.dataset):
+            if name in splits:
+                rows = splits[name]
+            else:
+                rows = open_dataset(self.dataset, self.dataset_config, name, self.streaming, is_logged=False)
             if rows.features is None:  # a stream of files that do not say what is in them
                 rows = rows._resolve_features()
         for column in (self.image_column, self.label_column):
@@ -144,34 +149,18 @@ class DataConfig:
                 raise ValueError(
                     f"The column {self.label_column!r} of {self.dataset!r} holds no class ids but {feature}."
                 )
-        with self._errors_in_one_sentence():  # class ids beyond the last class among them
+        with reading(self.dataset):  # class ids beyond the last class among them
             return rows.cast_column(self.image_column, Image(decode=False))
 
-    def _part(self, name: str) -> Dataset | IterableDataset:
-        return open_dataset(self.dataset, self.dataset_config, name, self.streaming, is_logged=False)
 
-    def files_report(self) -> dict:
-        """`files`, what was used of a folder of images and what was left out; empty for other datasets."""
-        return files_report(self.dataset)
-
-    @contextmanager
-    def _errors_in_one_sentence(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # those of pyarrow, tarfile, the Hub and whoever else reads files come through
-            reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
-            raise ValueError(f"The dataset {self.dataset!r} can't be read: {reason}.") from error
-
-    def _held_out(self, num_rows: int) -> set[int]:
-        """Which rows of a training split to measure on."""
-        if not self.test_fraction:
-            return set()
-        if num_rows < 2:
-            raise ValueError(
-                f"The dataset {self.dataset!r} is too small to hold out test rows; set test_fraction to 0."
-            )
-        count = min(max(1, round(num_rows * self.test_fraction)), num_rows - 1)
-        return set(random.Random(self.split_seed).sample(range(num_rows), count))
+@contextmanager
+def reading(dataset: str) -> Iterator[None]:
+    """Turns whatever is raised while a dataset is read into a `ValueError` of one sentence."""
+    try:
+        yield
+    except Exception as error:  # pyarrow, tarfile, the Hub and other readers have no error in common
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        raise ValueError(f"The dataset {dataset!r} can't be read: {reason}.") from error
 
 
 def open_dataset(

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import fields
 from types import UnionType
-from typing import Union, get_args, get_origin, get_type_hints
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -61,7 +61,9 @@ def parse_recipe(description: str, *sections: tuple[str, type], args: list[str] 
             types = get_type_hints(dataclass)
             for key, value in recipe[name].items():
                 if not _fits(value, types[key]):
-                    kind = str(getattr(types[key], "__name__", types[key]))
+                    is_choice = get_origin(types[key]) is Literal
+                    kind = " or ".join(map(repr, get_args(types[key]))) if is_choice else None
+                    kind = kind or str(getattr(types[key], "__name__", types[key]))
                     parser.error(f"the recipe's section {name!r} has {key}: {value!r}; it must be {kind}")
             parser.set_defaults(**recipe[name])
             for action in parser._actions:
@@ -80,6 +82,8 @@ def _fits(value, kind) -> bool:
     """Whether a value read from YAML can fill a field of this type."""
     if isinstance(kind, UnionType) or get_origin(kind) is Union:
         return any(_fits(value, part) for part in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_fits(entry, get_args(kind)[0]) for entry in value)
     if kind is float:  # YAML reads 1e-4, without a point, as text

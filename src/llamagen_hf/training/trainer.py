@@ -27,9 +27,9 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import nn
 
-from ..data.bad_rows import BadRows
 from ..data.feed import Feed
 from ..data.fingerprint import Inputs, claim_inputs
+from ..data.samples import BadRows
 from ..processes import on_main_process, this_process
 from .checkpoints import latest_checkpoint, remove_run, resume, save_checkpoint
 from .record import write_facts

@@ -200,11 +200,11 @@ def test_columns_named_as_ours_are_replaced(extract, tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"num_crops": 3}, "has codes with num_crops 2, not 3; choose another output_dir"),
-        ({"crop_ranges": [1.2]}, r"has codes with crop_ranges \[1.1\], not \[1.2\]"),
-        ({"image_size": 16}, r"has codes with grid \[4, 4\], not \[8, 8\]"),
-        ({"seed": 1}, "has codes with seed 0, not 1"),
-        ({"test_split": None}, "has codes with test_split 'test', not None"),
+        ({"num_crops": 3}, r"other settings \(num_crops 2, not 3\); give another output_dir"),
+        ({"crop_ranges": [1.2]}, r"other settings .crop_ranges \[1.1\], not \[1.2\]"),
+        ({"image_size": 16}, r"other settings .grid \[4, 4\], not \[8, 8\]"),
+        ({"seed": 1}, "other settings .seed 0, not 1"),
+        ({"test_split": None}, "other settings .test_split 'test', not None"),
     ],
 )
 def test_codes_of_other_settings_are_refused(extract, tmp_path, settings, message):
@@ -221,7 +221,7 @@ def test_codes_of_another_tokenizer_are_refused(extract, folder, tmp_path):
     extract(tokenizer=str(tmp_path / "moved"))
     model.quant_conv.bias.data += 1
     model.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="has codes with tokenizer_fingerprint"):
+    with pytest.raises(ValueError, match="other settings .tokenizer_fingerprint"):
         extract(tokenizer=str(tmp_path / "other"))
 
 
@@ -252,7 +252,7 @@ def test_bad_rows_are_left_out_and_counted(extract, faulty, tmp_path, streaming,
     rows = load(output)
     assert rows["index"][:] == [0, 2, 4, 9]
     assert [row["codes"] for row in rows] == [[encode([center_crop(picture(i), SIZE)])[0]] for i in rows["index"][:]]
-    warnings = [record.message for record in caplog.records if record.name.endswith("bad_rows")]
+    warnings = [record.message for record in caplog.records if record.name.endswith("samples")]
     assert "Can't use row 3: image too small: it is 30x9 pixels, the shorter side must be at least 10." in warnings
     assert "Can't use row 6: no valid class id: label is None." in warnings and len(warnings) == 6
 
@@ -331,7 +331,7 @@ def test_texts_that_are_lost_to_cleaning_have_no_states(extract, folder, tmp_pat
     del info["prompt_cleaning"]  # as of codes from before there was a choice
     (tmp_path / "codes.json").write_text(json.dumps(info))
     extract(**settings, prompt_cleaning="released")
-    with pytest.raises(ValueError, match="codes with prompt_cleaning 'released', not 'unicode'"):
+    with pytest.raises(ValueError, match="settings .prompt_cleaning 'released', not 'unicode'"):
         extract(**settings)
 
 

@@ -19,8 +19,8 @@ pytest.importorskip("datasets", reason="the training extra is not installed")
 from datasets import Dataset  # noqa: E402
 
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenConfig  # noqa: E402
-from llamagen_hf.data.bad_rows import BadRow  # noqa: E402
 from llamagen_hf.data.loader import batches_once  # noqa: E402
+from llamagen_hf.data.samples import BadRow  # noqa: E402
 from llamagen_hf.files import replace_result  # noqa: E402
 from llamagen_hf.llamagen.modeling import LlamaGenForConditionalGeneration  # noqa: E402
 from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes, read_codes_info  # noqa: E402

@@ -12,8 +12,7 @@ from huggingface_hub import snapshot_download
 
 from ...conditioning.cache import decode_states, pad_left
 from ...conditioning.text import clean_prompt
-from ...data.bad_rows import BadRow
-from ...data.captions import template_columns, write_caption
+from ...data.samples import BadRow, template_columns, write_caption
 
 
 def find_codes(source: str) -> Path:

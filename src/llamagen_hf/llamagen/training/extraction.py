@@ -3,11 +3,11 @@
 import json
 import math
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,20 +18,15 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ...arguments import check_choices
 from ...autoencoders import load_tokenizer
 from ...conditioning.cache import TextFeatures
-from ...conditioning.text import check_prompt_cleaning, clean_prompt
-from ...data.bad_rows import BadRow, BadRows
-from ...data.fingerprint import (
-    INPUTS_FILE,
-    Inputs,
-    claim_inputs,
-    fingerprint_checkpoint,
-    fingerprint_dataset,
-    tokenizer_fingerprint,
-)
-from ...data.images import decode_image
-from ...data.source import DataConfig
+from ...conditioning.text import PromptCleaning, clean_prompt
+from ...data.fingerprint import Inputs, fingerprint_checkpoint, fingerprint_dataset, tokenizer_fingerprint
+from ...data.samples import BadRow, BadRows, decode_image
+from ...data.shards import claim_shards, shard_path
+from ...data.source import DataConfig, files_report
+from ...files import replacing, write_json
 from ...images.transforms import center_crop, shifted_crop, ten_crop, to_tensor
 from ...processes import on_main_process, this_process
 
@@ -40,7 +35,7 @@ logger = get_logger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SPLITS = ("train", "test")
-SHARD = re.compile(r"(train|test)-\d{5,}\.parquet(\.partial)?")
+INFO = "codes.json"
 PLACES = ("tokenizer", "dataset", "text_encoder")
 ROWS_A_WRITE = 512  # rows kept in memory before they are written, and rows of a Parquet row group
 
@@ -60,7 +55,9 @@ class CodeExtractionConfig:
 
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the image tokenizer, or of a pipeline with one."})
     output_dir: str = field(metadata={"help": "Folder for codes.json, train-00000.parquet, ..., test-00000.parquet."})
-    crops: str = field(default="shifted", metadata={"help": "shifted, flip or ten_crop."})
+    crops: Literal["shifted", "flip", "ten_crop"] = field(
+        default="shifted", metadata={"help": "Which grids are made of an image."}
+    )
     num_crops: int = field(default=1, metadata={"help": "Grids an image with shifted: 1 is the centre crop alone."})
     crop_ranges: list[float] = field(
         default_factory=lambda: [1.1], metadata={"help": "Crops come out of images this many times larger."}
@@ -68,7 +65,7 @@ class CodeExtractionConfig:
     batch_size: int = field(default=64, metadata={"help": "Crops encoded at a time, on each process."})
     rows_per_shard: int = field(default=10_000, metadata={"help": "Rows of the input that make one Parquet file."})
     num_workers: int = field(default=0, metadata={"help": "Processes that decode images, beside each process."})
-    dtype: str = field(default="float32", metadata={"help": "What the tokenizer runs in: float32 or bfloat16."})
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "What the tokenizer runs in."})
     seed: int = field(default=0, metadata={"help": "Seed of the random crops."})
     text_encoder: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a text encoder whose states are to be stored too."}
@@ -76,27 +73,21 @@ class CodeExtractionConfig:
     text_columns: list[str] = field(
         default_factory=list, metadata={"help": "Columns to encode; the states go to COLUMN_states."}
     )
-    text_dtype: str = field(default="float32", metadata={"help": "What it runs in: float32 or bfloat16."})
+    text_dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "What it runs in."})
     condition_length: int = field(default=120, metadata={"help": "Positions of a prompt; longer ones are cut."})
-    prompt_cleaning: str = field(
-        default="unicode",
-        metadata={"help": "How prompts are cleaned: unicode, or released as for converted checkpoints."},
+    prompt_cleaning: PromptCleaning = field(
+        default="unicode", metadata={"help": "How prompts are cleaned; released: as for converted checkpoints."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Start over: remove the codes in output_dir first."})
 
     def __post_init__(self):
-        if self.crops not in ("shifted", "flip", "ten_crop"):
-            raise ValueError(f"crops is {self.crops!r}; expected 'shifted', 'flip' or 'ten_crop'.")
+        check_choices(self)
         if self.num_crops < 1 or (self.num_crops > 1 and self.crops != "shifted"):
             raise ValueError(
                 f"num_crops is {self.num_crops}; expected at least 1, and more only if crops is 'shifted'."
             )
         if not self.crop_ranges or min(self.crop_ranges) < 1:
             raise ValueError(f"crop_ranges is {self.crop_ranges}; expected numbers of at least 1.")
-        for name in ("dtype", "text_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected 'float32' or 'bfloat16'.")
-        check_prompt_cleaning(self.prompt_cleaning)
         if (self.text_encoder is None) != (not self.text_columns):
             raise ValueError("text_encoder and text_columns go together; one of them is missing.")
 
@@ -198,7 +189,7 @@ class CodeExtraction:
         self.state.wait_for_everyone()
         report = self.report()
         if self.state.is_main_process:
-            self.write_info(self.places() | self.settings | report)
+            write_json(self.output_dir / INFO, self.places() | self.settings | report)
         return report
 
     def inputs(self, splits: dict[str, Dataset | IterableDataset | None]) -> Inputs:
@@ -210,40 +201,21 @@ class CodeExtraction:
 
     def claim_folder(self, inputs: Inputs) -> None:
         """Begin the codes, or raise a `ValueError` if those in the folder were made otherwise."""
-        path, found = self.output_dir / "codes.json", self.settings
-        shards = [file for file in self.output_dir.glob("*-*.parquet*") if SHARD.fullmatch(file.name)]
+        path, before = self.output_dir / INFO, None
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found.get("text_encoder"):  # codes that do not say how prompts were cleaned are older than the choice
-                found = {"prompt_cleaning": "released"} | found
-        elif shards:
-            raise ValueError(f"{self.output_dir} holds files of something else; choose another output_dir.")
-        found = {name: value for name, value in found.items() if name not in ("rows", "bad_rows", "files")}
-        if path.is_file() and self.config.overwrite:
-            self.write_info(found)  # incomplete from here on, but still what the others of its files belong to
-            for file in shards:
-                file.unlink()
-            path.unlink()
-            (self.output_dir / INPUTS_FILE).unlink(missing_ok=True)
-            found = self.settings
-        for name in sorted(set(self.settings) | set(found) - set(PLACES)):
-            if found.get(name) != self.settings.get(name):
-                raise ValueError(
-                    f"{self.output_dir} has codes with {name} {found.get(name)!r}, not {self.settings.get(name)!r}; "
-                    "choose another output_dir, or start over with --overwrite."
-                )
-        claim_inputs(self.output_dir, inputs, goes_on=path.is_file())
-        self.write_info(self.places() | self.settings)
+            before = json.loads(path.read_text(encoding="utf-8"))
+            before = {name: value for name, value in before.items() if name not in ("rows", "bad_rows", "files")}
+            if self.config.overwrite:
+                write_json(path, before)  # from here on incomplete, but still what the shards belong to
+            if before.get("text_encoder"):  # codes that do not say how prompts were cleaned are older than the choice
+                before = {"prompt_cleaning": "released"} | before
+            before = {name: value for name, value in before.items() if name not in PLACES}
+        claim_shards(self.output_dir, INFO, before, self.settings, inputs, self.config.overwrite)
+        write_json(path, self.places() | self.settings)
 
     def places(self) -> dict[str, str | None]:
-        """Where the input is: worth to know, but the same elsewhere is as good."""
+        """Where the input is. It is recorded, but may change between two runs."""
         return dict(zip(PLACES, (self.config.tokenizer, self.data.dataset, self.config.text_encoder), strict=True))
-
-    def write_info(self, info: dict) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        partial = self.output_dir / "codes.json.partial"
-        partial.write_text(json.dumps(info, indent=2), encoding="utf-8")
-        partial.rename(self.output_dir / "codes.json")
 
     def report(self) -> dict[str, dict[str, int]]:
         counts = dict.fromkeys(SPLITS, 0)
@@ -251,7 +223,7 @@ class CodeExtraction:
             for path in sorted(self.output_dir.glob(f"{split}-*.parquet")):
                 counts[split] += pq.read_metadata(path).num_rows
                 self.count_bad_rows(split, path)  # those of other processes too
-        return {"rows": counts, "bad_rows": self.bad_rows.report()} | self.data.files_report()
+        return {"rows": counts, "bad_rows": self.bad_rows.report()} | files_report(self.data.dataset)
 
     def count_bad_rows(self, split: str, path: Path) -> None:
         """Count the rows that a complete file leaves out."""
@@ -270,13 +242,13 @@ class CodeExtraction:
         kept = Features({name: feature for name, feature in rows.features.items() if name not in left_out})
         names = self.data.label_names(rows)
         num_classes = math.inf if names is None else len(names)
-        for number, (pictures, columns) in enumerate(self.parts(rows, kept)):
-            path = self.output_dir / f"{split}-{number:05d}.parquet"
+        for number, (images, columns) in enumerate(self.parts(rows, kept)):
+            path = shard_path(self.output_dir, number, split)
             if path.is_file():
                 self.count_bad_rows(split, path)
             elif number % self.state.num_processes == self.state.process_index:
                 first = number * self.config.rows_per_shard
-                part = ImageCrops(pictures, columns, split, first, num_classes, self.data, self.config)
+                part = ImageCrops(images, columns, split, first, num_classes, self.data, self.config)
                 self.write_part(path, part, Features(kept | added).arrow_schema)
 
     def parts(self, rows: Dataset | IterableDataset, kept: Features) -> Iterator[tuple[Sequence, pa.Table]]:
@@ -302,8 +274,8 @@ class CodeExtraction:
             num_workers=self.config.num_workers,
             collate_fn=stack_crops,
         )
-        partial, bad, waiting = path.with_name(f"{path.name}.partial"), [], []
-        with pq.ParquetWriter(partial, schema) as writer:
+        bad, waiting = [], []
+        with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
             for positions, crops, faults in loader:
                 for position, reason in faults:
                     bad.append((part.first + position, reason))
@@ -316,7 +288,6 @@ class CodeExtraction:
             if waiting:
                 writer.write_table(pa.concat_tables(waiting))
             writer.add_key_value_metadata({"bad_rows": json.dumps(bad)})
-        partial.rename(path)
         logger.info(f"{path}: {len(part) - len(bad)} rows", main_process_only=False)
 
     @torch.no_grad()
@@ -343,32 +314,23 @@ class CodeExtraction:
         return kept
 
 
+@dataclass
 class ImageCrops(TorchDataset):
     """Consecutive rows of a split, from number `first` on: their images as crops, decoded on access.
 
     What is drawn for a row depends on seed, split and number alone, not on the process or on where a run went on.
     """
 
-    def __init__(
-        self,
-        pictures: Sequence,
-        columns: pa.Table,
-        split: str,
-        first: int,
-        num_classes: float,
-        data: DataConfig,
-        config: CodeExtractionConfig,
-    ):
-        self.pictures = pictures
-        self.columns = columns
-        self.split = split
-        self.first = first
-        self.num_classes = num_classes
-        self.data = data
-        self.config = config
+    images: Sequence
+    columns: pa.Table
+    split: str
+    first: int
+    num_classes: float
+    data: DataConfig
+    config: CodeExtractionConfig
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, position: int) -> tuple[int, torch.Tensor | str]:
         """The position and `(crops, 3, size, size)` in [-1, 1], or the reason why the row can't be used."""
@@ -378,7 +340,7 @@ class ImageCrops(TorchDataset):
                 label = self.columns[self.data.label_column][position].as_py()
                 if label is None or not 0 <= label < self.num_classes:
                     raise BadRow(f"no valid class id: {self.data.label_column} is {label}")
-            image = decode_image(self.pictures[position], self.data.min_image_size)
+            image = decode_image(self.images[position], self.data.min_image_size)
         except BadRow as error:
             return position, str(error)
         size = self.data.image_size

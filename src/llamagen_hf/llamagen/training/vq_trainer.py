@@ -13,8 +13,8 @@ from PIL import Image
 
 from ...autoencoders import load_tokenizer
 from ...data.fingerprint import Inputs, fingerprint_dataset, fingerprint_module
-from ...data.images import ImageSamples, stack_images
 from ...data.loader import batches_once
+from ...data.samples import ImageSamples, stack_images
 from ...data.source import DataConfig
 from ...evaluation.perceptual import PerceptualLoss
 from ...evaluation.reconstruction import CodeCounts, ReconstructionMetrics
