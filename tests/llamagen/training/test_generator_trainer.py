@@ -265,13 +265,13 @@ def test_an_adapter_that_does_not_fit_is_refused(stages, tmp_path):
     pytest.importorskip("peft", reason="the lora extra is not installed")
     folder, _ = stages
     pipe = AutoregressiveImagePipeline.from_pretrained(folder / "text")
-    with pytest.raises(ValueError, match="is no adapter: it has no adapter_config.json"):
+    with pytest.raises(ValueError, match="is not an adapter: it has no adapter_config.json"):
         pipe.load_lora_weights(tmp_path)
     train_generator(
         config_of(folder, tmp_path / "lora", init_from=str(folder / "text"), lora_rank=2, max_train_steps=1)
     )
     other = AutoregressiveImagePipeline(pipe.vq_model, build_transformer(vocab_size=32))
-    with pytest.raises(ValueError, match="does not fit this generator"):
+    with pytest.raises(ValueError, match="does not fit this model"):
         other.load_lora_weights(tmp_path / "lora")
     with pytest.raises(ValueError, match="set init_from"):
         config_of(folder, tmp_path, lora_rank=2)
