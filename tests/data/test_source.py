@@ -1,13 +1,11 @@
-"""Images from any kind of dataset to tensors: sources, decoding, crops, and rows that can't be used."""
+"""Datasets of any kind as rows: splits, columns, and rows that are held out."""
 
 import io
 import json
-import random
 import tarfile
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 
@@ -16,22 +14,8 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from llamagen_hf.data.samples import (  # noqa: E402
-    BadRow,
-    BadRows,
-    decode_image,  # noqa: E402
-)
+from llamagen_hf.data.samples import decode_image  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
-from llamagen_hf.images.transforms import (  # noqa: E402
-    center_crop,
-    random_crop,
-    shifted_crop,
-    ten_crop,
-    to_tensor,
-)
-
-
-SIZES = [(65, 130), (33, 47), (300, 129), (257, 511), (32, 32), (20, 31)]
 
 
 def noise(width, height, seed=0):
@@ -45,178 +29,13 @@ def encoded(image, format="PNG", **kwargs):
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def scaled(image, shorter):
-    """ADM's way to a shorter side: halved with a box filter while twice too large, then bicubic; as an array."""
-    width, height = image.size
-    while width >= 2 * shorter and height >= 2 * shorter:
-        width, height = width // 2, height // 2
-        image = image.resize((width, height), Image.Resampling.BOX)
-    factor = shorter / (width if width < height else height)
-    return np.array(image.resize((round(width * factor), round(height * factor)), Image.Resampling.BICUBIC))
-
-
-def middle(pixels, size):
-    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return pixels[top : top + size, left : left + size]
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_center_crop_by_its_formula(size):
-    image = noise(*size)
-    np.testing.assert_array_equal(np.array(center_crop(image, 32)), middle(scaled(image, 32), 32))
-
-
-def test_a_image_twice_too_large_is_averaged():
-    image = noise(64, 64)
-    rows = (np.array(image).astype(int).reshape(64, 32, 2, 3).sum(2) + 1) // 2  # Pillow rounds after each direction
-    np.testing.assert_array_equal(np.array(center_crop(image, 32)), (rows.reshape(32, 2, 32, 3).sum(1) + 1) // 2)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_random_crop_by_its_formula(size):
-    image = noise(*size)
-    for seed in range(5):
-        rng = random.Random(seed)
-        pixels = scaled(image, rng.randrange(32, 41))  # 32 to 32 / 0.8
-        top = rng.randrange(pixels.shape[0] - 31)
-        left = rng.randrange(pixels.shape[1] - 31)
-        crop = np.array(random_crop(image, 32, random.Random(seed)))
-        np.testing.assert_array_equal(crop, pixels[top : top + 32, left : left + 32])
-
-
-@pytest.mark.parametrize("crop_range, side", [(1.1, 35), (1.05, 34)])
-@pytest.mark.parametrize("size", SIZES)
-def test_shifted_crop_is_a_window_of_the_larger_centre_crop(size, crop_range, side):
-    image = noise(*size)
-    pixels = middle(scaled(image, side), side)
-    places = [(y, x) for y in range(side - 31) for x in range(side - 31)]
-    windows = {pixels[y : y + 32, x : x + 32].tobytes(): (y, x) for y, x in places}
-    drawn = [np.array(shifted_crop(image, 32, crop_range, random.Random(seed))).tobytes() for seed in range(60)]
-    assert {windows[crop] for crop in drawn} == set(places)
-    again = [np.array(shifted_crop(image, 32, crop_range, random.Random(seed))).tobytes() for seed in range(60)]
-    assert drawn == again
-
-
-# The middle of torchvision's crops is rounded half to even.
-@pytest.mark.parametrize("crop_range, side, center", [(1.1, 35, 2), (1.05, 33, 0), (1.2, 38, 3)])
-@pytest.mark.parametrize("size", [(65, 130), (33, 47)])
-def test_ten_crop_by_its_layout(size, crop_range, side, center):
-    pixels = middle(scaled(noise(*size), side), side)
-    far = side - 32
-    expected = []
-    for view in (pixels, pixels[:, ::-1]):
-        for top, left in ((0, 0), (0, far), (far, 0), (far, far), (center, center)):
-            expected.append(view[top : top + 32, left : left + 32])
-    crops = ten_crop(noise(*size), 32, crop_range)
-    np.testing.assert_array_equal(np.stack([np.array(crop) for crop in crops]), np.stack(expected))
-
-
-def test_crops_leave_the_global_random_state_alone():
-    state, torch_state = random.getstate(), torch.get_rng_state()
-    random_crop(noise(65, 47), 32, random.Random(0))
-    shifted_crop(noise(65, 47), 32, 1.1, random.Random(0))
-    assert random.getstate() == state and torch.equal(torch.get_rng_state(), torch_state)
-
-
-def test_pixels_lie_in_minus_one_to_one():
-    image = Image.new("RGB", (2, 1))
-    image.putdata([(255, 0, 128), (10, 20, 30)])
-    tensor = to_tensor(image)
-    assert tensor.shape == (3, 1, 2) and tensor.dtype == torch.float32
-    torch.testing.assert_close(tensor[:, 0, 0], torch.tensor([1.0, -1.0, 128 / 127.5 - 1]))
-
-
-def palette_image():
-    image = Image.new("P", (2, 2), 1)
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.putpixel((0, 0), 0)
-    return image
-
-
-def grey_16_bit(mode, value):
-    return Image.fromarray(np.full((2, 2), value, {"I;16": np.uint16, "I": np.int32}[mode]))
-
-
-@pytest.mark.parametrize(
-    "image, format, options, color",
-    [
-        (Image.new("RGBA", (2, 2), (200, 100, 0, 0)), "PNG", {}, (255, 255, 255)),
-        (Image.new("RGBA", (2, 2), (200, 100, 0, 51)), "PNG", {}, (244, 224, 204)),  # a fifth of it
-        (Image.new("LA", (2, 2), (0, 102)), "PNG", {}, (153, 153, 153)),
-        (palette_image(), "PNG", {"transparency": 1}, (255, 255, 255)),
-        (palette_image(), "PNG", {}, (0, 0, 255)),
-        (Image.new("RGB", (2, 2), (1, 2, 3)), "PNG", {"transparency": (1, 2, 3)}, (255, 255, 255)),
-        (Image.new("L", (2, 2), 7), "PNG", {}, (7, 7, 7)),
-        (Image.new("1", (2, 2), 1), "PNG", {}, (255, 255, 255)),
-        (Image.new("CMYK", (2, 2), (0, 0, 255, 0)), "TIFF", {}, (255, 255, 0)),
-        (grey_16_bit("I;16", 65535), "PNG", {}, (255, 255, 255)),
-        (grey_16_bit("I;16", 100 * 257 + 100), "PNG", {}, (100, 100, 100)),
-        (grey_16_bit("I", 100 * 257), "TIFF", {}, (100, 100, 100)),
-    ],
-)
-def test_images_of_any_mode_become_rgb_on_white(image, format, options, color):
-    decoded = decode_image(encoded(image, format, **options))
-    assert decoded.mode == "RGB" and decoded.getpixel((1, 1)) == color
-    if not options:
-        assert decode_image(image).getpixel((1, 1)) == color
-        torch.testing.assert_close(to_tensor(image)[:, 1, 1], torch.tensor(color) / 127.5 - 1)
-
-
-def test_images_are_turned_upright():
-    image, exif = noise(5, 3), Image.Exif()
-    exif[0x0112] = 6  # to be shown a quarter turn clockwise
-    value = encoded(image, exif=exif)
-    expected = np.rot90(np.array(image), -1)
-    np.testing.assert_array_equal(np.array(decode_image(value)), expected)
-    np.testing.assert_array_equal(np.array(decode_image(Image.open(io.BytesIO(value["bytes"])))), expected)
-
-
-@pytest.mark.parametrize(
-    "value, reason",
-    [
-        (None, "no image"),
-        ({"bytes": None, "path": None}, "no image"),
-        ({"bytes": None, "path": "absent.png"}, "no image: there is no file absent.png"),
-        ({"bytes": b"GIF, or so they say", "path": None}, "image can't be decoded: no known format"),
-        ({"bytes": encoded(noise(40, 40))["bytes"][:2000], "path": None}, "image can't be decoded: .*truncated"),
-        (encoded(noise(20, 16)), "image too small: it is 20x16 pixels, the shorter side must be at least 17"),
-    ],
-)
-def test_unusable_images_say_why(value, reason):
-    with pytest.raises(BadRow, match=f"^{reason}"):
-        decode_image(value, min_size=17)
-
-
-def test_bad_rows_are_counted_once_up_to_the_limit(caplog):
-    bad = BadRows(limit=3)
-    bad.add(4, "image too small: 3x3")
-    bad.add(4, "image too small: 3x3")
-    bad.add(4, "no image", split="test")
-    bad.add(7, "image too small: 5x3")
-    assert [record.message for record in caplog.records] == [
-        "Can't use row 4: image too small: 3x3.",
-        "Can't use row 4 of test: no image.",
-        "Can't use row 7: image too small: 5x3.",
-    ]
-    assert bad.report() == {"image too small": 2, "no image": 1} and len(bad) == 3
-
-    resumed = BadRows(limit=3)
-    resumed.load_state_dict(json.loads(json.dumps(bad.state_dict())))
-    assert resumed.report() == bad.report()
-    resumed.add(7, "image too small: 5x3")
-    with pytest.raises(
-        ValueError, match="4 row.s. can't be used, more than max_bad_rows .3. allows; the last: row 8: no"
-    ):
-        resumed.add(8, "no caption")
-
-
 # What each kind of input holds: images of different sizes, a caption and a class each.
 COUNT = 6
 CAPTIONS = [f"image {i}" for i in range(COUNT)]
 LABELS = [i // 3 for i in range(COUNT)]
 
 
-def picture(i):
+def image(i):
     return noise(20 + i, 18, seed=i)
 
 
@@ -231,11 +50,11 @@ def inputs(tmp_path_factory):
         (root / kind).mkdir(parents=True)
     for i in range(COUNT):
         for folder in (("classes/cat", "classes/dog")[LABELS[i]], "flat", "metadata"):
-            picture(i).save(root / folder / f"{i}.png")
+            image(i).save(root / folder / f"{i}.png")
         tar = root / "tars" / f"part-{LABELS[i]:03d}.tar"
         with tarfile.open(tar, "a") as file:
             for extension, content in (
-                ("png", encoded(picture(i))["bytes"]),
+                ("png", encoded(image(i))["bytes"]),
                 ("txt", CAPTIONS[i].encode()),
                 ("cls", str(LABELS[i]).encode()),
             ):
@@ -250,7 +69,7 @@ def inputs(tmp_path_factory):
         image=datasets.Image(), caption=datasets.Value("string"), label=datasets.ClassLabel(names=["cat", "dog"])
     )
     rows = datasets.Dataset.from_dict(
-        {"image": [picture(i) for i in range(COUNT)], "caption": CAPTIONS, "label": LABELS}, features
+        {"image": [image(i) for i in range(COUNT)], "caption": CAPTIONS, "label": LABELS}, features
     )
     for kind in ("broken", "empty", "mixed", "labels"):
         (root / kind).mkdir()
@@ -291,7 +110,7 @@ def test_all_kinds_of_input_give_the_same_images(inputs, dataset, settings, capt
     found = list(rows)
     assert len(found) == COUNT
     for i, row in enumerate(found):
-        np.testing.assert_array_equal(np.array(decode_image(row[data.image_column])), np.array(picture(i)))
+        np.testing.assert_array_equal(np.array(decode_image(row[data.image_column])), np.array(image(i)))
         assert caption_column is None or row[caption_column] == CAPTIONS[i]
         assert data.label_column is None or row[data.label_column] == LABELS[i]
     assert data.label_names(rows) == names
