@@ -75,7 +75,7 @@ def check_prompt_cleaning(value: str) -> None:
         raise ValueError(f"`prompt_cleaning` is {value!r}; expected {expected}.")
 
 
-@lru_cache(maxsize=4096)  # a caption is looked at before it is tokenized
+@lru_cache(maxsize=4096)  # a caption is checked before it is tokenized
 def clean_prompt(prompt: str, cleaning: PromptCleaning) -> str:
     """Clean a prompt as its checkpoint expects it.
 
@@ -147,19 +147,21 @@ def tokenize_prompts(
 
 
 class PromptLoss(NamedTuple):
-    """What a checkpoint does not read of a prompt: all of it, or its end; and a sentence that says so."""
+    """What a checkpoint does not read of a prompt: all of it, or its end. The sentence says so."""
 
     is_total: bool
     sentence: str
 
 
 def find_loss(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int, cleaning: str) -> PromptLoss | None:
-    """What [`tokenize_prompts`] drops of a prompt unasked; `None` if nothing, as of the empty prompt."""
-    # Not verbose: a prompt that is too long is what is looked for.
+    """What [`tokenize_prompts`] silently drops of a prompt; `None` if nothing, as with the empty prompt."""
+    # Not verbose, since too long prompts are expected here.
     tokens = tokenizer(clean_prompt(prompt, cleaning), add_special_tokens=False, verbose=False).input_ids
     known = [token for token in tokens if token != tokenizer.unk_token_id]
     if prompt and not tokenizer.decode(known, skip_special_tokens=True).strip():
-        return PromptLoss(True, "This checkpoint can read nothing of the prompt, and would draw as for an empty one.")
+        return PromptLoss(
+            True, "This checkpoint can read nothing of the prompt, and would generate as for an empty one."
+        )
     room = min(length, tokenizer.model_max_length) - tokenizer.num_special_tokens_to_add()
     if len(tokens) > room:
         end = textwrap.shorten(tokenizer.decode(tokens[room:], skip_special_tokens=True), 200, placeholder=" ...")
@@ -182,7 +184,7 @@ def encode_tokens(
     """
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     if text_encoder.config.is_encoder_decoder:
-        # The whole model, since offloading brings the weights when that is called; its decoder reads a single token.
+        # The whole model, since offloading brings the weights when it is called; its decoder reads a single token.
         states = text_encoder(**inputs, decoder_input_ids=input_ids[:, :1], use_cache=False).encoder_last_hidden_state
     else:
         states = text_encoder(**inputs).last_hidden_state

@@ -378,9 +378,7 @@ def test_wrong_settings_are_one_sentence(extract, settings, message):
 
 @pytest.mark.parametrize("column", ["title", "label"])
 def test_text_columns_hold_text(extract, folder, column):
-    with pytest.raises(
-        ValueError, match=f"text_columns has '{column}', no column with text; there are .'image', 'cap"
-    ):
+    with pytest.raises(ValueError, match=f"text_columns has '{column}', not a text column; there are .'image', 'cap"):
         extract(**text_settings(folder) | {"text_columns": [column]})
 
 

@@ -1,4 +1,4 @@
-"""Code extraction: images to code grids, once, before the generator is trained."""
+"""Code extraction: images are encoded to code grids once, before the generator is trained."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from ...arguments import check_choices
 from ...autoencoders import load_tokenizer
 from ...conditioning.cache import TextFeatures
 from ...conditioning.text import PromptCleaning, clean_prompt
-from ...data.fingerprint import Inputs, fingerprint_checkpoint, fingerprint_dataset, tokenizer_fingerprint
+from ...data.fingerprint import fingerprint_checkpoint, fingerprint_dataset, tokenizer_fingerprint
 from ...data.samples import BadRow, BadRows, decode_image
 from ...data.shards import claim_shards, shard_path
 from ...data.source import DataConfig, files_report
@@ -33,10 +33,8 @@ from ...processes import on_main_process, this_process
 
 logger = get_logger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SPLITS = ("train", "test")
 INFO = "codes.json"
-PLACES = ("tokenizer", "dataset", "text_encoder")
 ROWS_A_WRITE = 512  # rows kept in memory before they are written, and rows of a Parquet row group
 
 
@@ -46,25 +44,25 @@ class CodeExtractionConfig:
 
     `crops` says which code grids are made of an image:
 
-    - `"shifted"`: the centre crop, then `num_crops - 1` random ones, each out of an image `crop_ranges` times larger
-      (a random entry of it).
+    - `"shifted"`: the centre crop, then `num_crops - 1` random crops, each of an image that is larger by a random
+      entry of `crop_ranges`.
     - `"flip"`: the centre crop and its mirror image.
-    - `"ten_crop"`: the corners and the centre, plain and mirrored, of an image `crop_ranges` times larger: ten for
-      each entry of it. The released ImageNet recipe has `[1.1, 1.05]`.
+    - `"ten_crop"`: for each entry of `crop_ranges`, the corners and the centre of an image that is larger by it, plain
+      and mirrored. The released ImageNet recipe has `[1.1, 1.05]`.
     """
 
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the image tokenizer, or of a pipeline with one."})
     output_dir: str = field(metadata={"help": "Folder for codes.json, train-00000.parquet, ..., test-00000.parquet."})
     crops: Literal["shifted", "flip", "ten_crop"] = field(
-        default="shifted", metadata={"help": "Which grids are made of an image."}
+        default="shifted", metadata={"help": "Which crops of an image are encoded."}
     )
-    num_crops: int = field(default=1, metadata={"help": "Grids an image with shifted: 1 is the centre crop alone."})
+    num_crops: int = field(default=1, metadata={"help": "Crops of an image with shifted; 1: the centre crop alone."})
     crop_ranges: list[float] = field(
-        default_factory=lambda: [1.1], metadata={"help": "Crops come out of images this many times larger."}
+        default_factory=lambda: [1.1], metadata={"help": "Crops are cut from images this many times larger."}
     )
     batch_size: int = field(default=64, metadata={"help": "Crops encoded at a time, on each process."})
-    rows_per_shard: int = field(default=10_000, metadata={"help": "Rows of the input that make one Parquet file."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that decode images, beside each process."})
+    rows_per_shard: int = field(default=10_000, metadata={"help": "Rows of the input for one Parquet file."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that decode images for each process."})
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "What the tokenizer runs in."})
     seed: int = field(default=0, metadata={"help": "Seed of the random crops."})
     text_encoder: str | None = field(
@@ -108,12 +106,12 @@ class CodeExtractionConfig:
 
 
 def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, dict[str, int]]:
-    """Encode the images of both splits once, to Parquet files of `rows_per_shard` rows of the input each.
+    """Encode the images of both splits to Parquet files, each for `rows_per_shard` rows of the input.
 
     A row keeps all its columns but the image (class ids keep their names) and gains the columns
 
-    - `codes`: `grids_per_image` lists of codes, line by line of the grid, int32; the test split has one, of the
-      centre crop;
+    - `codes`: `grids_per_image` lists of int32 codes, row by row of the grid; one list, of the centre crop, in the
+      test split;
     - `index`: the row's number in the split;
     - `COLUMN_states` for each of `text_columns`: see [`~llamagen_hf.conditioning.cache.decode_states`]; null where the
       text is null, or cleaning leaves nothing of it.
@@ -121,17 +119,17 @@ def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, d
     Columns of the input with these names are replaced. Rows with a broken or too small image, or without a valid
     class id in `label_column`, are left out; more than `max_bad_rows` of them stop the run.
 
-    `codes.json` records the tokenizer's fingerprint and all settings that decide the result. An interrupted run goes
-    on at its first incomplete file, if its input is still the same. Several processes share out the files, each on its
-    own device; every one of them reads a stream from end to end, though it decodes only its own part.
+    `codes.json` records the tokenizer's fingerprint and all settings that decide the result. A run that was
+    interrupted goes on with the first missing file, if its input is still the same. Several processes share the files,
+    each on its own device; each of them reads a stream from end to end, but decodes only its own part.
 
     Returns:
-        `dict`: `rows` of each split, and `bad_rows` of each kind of fault, and `files` of a folder of
-            images; in the end, `codes.json` has them too.
+        `dict`: The number of `rows` of each split, of `bad_rows` with each kind of fault, and `files` of a folder of
+        images. At the end `codes.json` has them too.
 
     Raises:
-        ValueError: If recipe and data do not fit each other, if `output_dir` has codes of other settings or other
-            input and `overwrite` is not set, or if too many rows can't be used.
+        ValueError: If recipe and data do not match, if `output_dir` has codes of other settings or other input and
+            `overwrite` is not set, or if too many rows can't be used.
     """
     return CodeExtraction(data, config).run()
 
@@ -151,20 +149,16 @@ class CodeExtraction:
             )
         self.text_features = None
         if config.text_encoder is not None:
-            self.text_features = TextFeatures(
-                config.text_encoder,
-                config.condition_length,
-                config.prompt_cleaning,
-                self.state.device,
-                DTYPES[config.text_dtype],
-            )
+            run_in = self.state.device, getattr(torch, config.text_dtype)
+            length, cleaning = config.condition_length, config.prompt_cleaning
+            self.text_features = TextFeatures(config.text_encoder, length, cleaning, *run_in)
+        # Where the input is. It is recorded, but may change between two runs.
+        self.places = {"tokenizer": config.tokenizer, "dataset": data.dataset, "text_encoder": config.text_encoder}
         self.settings = self._settings()  # before the weights are rounded
-        self.model.to(self.state.device)
-        if config.dtype == "bfloat16":
-            self.model.bfloat16()
+        self.model.to(self.state.device, getattr(torch, config.dtype))
 
     def _settings(self) -> dict:
-        """What decides the result, and so must not change within a folder."""
+        """The settings that decide the result, and so must be the same for all files of a folder."""
         of_data = ("image_size", "min_image_size", "dataset_config", "train_split", "test_split")
         of_data += ("test_fraction", "split_seed", "image_column", "label_column")
         of_config = ("crops", "num_crops", "crop_ranges", "seed", "dtype", "rows_per_shard")
@@ -182,25 +176,23 @@ class CodeExtraction:
         return settings
 
     def run(self) -> dict[str, dict[str, int]]:
+        """Extract both splits; returns the report."""
         splits = {split: self.data.load(split) for split in SPLITS}  # before anything is recorded
-        on_main_process(lambda: self.claim_folder(self.inputs(splits)))
-        for split in [split for split, rows in splits.items() if rows is not None]:
-            self.extract_split(split, splits[split])
+        on_main_process(lambda: self.claim_folder(splits))
+        for split, rows in splits.items():
+            if rows is not None:
+                self.extract_split(split, rows)
         self.state.wait_for_everyone()
         report = self.report()
         if self.state.is_main_process:
-            write_json(self.output_dir / INFO, self.places() | self.settings | report)
+            write_json(self.output_dir / INFO, self.places | self.settings | report)
         return report
 
-    def inputs(self, splits: dict[str, Dataset | IterableDataset | None]) -> Inputs:
-        """What is read, beside the tokenizer."""
-        found = fingerprint_dataset(self.data.dataset, self.output_dir, splits.values(), self.data.image_column)
-        if self.text_features is not None:
-            found["the text encoder"] = fingerprint_checkpoint(self.config.text_encoder)
-        return found
-
-    def claim_folder(self, inputs: Inputs) -> None:
+    def claim_folder(self, splits: dict[str, Dataset | IterableDataset | None]) -> None:
         """Begin the codes, or raise a `ValueError` if those in the folder were made otherwise."""
+        inputs = fingerprint_dataset(self.data.dataset, self.output_dir, splits.values(), self.data.image_column)
+        if self.text_features is not None:
+            inputs["the text encoder"] = fingerprint_checkpoint(self.config.text_encoder)
         path, before = self.output_dir / INFO, None
         if path.is_file():
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -209,15 +201,12 @@ class CodeExtraction:
                 write_json(path, before)  # from here on incomplete, but still what the shards belong to
             if before.get("text_encoder"):  # codes that do not say how prompts were cleaned are older than the choice
                 before = {"prompt_cleaning": "released"} | before
-            before = {name: value for name, value in before.items() if name not in PLACES}
+            before = {name: value for name, value in before.items() if name not in self.places}
         claim_shards(self.output_dir, INFO, before, self.settings, inputs, self.config.overwrite)
-        write_json(path, self.places() | self.settings)
-
-    def places(self) -> dict[str, str | None]:
-        """Where the input is. It is recorded, but may change between two runs."""
-        return dict(zip(PLACES, (self.config.tokenizer, self.data.dataset, self.config.text_encoder), strict=True))
+        write_json(path, self.places | self.settings)
 
     def report(self) -> dict[str, dict[str, int]]:
+        """The numbers of rows in the files of all processes."""
         counts = dict.fromkeys(SPLITS, 0)
         for split in SPLITS:
             for path in sorted(self.output_dir.glob(f"{split}-*.parquet")):
@@ -226,18 +215,18 @@ class CodeExtraction:
         return {"rows": counts, "bad_rows": self.bad_rows.report()} | files_report(self.data.dataset)
 
     def count_bad_rows(self, split: str, path: Path) -> None:
-        """Count the rows that a complete file leaves out."""
+        """Count the rows that were left out of a file."""
         for index, reason in json.loads(pq.read_metadata(path).metadata[b"bad_rows"]):
             self.bad_rows.add(index, reason, split)
 
     def extract_split(self, split: str, rows: Dataset | IterableDataset) -> None:
-        """Write this process's files of a split, but for those that are complete."""
+        """Write the files of a split that are missing and this process's."""
         added = Features(codes=List(List(Value("int32"))), index=Value("int64"))
         for column in self.config.text_columns:
             if rows.features.get(column) not in (Value("string"), Value("large_string")):
-                raise ValueError(f"text_columns has {column!r}, no column with text; there are {list(rows.features)}.")
+                raise ValueError(f"text_columns has {column!r}, not a text column; there are {list(rows.features)}.")
             added[f"{column}_states"] = Value("binary")
-        # `__url__` is where WebDataset's tar file lies on this machine.
+        # `__url__` is the path of WebDataset's tar file on this machine.
         left_out = (self.data.image_column, "__url__")
         kept = Features({name: feature for name, feature in rows.features.items() if name not in left_out})
         names = self.data.label_names(rows)
@@ -252,7 +241,7 @@ class CodeExtraction:
                 self.write_part(path, part, Features(kept | added).arrow_schema)
 
     def parts(self, rows: Dataset | IterableDataset, kept: Features) -> Iterator[tuple[Sequence, pa.Table]]:
-        """The images and the `kept` columns of `rows_per_shard` rows after the other."""
+        """The images and the `kept` columns, `rows_per_shard` rows at a time."""
         image_column, size = self.data.image_column, self.config.rows_per_shard
         if isinstance(rows, Dataset):
             for start in range(0, len(rows), size):
@@ -267,7 +256,7 @@ class CodeExtraction:
             yield [row[image_column] for row in part], pa.Table.from_pydict(columns, schema=kept.arrow_schema)
 
     def write_part(self, path: Path, part: "ImageCrops", schema: pa.Schema) -> None:
-        """Encode rows to one file, which appears only once it is whole."""
+        """Encode rows to one file, whole or not at all."""
         loader = DataLoader(
             part,
             batch_size=max(1, self.config.batch_size // self.config.grids_per_image),
@@ -292,7 +281,7 @@ class CodeExtraction:
 
     @torch.no_grad()
     def encode(self, part: "ImageCrops", positions: list[int], crops: torch.Tensor, schema: pa.Schema) -> pa.Table:
-        """Rows as they are stored: some `positions` of `part`, with their `crops` as codes."""
+        """The rows at `positions` of `part` as they are stored, with their `crops` encoded."""
         codes = self.model.encode(crops.to(self.model.device, self.model.dtype)).codes
         codes = codes.view(len(positions), -1, codes.shape[1] * codes.shape[2]).int().cpu().numpy()
         columns = {name: part.columns[name].take(positions) for name in part.columns.column_names}
@@ -306,7 +295,7 @@ class CodeExtraction:
         return pa.Table.from_pydict(columns, schema=schema)
 
     def readable(self, texts: list[str | None]) -> list[str | None]:
-        """The texts, but `None` for those that are lost to cleaning."""
+        """The texts, with `None` for those of which cleaning leaves nothing."""
         cleaning = self.config.prompt_cleaning
         kept = [text if not text or clean_prompt(text, cleaning) else None for text in texts]
         if lost := kept.count(None) - texts.count(None):
@@ -318,7 +307,7 @@ class CodeExtraction:
 class ImageCrops(TorchDataset):
     """Consecutive rows of a split, from number `first` on: their images as crops, decoded on access.
 
-    What is drawn for a row depends on seed, split and number alone, not on the process or on where a run went on.
+    The random crops of a row depend on seed, split and number only, not on the process or on where a run went on.
     """
 
     images: Sequence
@@ -349,7 +338,7 @@ class ImageCrops(TorchDataset):
 
 
 def stack_crops(items: list[tuple]) -> tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]:
-    """Positions of the usable rows, all their crops in a row, and the faults of the other rows."""
+    """Positions of the usable rows, all their crops as one batch, and the faults of the other rows."""
     faults = [(position, crops) for position, crops in items if isinstance(crops, str)]
     usable = [(position, crops) for position, crops in items if not isinstance(crops, str)]
     positions = [position for position, _ in usable]
