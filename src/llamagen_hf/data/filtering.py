@@ -43,7 +43,8 @@ class FilterConfig(StageConfig):
         default=None, metadata={"help": "Lowest width and height to keep, in pixels; unset: any."}
     )
     target_count: int | None = field(
-        default=None, metadata={"help": "Keep only the best so many of the rows that pass (LlamaGen: 50 million)."}
+        default=None,
+        metadata={"help": "Of the rows that pass, keep only this many, the best (LlamaGen: 50 million)."},
     )
     rank_by: str | None = field(
         default=None, metadata={"help": "Column that says which rows are best, high is good; unset: aesthetic_column."}
@@ -137,9 +138,13 @@ def _filter_rows(config: FilterConfig) -> dict:
 def find_cutoff(batches: Iterable[np.ndarray], count: int) -> dict[str, float] | None:
     """The `count`-th highest of many finite scores, exactly, without holding more than about `1.5 * count` of them.
 
+    Args:
+        batches (`Iterable[np.ndarray]`): The scores.
+        count (`int`): How many to keep.
+
     Returns:
-        `dict`: That `score`, and how many `ties` with it are among the best `count`; `None` if there are no more
-        than `count` scores.
+        `dict`: That `score`, and how many `ties` with it are among the best `count`; `None` if there are at most
+        `count` scores.
     """
     best = np.empty(count + max(count // 2, SPARE_SCORES))
     size, total, floor = 0, 0, -np.inf
@@ -159,7 +164,7 @@ def find_cutoff(batches: Iterable[np.ndarray], count: int) -> dict[str, float] |
 
 
 def _keep_highest(scores: np.ndarray, count: int) -> tuple[int, float]:
-    """Move the `count` highest to the front; their number and the lowest of them."""
+    """Move the `count` highest scores to the front; returns their number and the lowest of them."""
     scores.partition(len(scores) - count)
     scores[:count] = scores[len(scores) - count :]
     return count, scores[0]

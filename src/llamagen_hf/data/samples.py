@@ -164,12 +164,10 @@ def write_caption(row: dict, templates: dict[str, float], rng: random.Random) ->
     if not usable:
         raise BadRow("no caption")
     (template,) = rng.choices(list(usable), weights=list(usable.values()))
-    values = {}
-    for name in template_columns(template):
-        value = row[name]
+    values = {name: row[name] for name in template_columns(template)}
+    for name, value in values.items():
         if isinstance(value, list):
-            value = " ".join(rng.sample(value, rng.randint(1, min(3, len(value)))))
-        values[name] = value
+            values[name] = " ".join(rng.sample(value, rng.randint(1, min(3, len(value)))))
     return template.format(**values)
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
 
-# Arguments that say how to fetch an adapter.
+# Arguments of a download from the Hub.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
@@ -28,14 +28,14 @@ def lora_config(rank: int, alpha: int | None = None):
 class LoraLoaderMixin(LoraBaseMixin):
     """Loads adapters into one model of a pipeline; all else is [`~diffusers.loaders.lora_base.LoraBaseMixin`]'s.
 
-    The model is the component `_lora_loadable_modules` names: `transformer`, unless a pipeline says otherwise. It runs
-    with the adapters that PEFT has switched on. Pipelines may share it, so it keeps where they came from:
-    `lora_origins` by name, and the entries of [`loras`] within its weights, `merged_loras` by name while they can be
-    taken out, then `fused_loras`.
+    The model is the component that `_lora_loadable_modules` names: `transformer`, unless a pipeline says otherwise. It
+    runs with the adapters that PEFT has switched on. Since pipelines may share a model, the origins of its adapters
+    are kept with it: `lora_origins` by name, and the entries of [`loras`] for the adapters in its weights, which are
+    `merged_loras` by name while they can be taken out, then `fused_loras`.
     """
 
     _lora_loadable_modules = ["transformer"]
-    is_compiled = False  # whether something is compiled with the adapters that it has; pipelines that compile say so
+    is_compiled = False  # whether the model is compiled with its adapters; pipelines that can compile override it
 
     @property
     def _adapted(self):
@@ -44,7 +44,7 @@ class LoraLoaderMixin(LoraBaseMixin):
 
     @property
     def loras(self) -> list[dict]:
-        """The adapters that the pipeline generates with, so that an image can say so.
+        """The adapters that the pipeline generates with, for the parameters of its images.
 
         Each has `path` and, where they apply, `revision` (a commit of the Hub), `name`, `weight` and `fused`. A weight
         that differs between layers is given by layer.
@@ -98,7 +98,7 @@ class LoraLoaderMixin(LoraBaseMixin):
                 folder = Path(snapshot_download(path, allow_patterns="adapter_*", **options))
             except (OSError, HFValidationError) as error:
                 raise ValueError(f"There is no adapter {path!r}, as a folder or on the Hub.") from error
-            origin["revision"] = folder.name  # so that weights that are changed later are not taken for these
+            origin["revision"] = folder.name  # the commit, since the repository may change later
         if not (folder / "adapter_config.json").is_file():
             raise ValueError(f"{path!r} is not an adapter: it has no adapter_config.json.")
         with self._changing_adapters():
@@ -122,13 +122,13 @@ class LoraLoaderMixin(LoraBaseMixin):
         model.lora_origins = getattr(model, "lora_origins", {}) | {adapter_name: origin}
 
     def load_loras(self, loras: list[dict]) -> None:
-        """Load adapters as the parameters of an image name them, and fuse those that were fused.
+        """Load the adapters that the parameters of an image name, and fuse those that were fused.
 
         Args:
             loras (`list[dict]`): The `lora` of an output's `parameters`.
 
         Raises:
-            ValueError: If it is something else, or as for [`load_lora_weights`].
+            ValueError: If `loras` is something else, or as for [`load_lora_weights`].
         """
         if not all(isinstance(lora, dict) and isinstance(lora.get("path"), str) for lora in loras):
             raise ValueError(f"These parameters are damaged: lora is {loras!r}.")
@@ -147,8 +147,8 @@ class LoraLoaderMixin(LoraBaseMixin):
     def fuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
         """Add the active adapters to the weights, see [`~diffusers.loaders.lora_base.LoraBaseMixin.fuse_lora`].
 
-        The pipeline then saves like any other. [`unfuse_lora`] takes them out again, [`unload_lora_weights`] makes it
-        final, with which it also compiles like any other.
+        The pipeline then saves like one without adapters. [`unfuse_lora`] takes the adapters out again;
+        [`unload_lora_weights`] leaves them in for good, after which the pipeline also compiles like any other.
 
         Raises:
             ValueError: If there is no adapter.
@@ -162,19 +162,19 @@ class LoraLoaderMixin(LoraBaseMixin):
             self._check_not_fused("before fusing with another lora_scale")
         with self._changing_adapters():
             super().fuse_lora(components or self._lora_loadable_modules, **kwargs)
-        # Beside the weights they round otherwise, and weights that are set later change nothing.
+        # Recorded as fused, since beside the weights they would round differently and could be weighted anew.
         new = [name for name in first.merged_adapters if name not in before]
         fused = [describe_adapter(self._adapted, layers, name) | {"fused": True} for name in new]
         recorded = getattr(self._adapted, "merged_loras", {})
         self._adapted.merged_loras = recorded | dict(zip(new, fused, strict=True))
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs) -> None:
-        """Take the adapters that are loaded out of the weights again."""
+        """Take the loaded adapters out of the weights again."""
         with self._changing_adapters():
             super().unfuse_lora(components or self._lora_loadable_modules, **kwargs)
 
     def unload_lora_weights(self) -> None:
-        """Remove all adapters; those that are fused stay within the weights."""
+        """Remove all adapters; fused adapters stay in the weights."""
         for first in list(adapter_layers(self._adapted).values())[:1]:
             final = getattr(self._adapted, "fused_loras", [])
             self._adapted.fused_loras = final + self._merged_loras(first)
@@ -203,7 +203,7 @@ class LoraLoaderMixin(LoraBaseMixin):
     def set_adapters(self, *args, **kwargs) -> None:
         """Choose the adapters to switch on, see [`~diffusers.loaders.lora_base.LoraBaseMixin.set_adapters`]."""
         self._check_not_compiled()
-        self._check_not_fused("before choosing others")  # they are taken out again by the weights that are set then
+        self._check_not_fused("before choosing others")  # unfusing would subtract the new adapters
         super().set_adapters(*args, **kwargs)
 
     def enable_lora(self) -> None:
@@ -222,7 +222,7 @@ class LoraLoaderMixin(LoraBaseMixin):
 
     def _check_not_compiled(self) -> None:
         if self.is_compiled:
-            raise ValueError("The step is compiled with the weights it has: change adapters before compile_step.")
+            raise ValueError("The step is compiled with its present weights: change adapters before compile_step.")
 
     @contextmanager
     def _changing_adapters(self) -> Iterator[None]:
@@ -286,13 +286,13 @@ def remove_adapters(model, names: list[str]) -> None:
     if hasattr(model, "peft_config"):
         del model.peft_config
     model._hf_peft_config_loaded = False
-    # transformers' own loading leaves an adapter's renamings here, by which saving would rename all weights.
+    # transformers' own loading of adapters leaves renamings here, which would rename all weights when they are saved.
     model.__dict__.pop("_weight_conversions", None)
 
 
 @contextmanager
 def adapters_lifted(model, layers: dict) -> Iterator[None]:
-    """The weights under their own names, as if PEFT's layers were not around them."""
+    """Take PEFT's layers off for the moment, so that the weights have their own names."""
     if not layers:
         yield
         return

@@ -74,7 +74,8 @@ class CodeExtractionConfig:
     text_dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "What it runs in."})
     condition_length: int = field(default=120, metadata={"help": "Positions of a prompt; longer ones are cut."})
     prompt_cleaning: PromptCleaning = field(
-        default="unicode", metadata={"help": "How prompts are cleaned; released: as for converted checkpoints."}
+        default="unicode",
+        metadata={"help": "How prompts are cleaned: unicode, or released as for converted checkpoints."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Start over: remove the codes in output_dir first."})
 
