@@ -82,6 +82,7 @@ PAGES = {
             "data.source.DataConfig",
             "llamagen.training.extraction.CodeExtractionConfig",
             "llamagen.training.extraction.extract_codes",
+            "data.shards.StageConfig",
             "data.filtering.FilterConfig",
             "data.filtering.filter_rows",
             "data.scoring.ScoreConfig",

@@ -27,7 +27,10 @@ SPARE_SCORES = 65_536
 
 @dataclass
 class FilterConfig(StageConfig):
-    """One run of [`filter_rows`]: the recipe's section `filter`. Column names are those of LAION's tables."""
+    """One run of [`filter_rows`]: the recipe's section `filter`, beside the settings of [`StageConfig`].
+
+    The columns have the names of LAION's tables.
+    """
 
     valid_url: bool = field(default=True, metadata={"help": "Keep http(s) URLs with a host; nothing is requested."})
     min_aesthetic: float | None = field(

@@ -17,7 +17,7 @@ from .shards import StageConfig, add_columns, decode_batches, fingerprint_inputs
 
 @dataclass
 class RecaptionConfig(StageConfig):
-    """One run of [`recaption`]: the recipe's section `recaption`."""
+    """One run of [`recaption`]: the recipe's section `recaption`, beside the settings of [`StageConfig`]."""
 
     model: str = field(
         default="llava-hf/llava-1.5-7b-hf",

@@ -25,7 +25,7 @@ AESTHETIC_LAYERS = ([""], ["layers.0.", "layers.2.", "layers.4.", "layers.6.", "
 
 @dataclass
 class ScoreConfig(StageConfig):
-    """One run of [`score`]: the recipe's section `score`."""
+    """One run of [`score`]: the recipe's section `score`, beside the settings of [`StageConfig`]."""
 
     scores: list[str] = field(
         default_factory=lambda: ["similarity", "aesthetic"], metadata={"help": "What to fill: similarity, aesthetic."}

@@ -38,7 +38,7 @@ FREE_SETTINGS = ("output_dir", "batch_size", "device_map", "overwrite", "dataset
 
 @dataclass
 class StageConfig:
-    """The settings that all stages of the preparation have."""
+    """The settings that all stages of the preparation have: `filter`, `score` and `recaption`."""
 
     dataset: str = field(metadata={"help": "Hub id, folder, or file pattern such as 'rows/*.parquet'."})
     output_dir: str = field(metadata={"help": "Folder for the resulting rows, as Parquet shards."})

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -132,6 +133,7 @@ class CodeSamples:
         return {"codes": codes, "caption": caption}
 
 
+@dataclass
 class CodeCollator:
     """Samples to a batch of tensors, named as generator training takes them.
 
@@ -143,12 +145,9 @@ class CodeCollator:
         condition_dim (`int`, *optional*): Their width.
     """
 
-    def __init__(
-        self, tokenize: Callable | None = None, condition_length: int | None = None, condition_dim: int | None = None
-    ):
-        self.tokenize = tokenize
-        self.condition_length = condition_length
-        self.condition_dim = condition_dim
+    tokenize: Callable | None = None
+    condition_length: int | None = None
+    condition_dim: int | None = None
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         batch = {"codes": torch.tensor([sample["codes"] for sample in samples])}
