@@ -1,4 +1,4 @@
-"""Files: names for them, and writing them whole or not at all."""
+"""Files that are written whole or not at all, and their names."""
 
 import json
 import os
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-MAX_BYTES = 100  # of the 255 of a file name, since numbers, suffixes and temporary names are added
-# Windows reserves these names for devices, with any suffix.
+MAX_BYTES = 100  # of the 255 that a name may have, for numbers, endings and temporary names come on top
+# Windows keeps these for devices, whatever their ending.
 RESERVED = re.compile(r"con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]")
 
 
 def file_stem(text: str) -> str:
-    """A file name without suffix from the words of a text, in lower case and with hyphens between them.
+    """The words of a text as the beginning of a file name: lower case, with hyphens between them.
 
-    Symbols such as emoji become their Unicode names. It is `"image"` if the text has no words.
+    Symbols such as emoji go by their Unicode names. It is `"image"` if there is nothing to name it by.
     """
     text = unicodedata.normalize("NFC", text)
     text = "".join(f" {unicodedata.name(c, '')} " if unicodedata.category(c) == "So" else c for c in text)
@@ -27,12 +27,12 @@ def file_stem(text: str) -> str:
 
 
 def free_path(stem: str, suffix: str, numbers: Iterable[str] = ("",)) -> Path:
-    """The first of `stem`, `stem-2`, `stem-3`, ... in the working directory that does not replace a file.
+    """The first of `stem`, `stem-2`, `stem-3`, ... in the working directory that replaces no file.
 
     Args:
-        stem (`str`): The name without suffix.
-        suffix (`str`): Its suffix, such as ".png".
-        numbers (`Iterable[str]`, *optional*): What the caller adds to the stem for each of several files.
+        stem (`str`): Beginning of the name.
+        suffix (`str`): Its ending, such as ".png".
+        numbers (`Iterable[str]`, *optional*): What will be added to the stem, for each of several files.
     """
     numbers, count, path = list(numbers), 1, Path(stem + suffix)
     while any(path.with_stem(path.stem + number).exists() for number in numbers):
@@ -43,13 +43,13 @@ def free_path(stem: str, suffix: str, numbers: Iterable[str] = ("",)) -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file whole or not at all: the body writes to a temporary path, which replaces the file at the end.
+    """Write a file whole or not at all: what is written to the path that is given takes its place at the end.
 
     Args:
         path (`str` or `os.PathLike`): The file, replaced if it exists.
 
     Yields:
-        `Path`: A hidden file in the same folder that is this process's own. It is removed if there is an error.
+        `Path`: A hidden name of this process's own in the same folder; it is removed if there is an error.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -67,13 +67,10 @@ def write_json(path: str | Path, value, indent: int | None = 2) -> None:
 
 
 def replace_result(folder: Path, last: str, save: Callable[[Path], None]) -> None:
-    """Let `save` write a result to a temporary folder, then move its files and folders into `folder` one by one.
+    """Let `save` write a result to a temporary folder, then move it into `folder` piece by piece.
 
-    Args:
-        folder (`Path`): Where the result goes.
-        last (`str`): Name of the file that loading looks for first. It is removed before and moved after all others,
-            so that an incomplete result is never taken for a complete one.
-        save (`Callable[[Path], None]`): Writes the result to the folder that it is given.
+    The piece named `last` is what loading looks for first; it goes away before and arrives after all others, so that
+    half a result is never taken for a whole one.
     """
     partial = folder / "partial-result"
     shutil.rmtree(partial, ignore_errors=True)

@@ -40,7 +40,7 @@ def test_a_killed_stage_equals_an_uninterrupted_one(images, models_folder, tmp_p
     before = shards(tmp_path)
     kept = (tmp_path / "train-00000.parquet").stat().st_mtime_ns
     (tmp_path / "train-00001.parquet").rename(tmp_path / ".train-00001.parquet.partial")
-    (tmp_path / "train-00002.parquet").rename(tmp_path / ".train-00002.parquet.123.partial")
+    (tmp_path / "train-00002.parquet").rename(tmp_path / ".train-00002.parquet.1a2b.partial")
     assert stage(config) == report
     assert not list(tmp_path.glob("*.partial"))
     assert shards(tmp_path) == before

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 RECORD = ".prepare.json"  # hidden, so that load_dataset skips it
 COUNTS = b"llamagen_hf"
 SHARD = re.compile(r"(train|test)-\d{5,}\.parquet")
-PARTIAL = re.compile(rf"\.?{SHARD.pattern}(\.\d+)?\.partial")
+PARTIAL = re.compile(rf"\.?{SHARD.pattern}(\.\w+)?\.partial")
 ROW_GROUP_SIZE = 100  # rows with images are large, and a reader holds a row group at a time
 # Settings that may change between two runs. What is read is compared by its content.
 FREE_SETTINGS = ("output_dir", "batch_size", "device_map", "overwrite", "dataset", "model", "aesthetic_head")

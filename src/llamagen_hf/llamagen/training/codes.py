@@ -1,10 +1,9 @@
-"""Code grids with their conditions: the generator's training data."""
+"""Code grids with their conditions: what the generator learns from."""
 
 import json
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,20 +16,20 @@ from ...data.samples import BadRow, template_columns, write_caption
 
 
 def find_codes(source: str) -> Path:
-    """The folder of codes; codes that were published as a dataset are downloaded by their Hub id."""
+    """The folder of codes; those that were published as a dataset are fetched by their Hub id."""
     if Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         return Path(source)
     try:
         return Path(snapshot_download(source, repo_type="dataset"))
-    except OSError:  # most likely a folder that does not exist
+    except OSError:  # a folder that is not there, most likely
         return Path(source)
 
 
 def read_codes_info(folder: str) -> dict:
-    """The record of [`~llamagen_hf.llamagen.training.extraction.extract_codes`] about its run: tokenizer, grid, crops.
+    """What [`~llamagen_hf.llamagen.training.extraction.extract_codes`] recorded about its run: tokenizer, grid, crops.
 
     Raises:
-        ValueError: If there is no such record.
+        ValueError: If it did not run.
     """
     path = find_codes(folder) / "codes.json"
     if not path.is_file():
@@ -39,15 +38,10 @@ def read_codes_info(folder: str) -> dict:
 
 
 def load_codes(folder: str, split: str, fingerprint: str) -> Dataset | None:
-    """One split that [`~llamagen_hf.llamagen.training.extraction.extract_codes`] wrote; `None` if it has no shards.
-
-    Args:
-        folder (`str`): Folder or Hub id of the codes.
-        split (`str`): `"train"` or `"test"`.
-        fingerprint (`str`): [`~llamagen_hf.data.fingerprint.tokenizer_fingerprint`] of the tokenizer.
+    """One split that [`~llamagen_hf.llamagen.training.extraction.extract_codes`] wrote, `None` if it has no shards.
 
     Raises:
-        ValueError: If there are no codes, if they are incomplete, or if another tokenizer encoded them.
+        ValueError: If there are no codes, if they are incomplete, or if another tokenizer made them.
     """
     info = read_codes_info(folder)
     found = info["tokenizer_fingerprint"]
@@ -65,12 +59,12 @@ class CodeSamples:
     """Turns a row of codes into a sample: a code grid and a caption, a class, or stored text encoder states.
 
     Args:
-        rows (`datasets.Dataset`): The rows, for their columns and names of classes.
+        rows (`datasets.Dataset`): The rows to come, for their columns and names of classes.
         templates (`dict[str, float]`, *optional*): For text conditions, see [`write_caption`].
         label_column (`str`, *optional*): For class conditions, the column with the class ids.
         num_classes (`int`, *optional*): Class ids must be below.
         stored_states (`bool`, *optional*, defaults to `False`):
-            Take the states that `extract_codes` stored for a caption, not the caption.
+            Take the states that `extract_codes` stored of a caption, not the caption.
         prompt_cleaning (`str`, *optional*): Refuse captions of which this cleaning leaves nothing, see
             [`~llamagen_hf.conditioning.text.clean_prompt`].
         training (`bool`, *optional*, defaults to `True`): Draw a crop and a template; else take the first of both.
@@ -133,7 +127,6 @@ class CodeSamples:
         return {"codes": codes, "caption": caption}
 
 
-@dataclass
 class CodeCollator:
     """Samples to a batch of tensors, named as generator training takes them.
 
@@ -145,9 +138,12 @@ class CodeCollator:
         condition_dim (`int`, *optional*): Their width.
     """
 
-    tokenize: Callable | None = None
-    condition_length: int | None = None
-    condition_dim: int | None = None
+    def __init__(
+        self, tokenize: Callable | None = None, condition_length: int | None = None, condition_dim: int | None = None
+    ):
+        self.tokenize = tokenize
+        self.condition_length = condition_length
+        self.condition_dim = condition_dim
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         batch = {"codes": torch.tensor([sample["codes"] for sample in samples])}

@@ -304,7 +304,7 @@ class CodeExtraction:
         return kept
 
 
-@dataclass
+@dataclass(eq=False)
 class ImageCrops(TorchDataset):
     """Consecutive rows of a split, from number `first` on: their images as crops, decoded on access.
 
