@@ -86,6 +86,7 @@ PAGES = {
         "Datasets, and the steps of `llamagen prepare`. Settings are the keys of a recipe's sections.",
         [
             "data.source.DataConfig",
+            "data.shards.StageConfig",
             "data.filtering.FilterConfig",
             "data.filtering.filter_rows",
             "data.scoring.ScoreConfig",

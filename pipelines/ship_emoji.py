@@ -14,8 +14,8 @@ import torch
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenVQModel
 from llamagen_hf.conditioning.text import tokenize_prompts
 from llamagen_hf.data.fingerprint import vq_model_fingerprint
-from llamagen_hf.data.images import ImageSamples, stack_images
 from llamagen_hf.data.loader import batches_once
+from llamagen_hf.data.samples import ImageSamples, stack_images
 from llamagen_hf.data.source import DataConfig
 from llamagen_hf.images.grid import contact_sheet
 from llamagen_hf.llamagen.conversion import save_complete

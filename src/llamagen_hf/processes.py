@@ -15,23 +15,22 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 logger = get_logger(__name__)
 Result = TypeVar("Result")
 
-# All wait while one finishes its last shard, measures 50,000 images, or writes a large checkpoint.
+# The others wait while one finishes its last shard, measures 50,000 images, or writes a large checkpoint.
 LONGEST_WAIT = timedelta(days=30)
 
 
 def this_process() -> PartialState:
-    """Which process this is, of how many, and its device.
+    """The index of this process, the number of processes, and this process's device.
 
-    Every stage asks here before it makes anything of Accelerate's, since the first one to ask decides for all: left
-    to itself, Accelerate joins no processes on a machine without accelerators, and each would take itself for the
-    only one.
+    Every stage calls this before it uses Accelerate, since the first call decides for the whole process: by itself,
+    Accelerate does not join processes on a machine without accelerators, and each would think that it is alone.
 
     Raises:
-        ValueError: If the processes that were launched can't be joined.
+        ValueError: If several processes were launched and can't be joined.
     """
     is_first = not PartialState._shared_state
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)  # what it is given counts the first time only
+    state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)  # only the arguments of the first call count
     launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
     if state.num_processes < launched:
         raise ValueError(
@@ -44,16 +43,17 @@ def this_process() -> PartialState:
 
 
 def on_main_process(compute: Callable[[], Result]) -> Result:
-    """Call a function on the main process alone, while the others wait.
+    """Call a function on the main process only, while the others wait.
 
     Args:
-        compute (`Callable`): What to call.
+        compute (`Callable`): The function.
 
     Returns:
-        What it returned, on all processes.
+        Its result, on all processes.
 
     Raises:
-        ValueError: If it raised that or an `OSError`, on all processes; alone, a process raises the error itself.
+        ValueError: On all processes, if the function raises a `ValueError` or an `OSError`. A single process raises
+            the error itself.
     """
     state, result, message = this_process(), None, None
     if state.is_main_process:
@@ -70,10 +70,10 @@ def on_main_process(compute: Callable[[], Result]) -> Result:
 
 
 def leave_processes() -> None:
-    """Part from the other processes, at the end of a command.
+    """Leave the process group at the end of a command.
 
     A wrapped model that outlives its process group frees it in C++ while it holds Python's lock, and waits forever if
-    one of the group's threads wants that lock at the moment. So what is left of models goes first.
+    one of the group's threads needs that lock. So remaining models are collected first.
     """
     gc.collect()
     this_process().destroy_process_group()

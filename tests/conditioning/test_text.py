@@ -1,9 +1,11 @@
 """Prompts: how each checkpoint cleans them, and what is said of those that it can't read."""
 
 import logging
+import random
 
 import pytest
 import torch
+from diffusers import IFPipeline
 from tiny import build_text_encoder, build_transformer, build_vq_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -13,6 +15,19 @@ from llamagen_hf.conditioning.text import clean_prompt, find_loss
 
 
 CHINESE = "一个红色的苹果"
+# Words, marks and markup that the rules of the released cleaning match, and others that they just miss.
+FRAGMENTS = """
+    a the Apple RED İstanbul straße наука х × x café Ã©clair naïve 🍎 👩\u200d🏫 <person> <b>bold</b> <a href="x">link
+    </a> <br/> < > &lt;b&gt; &amp; &amp;amp;lt; &quot;quoted&quot; &quot &#65;bc &nbsp; &eacute; <!--c--> <script>s
+    </script> http://a.example/b?c=d HTTPS:x https:///y www:abc www.example.com example.co.uk/path mail@example.com
+    site.ru/ foo.organic a.com.b x.net/y-z @nick @ @a_b- 红 ㇀ ㊀ ㎏ ䷀ の カ \u3000 - -- – — ― ・ 〜 a-b-c-d-e
+    a_b_c_d_e _x_ -x x- +x x+ :x x: : , ,x x, ; ' '' ''' " "" '"x"' 'x' "x" “x” ‘x’ `x´ «x» ¨ 10.0.0.1 1234.5.6.7
+    4:30 4:300 \\n \\\\n #1 #123 #1234 #12345 #123abc 123456 12345 x123456 a.png photo.JPG .mp4 x.pdfs ..jpg . .. ...
+    .x .hidden x.y 1.5 1,5 1/2 a/b a/ ® © ™ & º ½ ~ ( ) [x] {y} | \\ \\\\ / * *** §1 ¿que? ¡hola! jc6640 jc6640vc
+    6640vc231 j2d1a2a3 a1 abcd123 abc1234567890123456 shipping free worldwide download downloads freedownload click
+    for on here clicks png pngs jpeg image images page 12 pages 3x4 3.5x4 10×20 5х6 3x %20 %41 %zz + a+b+c %F0%9F%8D%8E
+    \u200b \u00a0 \u2028 \x00 ﬁ Ａ Ⅷ ² ٣٤٥٦٧٨ ᾼ ＃ ＠ \u212a
+""".split(" ")
 
 
 def build_pipeline(cleaning: str, tokenizer=None) -> AutoregressiveImagePipeline:
@@ -28,8 +43,8 @@ def build_pipeline(cleaning: str, tokenizer=None) -> AutoregressiveImagePipeline
 def warnings(caplog, monkeypatch):
     """The package's warnings, each said once in a test as it is said once in a process."""
     logging.Logger.warning_once.cache_clear()
-    monkeypatch.setattr(logging.getLogger("llamagen_hf.llamagen.pipeline"), "propagate", True)
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "llamagen_hf.llamagen.pipeline"]
+    monkeypatch.setattr(logging.getLogger("llamagen_hf.llamagen.encoding"), "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "llamagen_hf.llamagen.encoding"]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +77,21 @@ def test_unicode_cleaning_writes_each_text_in_one_way(prompt, cleaned):
 def test_released_cleaning_is_that_of_the_released_captions():
     assert clean_prompt("A RED  apple\nhttps://example.com/apple", "released") == "a red apple"
     assert clean_prompt(CHINESE, "released") == ""
+
+
+@pytest.mark.filterwarnings("ignore::bs4.MarkupResemblesLocatorWarning")
+def test_released_cleaning_equals_that_of_diffusers():
+    rng, captions = random.Random(0), [*FRAGMENTS, "".join(FRAGMENTS), " ".join(FRAGMENTS)]
+    for separators in ([" "], ["", " "], ["", " ", "-", "_", ". ", ": ", "\n", "\t ", "/", "&", "'"]):
+        for _ in range(300):
+            parts = rng.choices(FRAGMENTS, k=rng.randint(2, 12))
+            captions.append("".join(part + rng.choice(separators) for part in parts))
+    cleaned = set()
+    for caption in captions:
+        expected = IFPipeline._clean_caption(IFPipeline, IFPipeline._clean_caption(IFPipeline, caption))
+        assert clean_prompt(caption, "released") == expected, repr(caption)
+        cleaned.add(expected)
+    assert len(cleaned) > 600
 
 
 def test_cleaning_is_saved_with_the_checkpoint(tmp_path):

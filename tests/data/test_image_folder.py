@@ -14,11 +14,11 @@ from PIL import Image, features
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from llamagen_hf.data.image_folder import read_image_folder  # noqa: E402
-from llamagen_hf.data.images import decode_image  # noqa: E402
+from llamagen_hf.data.samples import decode_image  # noqa: E402
 from llamagen_hf.data.shards import open_rows  # noqa: E402
-from llamagen_hf.data.source import DataConfig, open_dataset  # noqa: E402
+from llamagen_hf.data.source import DataConfig, files_report, open_dataset  # noqa: E402
 from llamagen_hf.evaluation.images import open_images  # noqa: E402
-from llamagen_hf.images.files import find_files  # noqa: E402
+from llamagen_hf.images.reading import find_files  # noqa: E402
 
 
 AVIF = "e.avif" if features.check("avif") else "e.bmp"
@@ -196,7 +196,7 @@ def test_what_is_hidden_is_no_image_for_anyone(tmp_path, caplog):
     images = open_images(tmp_path)
     assert len(list(images)) == 2
     assert images.left_out == {"hidden": 9, "no image (.db)": 1, "no image (.ini)": 1}
-    assert DataConfig(str(tmp_path)).files_report() == {
+    assert files_report(str(tmp_path)) == {
         "files": {"images": 2, "used": 2, "left_out": {"hidden": 9, "no image (.db)": 1, "no image (.ini)": 1}}
     }
 
@@ -219,7 +219,7 @@ def test_text_files_beside_the_images_are_captions(tmp_path, streaming, caplog):
 def test_captions_that_are_no_text_are_one_sentence(tmp_path):
     write(tmp_path, "a.png")
     (tmp_path / "a.txt").write_bytes("größe".encode("latin-1"))
-    with pytest.raises(ValueError, match="can't be read: the caption 'a.txt' is no text in UTF-8 that can be read.$"):
+    with pytest.raises(ValueError, match="can't be read: the caption 'a.txt' can't be read as UTF-8 text.$"):
         load(tmp_path)
 
 
@@ -228,8 +228,8 @@ def test_metadata_say_which_images_are_rows(tmp_path, caplog):
     metadata(folder, *({"file_name": name, "caption": name} for name in ("3.png", "absent.png", "sub/4.png")))
     rows = load(folder)
     assert [row["caption"] for row in rows] == ["3.png", "absent.png", "sub/4.png"]
-    assert "1 row(s) of the metadata name images that are not there" in caplog.text
-    assert "2 of 4 images are not named in the metadata, and so are no rows" in caplog.text
+    assert "1 row(s) of the metadata name images that do not exist" in caplog.text
+    assert "2 of 4 images are not named in the metadata, so they are not rows" in caplog.text
     report = {"images": 4, "used": 2, "left_out": {"no image (.txt)": 1, "image not named in the metadata": 2}}
     assert read_image_folder(folder).report == report
 
@@ -251,7 +251,7 @@ def test_each_split_has_its_metadata(tmp_path):
 def test_a_class_that_lies_deeper_is_said(tmp_path, caplog):
     write(tmp_path, "a/1.png", "b/2.png", "3.png")
     assert list(load(tmp_path).features) == ["image"]
-    assert "Folders are not taken as classes, for 'a/1.png' lies deeper in them than '3.png'" in caplog.text
+    assert "Folders are not taken as classes: 'a/1.png' lies deeper than '3.png'" in caplog.text
 
 
 @pytest.mark.parametrize("streaming", [False, True])

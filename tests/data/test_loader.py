@@ -9,8 +9,8 @@ import pytest
 
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
-from llamagen_hf.data.bad_rows import BadRow, BadRows  # noqa: E402
 from llamagen_hf.data.loader import StepLoader, StepSampler, batches_once  # noqa: E402
+from llamagen_hf.data.samples import BadRow, BadRows  # noqa: E402
 
 
 ROWS = 23

@@ -205,9 +205,9 @@ def test_uploads_that_are_no_images_are_refused_in_words(client, tmp_path):
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
     for name, content, message in [
         ("cut.png", whole[: len(whole) // 2], "it is damaged .image file is truncated"),
-        ("text.png", b"no image at all", "no image that can be read"),
-        ("empty.png", b"", "no image that can be read"),
-        ("drawing.svg", svg, "no image that can be read"),
+        ("text.png", b"no image at all", "not in a known format"),
+        ("empty.png", b"", "not in a known format"),
+        ("drawing.svg", svg, "not in a known format"),
         ("huge.png", save(Image.new("1", (9000, 8000)), "PNG"), "72 megapixels, at most 64"),
         ("bomb.png", save(Image.new("1", (20000, 20000)), "PNG"), "at most 64 megapixels"),
     ]:

@@ -249,3 +249,13 @@ def test_real_images_are_nearer_than_noise():
     noise = compute_statistics(open_images(random_images(30)), Thumbnails(), progress=False)
     near, far = evaluate_generation(one, other), evaluate_generation(one, noise)
     assert near["fid"] < far["fid"] and near["kid"] < far["kid"] and near["recall"] > far["recall"]
+
+
+def test_open_images_of_other_shapes_and_palettes_are_others():
+    array = np.arange(2 * 4 * 8 * 3, dtype=np.uint8).reshape(2, 4, 8, 3)
+    assert open_images(array).fingerprint() != open_images(array.reshape(2, 8, 4, 3)).fingerprint()
+    pictures = [Image.new("P", (4, 2)), Image.new("P", (4, 2)), Image.new("P", (2, 4))]
+    pictures[0].putpalette([0, 0, 0])
+    pictures[1].putpalette([255, 0, 0])
+    pictures[2].putpalette([0, 0, 0])
+    assert len({open_images([image]).fingerprint() for image in pictures}) == 3

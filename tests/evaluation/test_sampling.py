@@ -183,3 +183,29 @@ def test_three_processes_write_what_one_writes(tmp_path):
     one, three = contents(tmp_path / "1"), contents(tmp_path / "3")
     assert len(one) == 11 and one == three
     assert json.loads((tmp_path / "3" / "sampling.json").read_text())["count"] == 11
+
+
+def test_images_of_other_weights_are_refused_or_drawn_anew(tmp_path):
+    pipe = build_class_pipeline()
+
+    def drawn(folder, **kwargs):
+        draw(pipe, tmp_path / folder, count=4, batch_size=2, **kwargs)
+        return contents(tmp_path / folder)
+
+    first = drawn("out")
+    pipe.transformer.lm_head.weight.data.neg_()
+    with pytest.raises(ValueError, match="other input: the weights of transformer changed.*--overwrite"):
+        drawn("out")
+    second = drawn("out", overwrite=True)
+    assert second != first and second == drawn("out") == drawn("fresh")
+    (tmp_path / "out" / ".inputs.json").unlink()
+    with pytest.raises(ValueError, match="does not say what it was made from"):
+        drawn("out")
+    drawn("out", overwrite=True, seed=4)
+
+
+def test_what_is_no_evaluation_is_never_removed(tmp_path):
+    (tmp_path / "000000.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="is not empty and holds no images that were drawn"):
+        draw(build_class_pipeline(), tmp_path, overwrite=True)
+    assert (tmp_path / "000000.png").read_bytes() == b"mine"

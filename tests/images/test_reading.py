@@ -18,8 +18,8 @@ from llamagen_hf.images.transforms import to_tensor
 
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
-from llamagen_hf.data.images import ImageSamples  # noqa: E402
-from llamagen_hf.data.recaptioning import image_batches  # noqa: E402
+from llamagen_hf.data.samples import ImageSamples  # noqa: E402
+from llamagen_hf.data.shards import decode_batches  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
 from llamagen_hf.evaluation.images import open_images  # noqa: E402
 
@@ -172,7 +172,7 @@ def test_every_entry_gives_the_same_pixels(folder, class_pipe):
     for rows in (cells, paths):
         samples = [make({"image": row}, random.Random(0))["images"] for row in rows]
         assert torch.equal(torch.stack(samples), torch.stack([to_tensor(image) for image in expected]))
-        (batch,) = image_batches(rows, range(len(NAMES)), 1000)
+        (batch,) = decode_batches(rows, range(len(NAMES)), 1000)
         assert batch[0] == list(range(len(NAMES)))
         assert all(np.array_equal(image, value) for image, value in zip(batch[1], pixels, strict=True))
 

@@ -310,7 +310,7 @@ def test_components_that_do_not_belong_together():
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
-    with pytest.raises(OSError, match="is no checkpoint: it has no model_index.json."):
+    with pytest.raises(OSError, match="is not a checkpoint: it has no model_index.json."):
         AutoregressiveImagePipeline.from_pretrained(tmp_path)
     with pytest.raises(OSError, match="There is no folder"):
         AutoregressiveImagePipeline.from_pretrained(str(tmp_path / "absent"))

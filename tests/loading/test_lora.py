@@ -4,11 +4,13 @@ import logging
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tiny import build_class_pipeline, build_text_pipeline, build_transformer, generators
 
 from llamagen_hf import AutoregressiveImagePipeline
-from llamagen_hf.loading.lora import lora_config
+from llamagen_hf.loading.lora import LoraLoaderMixin, lora_config
+from llamagen_hf.loading.offloading import OffloadingMixin
 
 
 pytest.importorskip("peft", reason="the lora extra is not installed")
@@ -218,7 +220,7 @@ def test_one_that_does_not_fit_leaves_nothing_behind(folder, pipe, tmp_path):
     for path in cases:
         for one in (pipe, build_class_pipeline()):
             keys = one.transformer.state_dict().keys()
-            with pytest.raises(ValueError, match="does not fit this generator"):
+            with pytest.raises(ValueError, match="does not fit this model"):
                 one.load_lora_weights(path)
             assert one.transformer.state_dict().keys() == keys
     assert torch.equal(logits_of(pipe), before) and pipe.loras == [lora(folder, "b")]
@@ -261,3 +263,63 @@ def test_adapters_come_and_go_while_weights_are_offloaded(folder, kind, tmp_path
     pipe.unfuse_lora()
     pipe.unload_lora_weights()
     torch.testing.assert_close(pipe(**settings, generator=generators(0)).images, expected[0].images)
+
+
+class UNetPipeline(LoraLoaderMixin, OffloadingMixin, DiffusionPipeline):
+    _lora_loadable_modules = ["unet"]
+
+    def __init__(self, unet):
+        super().__init__()
+        self.register_modules(unet=unet)
+
+
+def build_unet():
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=2, cross_attention_dim=8, attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    ).eval()  # fmt: skip
+
+
+def test_a_pipeline_names_the_model_that_takes_adapters(tmp_path):
+    from peft import LoraConfig
+
+    donor = build_unet()
+    donor.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian"))
+    with torch.no_grad():
+        for name, weight in donor.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    peft = pytest.importorskip("peft")
+    weights = peft.get_peft_model_state_dict(donor, adapter_name="default")
+    save_file(
+        {f"base_model.model.{name}": weight for name, weight in weights.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    donor.peft_config["default"].save_pretrained(tmp_path)
+    pipe, inputs = UNetPipeline(build_unet()), (torch.ones(1, 4, 8, 8), 3, torch.ones(1, 2, 8))
+
+    def predict(unet):
+        with torch.no_grad():
+            return unet(*inputs).sample
+
+    plain = predict(pipe.unet)
+    pipe.load_lora_weights(tmp_path)
+    expected = predict(donor)
+    assert not torch.equal(expected, plain)
+    torch.testing.assert_close(predict(pipe.unet), expected)
+    assert pipe.get_list_adapters() == {"unet": ["default"]} and pipe.loras == [{"path": str(tmp_path)}]
+    pipe.set_adapters("default", 0.5)
+    weighted = predict(pipe.unet)
+    again = UNetPipeline(build_unet())
+    again.load_loras(pipe.loras)
+    torch.testing.assert_close(predict(again.unet), weighted)
+    pipe.fuse_lora()
+    torch.testing.assert_close(predict(pipe.unet), weighted)
+    pipe.save_pretrained(tmp_path / "fused")
+    torch.testing.assert_close(predict(UNet2DConditionModel.from_pretrained(tmp_path / "fused" / "unet")), weighted)
+    pipe.unload_lora_weights()
+    assert pipe.unet.state_dict().keys() == build_unet().state_dict().keys()
+    assert pipe.loras == [{"path": str(tmp_path), "weight": 0.5, "fused": True}]
+    with pytest.raises(ValueError, match="This pipeline has no unet, which takes adapters"):
+        UNetPipeline(None).load_lora_weights(tmp_path)

@@ -1,4 +1,4 @@
-"""Prompts as text encoder states: computed once, stored in half precision, padded when they are read."""
+"""Cached states of prompts: computed once, stored in half precision, padded when they are read."""
 
 import numpy as np
 import torch
@@ -8,14 +8,14 @@ from .text import encode_tokens, load_text_encoder, tokenize_prompts
 
 
 class TextFeatures:
-    """A text encoder that turns prompts into what is stored of them.
+    """A text encoder that turns prompts into states for storage.
 
     Args:
         path (`str`): Folder or Hub id of the text encoder, with its tokenizer.
         length (`int`): Positions of a prompt; longer ones are cut.
         cleaning (`str`): How prompts are cleaned, see [`~llamagen_hf.conditioning.text.clean_prompt`].
-        device (`torch.device`): Where to run it.
-        dtype (`torch.dtype`): What to run it in.
+        device (`torch.device`): Where the text encoder runs.
+        dtype (`torch.dtype`): What it runs in.
     """
 
     def __init__(self, path: str, length: int, cleaning: str, device: torch.device, dtype: torch.dtype):
@@ -30,7 +30,7 @@ class TextFeatures:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> list[bytes]:
-        """Each prompt's states, without padding, for [`decode_states`]."""
+        """Each prompt's states without padding, as bytes for [`decode_states`]."""
         input_ids, mask = tokenize_prompts(self.tokenizer, prompts, self.length, self.cleaning)
         device = self.text_encoder.device
         states, mask = encode_tokens(self.text_encoder, input_ids.to(device), mask.to(device), self.length)

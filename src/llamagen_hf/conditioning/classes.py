@@ -24,13 +24,13 @@ def resolve_class_label(label: int | str, num_classes: int, id2label: dict[int, 
     """The id of a class given by id or by name.
 
     Args:
-        label (`int` or `str`): An id, or a name of `id2label`, in any case. Where a class has several names with
-            commas between them, one of them is enough. A string of digits is an id if no class is called so.
+        label (`int` or `str`): An id, or a name of `id2label` in upper or lower case. If a class has several names
+            with commas between them, one is enough. A string of digits is an id unless a class has that name.
         num_classes (`int`): Ids go up to `num_classes - 1`.
         id2label (`dict[int, str]`, *optional*): Names.
 
     Raises:
-        FieldError: In one sentence, with the nearest names, if there is no such class or there are several.
+        FieldError: If there is no such class, or if several have this name. The sentence has the nearest names.
     """
     if not isinstance(label, str):
         if not 0 <= label < num_classes:
@@ -47,7 +47,7 @@ def resolve_class_label(label: int | str, num_classes: int, id2label: dict[int, 
         )
     ids: dict[str, list[int]] = {}
     for index, names in (id2label or {}).items():
-        # As a set, since a name without commas is its own only part.
+        # A set, since a name without commas is its own only part.
         for name in {names.lower(), *(part.strip().lower() for part in names.split(","))}:
             ids.setdefault(name, []).append(int(index))
     found = ids.get(wanted, [])

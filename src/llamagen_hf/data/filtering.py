@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import IterableDataset
 
+from ..files import write_json
 from ..processes import on_main_process
 from .fingerprint import fingerprint_dataset
-from .shards import open_folder, open_rows, shard_path, write_record, write_shard
+from .shards import RECORD, StageConfig, open_folder, open_rows, shard_path, write_shard
 from .source import files_report
 
 
@@ -25,12 +26,12 @@ SPARE_SCORES = 65_536
 
 
 @dataclass
-class FilterConfig:
-    """One run of [`filter_rows`]: the recipe's section `filter`. Column names are those of LAION's tables."""
+class FilterConfig(StageConfig):
+    """One run of [`filter_rows`]: the recipe's section `filter`, beside the settings of [`StageConfig`].
 
-    dataset: str = field(metadata={"help": "Hub id, folder, or file pattern such as 'meta/*.parquet'."})
-    output_dir: str = field(metadata={"help": "Folder for the kept rows, as Parquet shards."})
-    split: str = field(default="train", metadata={"help": "Split to read."})
+    The columns have the names of LAION's tables.
+    """
+
     valid_url: bool = field(default=True, metadata={"help": "Keep http(s) URLs with a host; nothing is requested."})
     min_aesthetic: float | None = field(
         default=None, metadata={"help": "Lowest aesthetic score to keep (Stable Diffusion 1: 5); unset: any."}
@@ -45,7 +46,8 @@ class FilterConfig:
         default=None, metadata={"help": "Lowest width and height to keep, in pixels; unset: any."}
     )
     target_count: int | None = field(
-        default=None, metadata={"help": "Keep only the best so many of the rows that pass (LlamaGen: 50 million)."}
+        default=None,
+        metadata={"help": "Of the rows that pass, keep only this many, the best (LlamaGen: 50 million)."},
     )
     rank_by: str | None = field(
         default=None, metadata={"help": "Column that says which rows are best, high is good; unset: aesthetic_column."}
@@ -58,10 +60,9 @@ class FilterConfig:
     height_column: str = field(default="HEIGHT", metadata={"help": "Column with heights, in pixels."})
     batch_size: int = field(default=10_000, metadata={"help": "Rows read at a time."})
     rows_per_shard: int = field(default=100_000, metadata={"help": "Rows of an output file, held in memory."})
-    overwrite: bool = field(default=False, metadata={"help": "Start over: remove the shards in output_dir first."})
 
     def rules(self) -> dict[str, tuple[list[str], float, float]]:
-        """The rules in force, in the order in which a row meets them: columns, lowest and highest value to keep."""
+        """The rules that apply, in the order in which a row meets them: columns, lowest and highest value to keep."""
         rules = {
             "url": ([self.url_column], 1 if self.valid_url else None, None),
             "aesthetic": ([self.aesthetic_column], self.min_aesthetic, None),
@@ -81,10 +82,10 @@ def filter_rows(config: FilterConfig) -> dict:
 
     A row counts as dropped by the first rule it fails: `url`, `aesthetic`, `watermark`, `similarity`, `image_size`,
     `rank`. A value that is null or NaN (for `rank`, also infinite) fails its rule and counts as missing there too. Of
-    rows that tie at the threshold of `rank`, the first ones stay. With `target_count` the table is read twice and 12
-    bytes of memory are taken per row to keep (0.6 GB for 50M), whatever the size of the table. A killed run goes on
-    where it stopped, if its input is still the same: shards that are there are not written again. Of several processes
-    the first one does the work.
+    rows that tie at the threshold of `rank`, the first ones stay. With `target_count` the table is read twice, and
+    each row to keep takes 12 bytes of memory (0.6 GB for 50M), whatever the size of the table. A run that was killed
+    goes on where it stopped if its input is still the same: existing shards are not written again. Of several
+    processes the first one does the work.
 
     Returns:
         `dict`: `seen` and `kept` rows, rows `dropped` and `missing` by rule, and the `threshold`: the lowest score in
@@ -107,15 +108,15 @@ def _filter_rows(config: FilterConfig) -> dict:
     missing, totals = Counter(dropped), Counter(seen=0, kept=0)
 
     if config.target_count is not None and "cutoff" not in record:
-        batches = _batches(rows.select_columns(sorted(set(needed))), config.batch_size)
+        batches = rows.select_columns(sorted(set(needed))).with_format("arrow").iter(config.batch_size)
         scores = (_numbers(table[ranking])[_passing(table, rules, Counter(), Counter())] for table in batches)
         record["cutoff"] = find_cutoff((batch[np.isfinite(batch)] for batch in scores), config.target_count)
-        write_record(config, record)
+        write_json(Path(config.output_dir, RECORD), record)
     cutoff = record.get("cutoff")
 
     def survivors():
         ties = cutoff["ties"] if cutoff else 0
-        for table in _batches(rows, config.batch_size):
+        for table in rows.with_format("arrow").iter(config.batch_size):
             keep = _passing(table, rules, dropped, missing)
             if config.target_count is not None:
                 scores = _numbers(table[ranking])
@@ -131,20 +132,22 @@ def _filter_rows(config: FilterConfig) -> dict:
             yield table.filter(pa.array(keep))
 
     for index, table in enumerate(_regroup(survivors(), config.rows_per_shard)):
-        if not shard_path(config, index).exists():
-            write_shard(table, shard_path(config, index))
-    threshold = cutoff["score"] if cutoff else None
-    return {**totals, "dropped": dict(dropped), "missing": dict(missing), "threshold": threshold} | files_report(
-        config.dataset
-    )
+        if not (path := shard_path(config.output_dir, index)).exists():
+            write_shard(table, path)
+    report = {**totals, "dropped": dict(dropped), "missing": dict(missing)}
+    return report | {"threshold": cutoff["score"] if cutoff else None} | files_report(config.dataset)
 
 
 def find_cutoff(batches: Iterable[np.ndarray], count: int) -> dict[str, float] | None:
     """The `count`-th highest of many finite scores, exactly, without holding more than about `1.5 * count` of them.
 
+    Args:
+        batches (`Iterable[np.ndarray]`): The scores.
+        count (`int`): How many to keep.
+
     Returns:
-        `dict`: That `score`, and how many `ties` with it are among the best `count`; `None` if there are no more
-        than `count` scores.
+        `dict`: That `score`, and how many `ties` with it are among the best `count`; `None` if there are at most
+        `count` scores.
     """
     best = np.empty(count + max(count // 2, SPARE_SCORES))
     size, total, floor = 0, 0, -np.inf
@@ -164,7 +167,7 @@ def find_cutoff(batches: Iterable[np.ndarray], count: int) -> dict[str, float] |
 
 
 def _keep_highest(scores: np.ndarray, count: int) -> tuple[int, float]:
-    """Move the `count` highest to the front; their number and the lowest of them."""
+    """Move the `count` highest scores to the front; returns their number and the lowest of them."""
     scores.partition(len(scores) - count)
     scores[:count] = scores[len(scores) - count :]
     return count, scores[0]
@@ -186,10 +189,6 @@ def _passing(table: pa.Table, rules: dict, dropped: Counter, missing: Counter) -
 
 def _numbers(cells: pa.ChunkedArray) -> np.ndarray:
     return pc.cast(cells, pa.float64()).to_numpy()  # null becomes NaN
-
-
-def _batches(rows: IterableDataset, size: int) -> Iterator[pa.Table]:
-    return rows.with_format("arrow").iter(batch_size=size)
 
 
 def _regroup(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:

@@ -1,7 +1,7 @@
-"""What a stage reads, told from what it read before: the files of a dataset, the weights of a model.
+"""Fingerprints of what a stage reads: the files of a dataset, the weights of a model.
 
-A stage that goes on where it stopped keeps the fingerprint of its input beside its results, in `.inputs.json`. The
-same input goes on, wherever it lies by now; another one is refused by a sentence that names what changed.
+A stage that can go on where it stopped keeps the fingerprints of its input beside its results, in `.inputs.json`. It
+goes on with the same input, even if that was moved, and refuses another one with a sentence that names what changed.
 """
 
 import hashlib
@@ -17,26 +17,31 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from ..images.files import SUFFIXES, find_files
+from ..files import write_json
+from ..images.reading import SUFFIXES, find_files
 
 
 logger = logging.getLogger(__name__)
 
-INPUTS_FILE = ".inputs.json"  # hidden, so that load_dataset passes over it, and nothing publishes it
-HASHED_BYTES = 2**30  # read within seconds; files of more than that in all are told by their sizes and times
+INPUTS_FILE = ".inputs.json"  # hidden, so that load_dataset skips it, and nothing publishes it
+HASHED_BYTES = 2**30  # read within seconds; files of more than that in total are compared by size and time
 NOT_READ = re.compile(r"Thumbs\.db|desktop\.ini|\..*|.*\.md", re.IGNORECASE)
 NAMED = 3  # files in a sentence
-# What earlier versions noted under another name.
+# Names that earlier versions used.
 RENAMED = {"the pictures that the dataset names": "the images that the dataset names"}
 
-# By what is read: a hash or a revision, or of files each one's size, time and hash.
+# For each thing that is read, a hash or a revision; for files, the size, time and hash of each.
 Inputs = dict[str, str | None | dict[str, list | None]]
 
 
 def fingerprint_files(files: Mapping[str, str | Path]) -> dict[str, list | None]:
-    """Size, time in ns and, of up to `HASHED_BYTES` in all, hash of each file by its name; `None` if it is not there.
+    """Size, time in ns and hash of each file; `None` for a file that does not exist.
 
-    Of a remote file its revision or tag is taken in place of the time.
+    There are no hashes if the files have more than `HASHED_BYTES` in total. A remote file has its revision or tag in
+    place of the time.
+
+    Args:
+        files (`Mapping[str, str | Path]`): Paths or URLs by name.
     """
     stats = {name: _stat(str(path)) for name, path in files.items()}
     is_small = sum(stat[0] for stat in stats.values() if stat is not None) <= HASHED_BYTES
@@ -47,7 +52,7 @@ def fingerprint_files(files: Mapping[str, str | Path]) -> dict[str, list | None]
 
 
 def hash_file(path: str | Path) -> str:
-    """Hash of a file's content."""
+    """A hash of a file's content."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -58,22 +63,23 @@ def hash_file(path: str | Path) -> str:
 def fingerprint_dataset(
     dataset: str, output_dir: str | Path, splits: Iterable = (), image_column: str | None = None
 ) -> Inputs:
-    """What a dataset holds.
+    """Fingerprint of a dataset.
 
     Args:
         dataset (`str`): A folder, a file pattern, local or remote, or a Hub id. Names of local files are relative to
-            the folder or to what they have in common.
-        output_dir (`str` or `os.PathLike`): Where the results go; in the dataset's folder it is passed over.
-        splits (`Iterable[datasets.Dataset | datasets.IterableDataset | None]`, *optional*): Its rows. Where a table
-            names images by their paths, these files belong to it.
+            the folder or to their common folder.
+        output_dir (`str` or `os.PathLike`): Where the results go; it is skipped if it lies in the dataset's folder.
+        splits (`Iterable[datasets.Dataset | datasets.IterableDataset | None]`, *optional*): The dataset's rows. Where
+            they name images by their paths, these files belong to the dataset.
         image_column (`str`, *optional*): The rows' column with the images.
     """
     from .source import READERS, file_patterns
 
     path = os.path.expanduser(dataset)
+    suffixes = {suffix.lower() for suffix in Path(path).suffixes}
     if os.path.isdir(path):
         files = _files_below(Path(path), Path(output_dir))
-    elif "://" in path or re.search(r"[*?\[{]", path) or (READERS.keys() | SUFFIXES) & set(_suffixes(path)):
+    elif "://" in path or re.search(r"[*?\[{]", path) or suffixes & (READERS.keys() | SUFFIXES):
         files = _expand_patterns(file_patterns(path))
     else:
         return {f"the dataset {dataset}": _dataset_revision(dataset)}
@@ -85,7 +91,7 @@ def fingerprint_dataset(
 
 
 def fingerprint_checkpoint(source: str | Path, pattern: str = "*") -> str | dict[str, list | None]:
-    """A checkpoint's revision if it is from the Hub, else its files, without those in folders below it.
+    """A checkpoint's revision if it is from the Hub, else the fingerprints of its files, without those in subfolders.
 
     Args:
         source (`str` or `os.PathLike`): A folder, or the Hub id of a model.
@@ -93,7 +99,7 @@ def fingerprint_checkpoint(source: str | Path, pattern: str = "*") -> str | dict
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = Path(hf_hub_download(str(source), "config.json")).parent  # cached, once it was loaded
+        folder = Path(hf_hub_download(str(source), "config.json")).parent  # cached when it was loaded
     root = next((path for path in (folder, folder.parent) if path.parent.name == "snapshots"), None)
     if root is not None:
         return root.name
@@ -102,7 +108,7 @@ def fingerprint_checkpoint(source: str | Path, pattern: str = "*") -> str | dict
 
 
 def vq_model_fingerprint(model: torch.nn.Module) -> str:
-    """What tells one tokenizer's codes from another's: a hash of its codebook and encoder."""
+    """A hash of an image tokenizer's encoder and codebook, which decide its codes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(("encoder.", "quant_conv.", "quantize.")):
@@ -112,13 +118,13 @@ def vq_model_fingerprint(model: torch.nn.Module) -> str:
 
 
 def fingerprint_pipeline(pipe) -> Inputs:
-    """The weights, settings and vocabularies that decide what a pipeline draws, adapters among them."""
+    """The weights, settings and vocabularies that decide what a pipeline generates, including adapters."""
     own = {name: value for name, value in _public_config(pipe.config).items() if name not in pipe.components}
     return fingerprint_components(pipe.components) | {"the settings of the pipeline": _hash(own)}
 
 
 def fingerprint_components(components: Mapping[str, object]) -> Inputs:
-    """Weights of models, vocabularies of tokenizers, and the settings of these and of schedulers, by their names."""
+    """Weights of models, vocabularies of tokenizers, and settings of models and schedulers, by the names of each."""
     found: Inputs = {}
     for name, component in components.items():
         if isinstance(component, torch.nn.Module):
@@ -135,7 +141,7 @@ def fingerprint_components(components: Mapping[str, object]) -> Inputs:
 
 @torch.no_grad()
 def fingerprint_module(module: torch.nn.Module) -> str:
-    """Hash of a model's weights, of their dtypes, and of the adapters in force."""
+    """A hash of a model's weights, their dtypes, and its active adapters."""
     state = module.state_dict()
     if any(tensor.is_meta for tensor in state.values()):  # offloaded by Accelerate
         from accelerate.utils.modeling import get_state_dict_offloaded_model
@@ -153,7 +159,7 @@ def fingerprint_module(module: torch.nn.Module) -> str:
 
 
 def describe_changes(before: Inputs, now: Inputs) -> str:
-    """In words what is different, such as "2 files of the dataset changed (a.png, b.png)"; empty if nothing is."""
+    """The differences in words, such as "1 file of the dataset was changed (a.png)"; empty if there are none."""
     changes = []
     for what in dict.fromkeys([*before, *now]):
         old, new = before.get(what), now.get(what)
@@ -170,7 +176,7 @@ def describe_changes(before: Inputs, now: Inputs) -> str:
                     files = f"{len(names)} {'file' if len(names) == 1 else 'files'} of {what}"
                     changes.append(f"{files} {'was' if len(names) == 1 else 'were'} {verb} ({some})")
         elif what not in now:
-            changes.append(f"{what} is read no more")
+            changes.append(f"{what} is no longer read")
         elif what not in before:
             changes.append(f"{what} is new")
         elif old != new and None not in (old, new):  # a revision is unknown where the Hub is out of reach
@@ -179,17 +185,17 @@ def describe_changes(before: Inputs, now: Inputs) -> str:
 
 
 def claim_inputs(folder: Path, inputs: Inputs, goes_on: bool, is_checked_otherwise: bool = False) -> None:
-    """See that what a folder holds was made from these inputs, and note them if it holds nothing yet.
+    """Check that the results in a folder were made from these inputs, or record the inputs of a new run.
 
     Args:
-        folder (`Path`): The folder of the results; it is made if need be.
+        folder (`Path`): The folder of the results; it is created if it does not exist.
         inputs (`Inputs`): What is read now.
         goes_on (`bool`): Whether there are results to go on with.
-        is_checked_otherwise (`bool`, *optional*, defaults to `False`): Go on with a warning if it is not noted what
-            they were made from, as before this was done.
+        is_checked_otherwise (`bool`, *optional*, defaults to `False`): Only warn if the inputs of the results are not
+            recorded, as in earlier versions.
 
     Raises:
-        ValueError: In one sentence, if they were made from something else, or nobody knows from what.
+        ValueError: If the results were made from other input, or if their input is not recorded.
     """
     path = folder / INPUTS_FILE
     if goes_on and path.is_file():
@@ -202,19 +208,17 @@ def claim_inputs(folder: Path, inputs: Inputs, goes_on: bool, is_checked_otherwi
         return
     if goes_on and not is_checked_otherwise:
         raise ValueError(
-            f"{folder} does not say what it was made from, as an earlier version left it; take another folder, or "
+            f"{folder} does not say what it was made from, as an earlier version wrote it; take another folder, or "
             "start over with --overwrite."
         )
     if goes_on:
         logger.warning("%s does not say what it was made from; it is taken to be what is read now.", folder)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{INPUTS_FILE}.{os.getpid()}"
-    partial.write_text(json.dumps(inputs, ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
+    write_json(path, inputs, indent=None)
 
 
 def _files_below(folder: Path, left_out: Path) -> dict[str, str]:
-    """Name and path of the files in a folder that may belong to a dataset, less those of another folder in it."""
+    """Name and path of the files in a folder that may belong to a dataset, without those of a folder in it."""
     found = find_files(folder)
     names = [name for name in found.images + found.others if not NOT_READ.fullmatch(name.rpartition("/")[2])]
     left_out, root = left_out.resolve(), folder.resolve()
@@ -224,12 +228,8 @@ def _files_below(folder: Path, left_out: Path) -> dict[str, str]:
     return {name: os.path.join(folder, name) for name in names}
 
 
-def _suffixes(path: str) -> list[str]:
-    return [suffix.lower() for suffix in Path(path).suffixes]
-
-
 def _expand_patterns(patterns: list[str]) -> dict[str, str]:
-    """Name and path or URL of the files that patterns stand for, found as `load_dataset` finds them."""
+    """Name and path or URL of the files that match patterns, found as `load_dataset` finds them."""
     from datasets.data_files import resolve_pattern
 
     files = [file for pattern in patterns for file in resolve_pattern(pattern, os.getcwd())]
@@ -240,7 +240,7 @@ def _expand_patterns(patterns: list[str]) -> dict[str, str]:
 
 
 def _named_files(rows, column: str, files: Iterable[str]) -> set[str]:
-    """The paths that a table holds in place of images, unless they are among `files`; none of archives."""
+    """The paths that rows hold in place of images, unless they are among `files` or in archives."""
     from datasets import Image
 
     rows = rows.select_columns([column]).cast_column(column, Image(decode=False))
@@ -256,7 +256,7 @@ def _named_files(rows, column: str, files: Iterable[str]) -> set[str]:
 
 
 def _dataset_revision(name: str) -> str | None:
-    """The commit of a dataset on the Hub, or of its copy here; `None` if neither is known."""
+    """The commit of a dataset on the Hub, or of its copy in the cache; `None` if neither is known."""
     try:
         return HfApi().dataset_info(name).sha
     except (HTTPError, HFValidationError, OfflineModeIsEnabled):
@@ -269,14 +269,14 @@ def _dataset_revision(name: str) -> str | None:
 
 
 def _public_config(config) -> dict:
-    """A component's settings, without what says where it came from and with which library."""
+    """A component's settings, without its origin and the library's version."""
     settings = config.to_diff_dict() if hasattr(config, "to_diff_dict") else dict(config)
     passing = ("transformers_version", "dtype", "architectures")
     return {name: value for name, value in settings.items() if not name.startswith("_") and name not in passing}
 
 
 def _plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """A tensor, or those that a quantized one is made of."""
+    """A tensor, or the tensors that a quantized one consists of."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
@@ -284,7 +284,7 @@ def _plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _stat(path: str) -> tuple[int, int | str] | None:
-    """Size and time of a file; in place of the time a remote one's revision or tag."""
+    """Size and time of a file; a remote file has its revision or tag in place of the time."""
     if "://" in path:
         from datasets.data_files import DataFilesList
 

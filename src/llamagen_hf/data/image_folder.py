@@ -1,7 +1,7 @@
-"""Folders of images as datasets: which files are rows, of which split, of which class, with which caption.
+"""Folders of images as datasets: which files are rows, in which split, of which class, with which caption.
 
-`datasets.load_dataset` takes splits from all names that sound like one, and passes over what its patterns do not
-match. Here the structure of the folder decides alone, and every file is used or counted.
+`datasets.load_dataset` finds splits in all names that sound like one, and silently skips what its patterns do not
+match. Here only the structure of the folder decides, and every file is used or counted.
 """
 
 import glob
@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
 
-from ..images.files import FoundFiles, count_others, find_files, in_words, suffix
+from ..images.reading import FoundFiles, count_others, find_files, in_words, suffix
 
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,11 @@ class ImageFolder:
     """A folder of images as a dataset.
 
     Args:
-        splits (`DatasetDict`): Its rows; `image` is followed by `label` of class folders and by `text` of captions in
-            files, or by the columns of the metadata.
-        report (`dict`): How many `images` were found, how many of them were `used`, and what was `left_out`, images
-            and all other files: numbers by reason.
-        warnings (`list[str]`): What should be known of it, in sentences.
+        splits (`DatasetDict`): The rows: `image`, then `label` from class folders and `text` from caption files, or
+            the columns of the metadata.
+        report (`dict`): The number of `images` found, of those `used`, and of images and other files `left_out` for
+            each reason.
+        warnings (`list[str]`): What users should know about the folder, in sentences.
     """
 
     splits: DatasetDict
@@ -44,7 +44,7 @@ class ImageFolder:
     warnings: list[str]
 
     def log(self) -> None:
-        """Say what was read."""
+        """Log the report and the warnings."""
         rows = ", ".join(f"{len(rows)} in {name}" for name, rows in self.splits.items())
         images, used = self.report["images"], self.report["used"]
         left_out = in_words(Counter(self.report["left_out"]))
@@ -56,17 +56,17 @@ class ImageFolder:
 def read_image_folder(path: str | Path) -> ImageFolder | None:
     """Read a folder of images; `None` if it is another kind of dataset, such as Parquet files.
 
-    - Splits: if all folders at the top are called train, validation (valid, val, dev) or test (testing, eval), in
-      either case, and there is a train among them, they are the splits. Otherwise everything is `train`. A folder that
-      holds nothing but one folder is passed through.
-    - Classes: the folders around the images, if there are several, and all images lie equally deep.
+    - Splits: if all top folders are named train, validation (valid, val, dev) or test (testing, eval), in upper or
+      lower case, and one of them is train, they are the splits. Otherwise everything is `train`. If a folder holds
+      only one folder, that one is read in its place.
+    - Classes: the folders of the images, if there are several and all images lie at the same depth.
     - Captions: `metadata.csv`, `.jsonl` or `.parquet` as `datasets` reads them, with a column `file_name`; or else a
       text file beside each image, `a.txt` or `a.caption` for `a.png`, as the column `text`.
 
-    Rows are sorted by path, or as the metadata have them.
+    Rows are in the order of their paths, or of the metadata.
 
     Raises:
-        ValueError: In one sentence, if metadata or captions can't be read, or a split lacks its metadata.
+        ValueError: If metadata or captions can't be read, or if a split lacks its metadata.
     """
     path = os.path.abspath(os.path.expanduser(path))
     found = find_files(path)
@@ -98,7 +98,7 @@ def read_image_files(paths: list[str]) -> DatasetDict:
 
 
 def _is_other_dataset(path: str, found: FoundFiles) -> bool:
-    """Whether tables or archives hold the rows, and the images are there only to be looked at."""
+    """Whether tables or archives hold the rows, and the images only illustrate them."""
     readme = Path(path, "README.md")
     if readme.is_file():
         start, *sections = readme.read_text("utf-8", "replace").split("---", 2)
@@ -112,7 +112,7 @@ def _is_other_dataset(path: str, found: FoundFiles) -> bool:
 
 
 def _find_splits(images: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The beginnings of the paths in each split, and warnings."""
+    """The prefixes of the paths in each split, and warnings."""
     base = ""
     while True:
         tops = {top if rest else "" for top, _, rest in (name[len(base) :].partition("/") for name in images)}
@@ -132,7 +132,7 @@ def _find_splits(images: list[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _read_metadata(path: str, roots: dict, metadata: list[str], images: list[str]) -> tuple:
-    """Rows, the metadata files that they come from, how many images they use, and warnings."""
+    """Rows, the metadata files that they come from, the number of images that they use, and warnings."""
     files = {}
     for split, prefixes in roots.items():
         prefixes = tuple(prefixes) if len(roots) > 1 else ""
@@ -149,9 +149,9 @@ def _read_metadata(path: str, roots: dict, metadata: list[str], images: list[str
                 named += [value["path"] for value in values if value is not None]
     used, warnings = on_disk.intersection(named), []
     if absent := sum(name not in on_disk for name in named):
-        warnings.append(f"{absent} row(s) of the metadata name images that are not there.")
+        warnings.append(f"{absent} row(s) of the metadata name images that do not exist.")
     if unnamed := len(on_disk) - len(used):
-        warnings.append(f"{unnamed} of {len(on_disk)} images are not named in the metadata, and so are no rows.")
+        warnings.append(f"{unnamed} of {len(on_disk)} images are not named in the metadata, so they are not rows.")
     return rows, {name for names in files.values() for name in names}, len(used), warnings
 
 
@@ -165,7 +165,7 @@ def _read_files(path: str, roots: dict, splits: dict[str, list[str]], found: Fou
     has_labels = len(labels) > 1 and len(depths) == 1
     if len(depths) > 1:
         high, low = (min(inner, key=lambda name: sign * name.count("/")) for sign in (1, -1))
-        warnings.append(f"Folders are not taken as classes, for {low!r} lies deeper in them than {high!r}.")
+        warnings.append(f"Folders are not taken as classes: {low!r} lies deeper than {high!r}.")
     if has_labels:
         features["label"] = ClassLabel(names=sorted(labels))
     captions = {}
@@ -178,7 +178,7 @@ def _read_files(path: str, roots: dict, splits: dict[str, list[str]], found: Fou
             warnings.append(f"{without} of {len(found.images)} images have no caption file beside them.")
     rows = DatasetDict()
     for split, images in splits.items():
-        # Arrow's arrays, which are converted ten times as fast as lists.
+        # Arrow's arrays are converted ten times as fast as lists.
         columns = {"image": pa.array([os.path.join(path, name) for name in images], pa.string())}
         if has_labels:
             columns["label"] = pa.array(features["label"].str2int([_label(name) for name in images]), pa.int64())
@@ -202,4 +202,4 @@ def _read_caption(path: str, name: str | None) -> str | None:
     try:
         return Path(path, name).read_text("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError):
-        raise ValueError(f"the caption {name!r} is no text in UTF-8 that can be read") from None
+        raise ValueError(f"the caption {name!r} can't be read as UTF-8 text") from None

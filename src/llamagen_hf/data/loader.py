@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
-from .bad_rows import BadRow, BadRows
+from .samples import BadRow, BadRows
 
 
 # Turns a row into a sample, with a source of randomness of its own; raises BadRow.
@@ -167,7 +167,7 @@ class StepLoader:
     Args:
         rows (`datasets.Dataset` or `datasets.IterableDataset`): The training rows.
         make (`Callable[[dict, random.Random], dict]`): Turns a row into a sample; raises
-            [`~llamagen_hf.data.bad_rows.BadRow`] for a row that can't be used.
+            [`~llamagen_hf.data.samples.BadRow`] for a row that can't be used.
         collate (`Callable[[list[dict]], dict]`): Turns samples into a batch.
         batch_size (`int`): Rows of one optimizer step, over all processes.
         micro_batch_size (`int`): Rows of one forward pass of one process; must divide the batch.

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from datasets import Value
@@ -14,8 +15,7 @@ from transformers import AutoProcessor, CLIPModel
 from ..clip import embed_images, embed_texts
 from ..processes import on_main_process, this_process
 from .fingerprint import hash_file
-from .recaptioning import add_columns, image_batches, inputs_of
-from .shards import open_folder, open_rows
+from .shards import StageConfig, add_columns, decode_batches, fingerprint_inputs, open_folder, open_rows
 
 
 # Linear layers of LAION's aesthetic predictors: one in the first version (LAION-AI/aesthetic-predictor), five with
@@ -24,12 +24,9 @@ AESTHETIC_LAYERS = ([""], ["layers.0.", "layers.2.", "layers.4.", "layers.6.", "
 
 
 @dataclass
-class ScoreConfig:
-    """One run of [`score`]: the recipe's section `score`."""
+class ScoreConfig(StageConfig):
+    """One run of [`score`]: the recipe's section `score`, beside the settings of [`StageConfig`]."""
 
-    dataset: str = field(metadata={"help": "Hub id, folder, or file pattern such as 'images/*.parquet'."})
-    output_dir: str = field(metadata={"help": "Folder for the rows with scores, as Parquet shards."})
-    split: str = field(default="train", metadata={"help": "Split to read."})
     scores: list[str] = field(
         default_factory=lambda: ["similarity", "aesthetic"], metadata={"help": "What to fill: similarity, aesthetic."}
     )
@@ -46,22 +43,22 @@ class ScoreConfig:
     similarity_column: str = field(default="similarity", metadata={"help": "Column for CLIP similarities."})
     aesthetic_column: str = field(default="aesthetic", metadata={"help": "Column for aesthetic scores."})
     batch_size: int = field(default=64, metadata={"help": "Images scored at a time."})
-    dtype: str = field(default="float32", metadata={"help": "Of the CLIP model: float32, bfloat16 or float16."})
-    rows_per_shard: int = field(default=1000, metadata={"help": "Rows of an output file, held in memory."})
-    overwrite: bool = field(default=False, metadata={"help": "Start over: remove the shards in output_dir first."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "What the CLIP model runs in."}
+    )
 
 
 def score(config: ScoreConfig) -> dict:
-    """Fill in CLIP similarities and aesthetic scores where they are null or NaN; the columns are added if need be.
+    """Fill in CLIP similarities and aesthetic scores where they are null or NaN; missing columns are added.
 
-    Similarity is the cosine between CLIP's embeddings of image and text; a text longer than CLIP reads is cut off.
-    The aesthetic score is a linear head's, on the normalized embedding of the image; LAION's are trained on ratings
-    from 1 to 10. A row whose image can't be decoded keeps its null, as does the similarity of a row without text.
-    Resumes, and shares out shards to processes, as [`~llamagen_hf.data.recaptioning.recaption`] does.
+    The similarity is the cosine between CLIP's embeddings of image and text; a text longer than CLIP's context is cut.
+    The aesthetic score is that of a linear head on the normalized embedding of the image; LAION's heads are trained on
+    ratings from 1 to 10. If an image can't be decoded, its row keeps its null, as does the similarity of a row without
+    text. Resuming and sharing out shards to processes work as in [`~llamagen_hf.data.recaptioning.recaption`].
 
     Returns:
-        `dict`: `shards`, `rows` and `undecodable` images among those needed, for each score how many were computed
-        and how many are still missing, and `files` of a folder of images.
+        `dict`: `shards`, `rows`, `undecodable` images among those needed, for each score how many were computed and
+        how many are still missing, and `files` of a folder of images.
 
     Raises:
         ValueError: If the dataset, a column, the aesthetic head or the output folder does not fit.
@@ -75,7 +72,7 @@ def score(config: ScoreConfig) -> dict:
     processor = AutoProcessor.from_pretrained(config.model)
 
     def inputs():
-        found = inputs_of(config, rows)
+        found = fingerprint_inputs(config, rows)
         if "aesthetic" in columns:
             found["the aesthetic head"] = hash_file(find_aesthetic_head(config.aesthetic_head))
         return found
@@ -88,13 +85,8 @@ def score(config: ScoreConfig) -> dict:
 
     @torch.no_grad()
     def fill(shard):
-        cells, texts, values, wanted, embedded = (
-            shard[config.image_column],
-            shard.get(config.caption_column),
-            {},
-            {},
-            {},
-        )
+        cells, texts = shard[config.image_column], shard.get(config.caption_column)
+        values, wanted, embedded = {}, {}, {}
         for name, column in columns.items():
             found = shard.get(column, [None] * len(cells))
             values[name] = [None if value is None or math.isnan(value) else value for value in found]
@@ -102,7 +94,7 @@ def score(config: ScoreConfig) -> dict:
             if name == "similarity":
                 wanted[name] = [i for i in wanted[name] if texts[i] is not None]
         needed = sorted(set().union(*wanted.values()))
-        for indices, images in image_batches(cells, needed, config.batch_size):
+        for indices, images in decode_batches(cells, needed, config.batch_size):
             embedded |= zip(indices, embed_images(model, processor, images), strict=True)
         counts = {"undecodable": len(needed) - len(embedded)}
         for name in columns:
@@ -128,7 +120,7 @@ def score(config: ScoreConfig) -> dict:
 
 
 def find_aesthetic_head(source: str) -> Path:
-    """The file of a predictor, fetched if need be; as for [`load_aesthetic_head`]."""
+    """The file of a predictor, downloaded if necessary; arguments and errors as for [`load_aesthetic_head`]."""
     path, parts = Path(source).expanduser(), source.split("/", 2)
     if path.is_file():
         return path
@@ -148,7 +140,7 @@ def load_aesthetic_head(source: str, width: int) -> nn.Sequential:
         `torch.nn.Sequential`: From normalized embeddings (n, width) to scores (n, 1).
 
     Raises:
-        ValueError: If there is no such file, it is no such predictor, or one for embeddings of another width.
+        ValueError: If there is no such file, or if it is another model or for embeddings of another width.
     """
     path = find_aesthetic_head(source)
     is_safe = path.suffix == ".safetensors"
@@ -157,7 +149,7 @@ def load_aesthetic_head(source: str, width: int) -> nn.Sequential:
         if set(weights) == {f"{prefix}{kind}" for prefix in prefixes for kind in ("weight", "bias")}:
             break
     else:
-        raise ValueError(f"{source} is no linear aesthetic predictor of LAION's; it holds {', '.join(weights)}.")
+        raise ValueError(f"{source} is not one of LAION's linear aesthetic predictors; it holds {', '.join(weights)}.")
     layers = nn.Sequential()
     for prefix in prefixes:
         layer = nn.Linear(*reversed(weights[f"{prefix}weight"].shape))

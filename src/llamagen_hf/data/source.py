@@ -1,4 +1,4 @@
-"""Where the images come from: any dataset that the `datasets` library reads, as a training and a test split."""
+"""Sources of images: any dataset that the `datasets` library reads, as a training and a test split."""
 
 import glob
 import logging
@@ -24,13 +24,13 @@ from datasets import (
     load_dataset,
 )
 
-from ..images.files import SUFFIXES, find_files, suffix
+from ..images.reading import SUFFIXES, find_files, suffix
 from .image_folder import read_image_files, read_image_folder
 
 
 logger = logging.getLogger(__name__)
 
-# Which of the library's readers takes files of a kind.
+# The library's reader for each kind of file.
 READERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 READERS |= {".tar": "webdataset"}
 STREAM_SHARDS = 64  # parts of a streamed folder that workers and processes share out
@@ -42,13 +42,12 @@ IMAGE_TYPES = [Value(dtype) for dtype in ("string", "large_string", "binary", "l
 class DataConfig:
     """Where the images are: the recipe's section `data`.
 
-    A folder holds images (in one folder a class, with captions in a `metadata.jsonl` or in text files, or flat; see
+    A folder holds images (in one folder per class, with captions in a `metadata.jsonl` or in text files, or flat; see
     [`~llamagen_hf.data.image_folder.read_image_folder`]), Parquet files or WebDataset tar shards.
 
     The rows to measure on are those of `test_split`. If it is null, or if the dataset has no such split, they are
-    `test_fraction` of the training rows (at least one), drawn with `split_seed` and held out of the training. A stream
-    can't be drawn from in advance: streaming has no such hold-out and then no test rows at all, as has a
-    `test_fraction` of 0.
+    `test_fraction` of the training rows (at least one), drawn with `split_seed` and held out of the training. Nothing
+    can be held out of a stream: it then has no test rows, as with a `test_fraction` of 0.
     """
 
     dataset: str = field(
@@ -66,19 +65,19 @@ class DataConfig:
     test_fraction: float = field(
         default=0.05, metadata={"help": "Share of the training rows to hold out if there is no test_split."}
     )
-    split_seed: int = field(default=0, metadata={"help": "Seed of the choice of held out rows."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the choice of held-out rows."})
     image_column: str = field(
         default="image", metadata={"help": "Column with the images; in tar shards their extension, such as 'jpg'."}
     )
     label_column: str | None = field(default=None, metadata={"help": "Column with the class ids."})
     image_size: int = field(default=256, metadata={"help": "Side to crop and resize to, in pixels."})
     min_image_size: int = field(
-        default=0, metadata={"help": "Images with a shorter side below it, in pixels, can't be used."}
+        default=0, metadata={"help": "Images with a shorter side below this, in pixels, can't be used."}
     )
     max_bad_rows: int = field(
-        default=0, metadata={"help": "Rows that can't be used, such as broken images, to skip before the run stops."}
+        default=0, metadata={"help": "How many rows that can't be used, such as broken images, may be skipped."}
     )
-    streaming: bool = field(default=False, metadata={"help": "Read while training, without a copy on the disk."})
+    streaming: bool = field(default=False, metadata={"help": "Read while training, without a copy on disk."})
     shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Rows among which a stream is shuffled."})
 
     def __post_init__(self):
@@ -93,13 +92,13 @@ class DataConfig:
 
         Returns:
             Rows whose images are not decoded yet: `image_column` has type `Image(decode=False)`, so a broken image
-            raises only where [`~llamagen_hf.data.images.decode_image`] opens it. An `IterableDataset` if
+            raises only where [`~llamagen_hf.data.samples.decode_image`] opens it. An `IterableDataset` if
             `streaming`; `None` for a test split that does not exist.
 
         Raises:
             ValueError: If the dataset can't be read, or if it has no such split or column.
         """
-        with self._errors_in_one_sentence():
+        with reading(self.dataset):
             splits = open_dataset(self.dataset, self.dataset_config, None, self.streaming, is_logged=split == "train")
         is_held_out = self.test_split is None or not _has_split(splits, self.test_split)
         if split == "test" and not is_held_out:
@@ -108,26 +107,31 @@ class DataConfig:
             logger.warning("%r has no split %r, and a stream can't be held out from.", self.dataset, self.test_split)
             return None
         rows = self._rows(splits, self.train_split)
-        if not is_held_out or self.streaming:
-            return rows
-        chosen = self._held_out(len(rows))
-        if split == "train":
-            return rows.select([index for index in range(len(rows)) if index not in chosen])
-        logger.warning(
-            "%r has no split %r: %d training rows are held out.", self.dataset, self.test_split, len(chosen)
-        )
-        return rows.select(sorted(chosen)) if chosen else None
+        if not is_held_out or self.streaming or not self.test_fraction:
+            return rows if split == "train" else None
+        if len(rows) < 2:
+            raise ValueError(
+                f"The dataset {self.dataset!r} is too small to hold out test rows; set test_fraction to 0."
+            )
+        count = min(max(1, round(len(rows) * self.test_fraction)), len(rows) - 1)
+        chosen = set(random.Random(self.split_seed).sample(range(len(rows)), count))
+        if split == "test":
+            logger.warning("%r has no split %r: %d training rows are held out.", self.dataset, self.test_split, count)
+        return rows.select([index for index in range(len(rows)) if (index in chosen) == (split == "test")])
 
     def label_names(self, rows: Dataset | IterableDataset) -> dict[int, str] | None:
-        """Names of the classes by id, if `label_column` has them."""
+        """Names of the classes by id; `None` if `label_column` has no names."""
         feature = rows.features.get(self.label_column)
         return dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else None
 
     def _rows(self, splits: dict, name: str) -> Dataset | IterableDataset:
         if not _has_split(splits, name):
             raise ValueError(f"The dataset {self.dataset!r} has no split {name!r}; it has {', '.join(splits)}.")
-        with self._errors_in_one_sentence():
-            rows = splits[name] if name in splits else self._part(name)
+        with reading(self.dataset):
+            if name in splits:
+                rows = splits[name]
+            else:
+                rows = open_dataset(self.dataset, self.dataset_config, name, self.streaming, is_logged=False)
             if rows.features is None:  # a stream of files that do not say what is in them
                 rows = rows._resolve_features()
         for column in (self.image_column, self.label_column):
@@ -137,55 +141,39 @@ class DataConfig:
                 )
         feature = rows.features[self.image_column]
         if not isinstance(feature, Image | dict) and feature not in IMAGE_TYPES:
-            raise ValueError(f"The column {self.image_column!r} of {self.dataset!r} holds no images but {feature}.")
+            raise ValueError(f"The column {self.image_column!r} of {self.dataset!r} holds {feature}, not images.")
         if self.label_column is not None:
             feature = rows.features[self.label_column]
             if not isinstance(feature, ClassLabel | Value) or "int" not in feature.dtype:
                 raise ValueError(
-                    f"The column {self.label_column!r} of {self.dataset!r} holds no class ids but {feature}."
+                    f"The column {self.label_column!r} of {self.dataset!r} holds {feature}, not class ids."
                 )
-        with self._errors_in_one_sentence():  # class ids beyond the last class among them
+        with reading(self.dataset):  # class ids beyond the last class among them
             return rows.cast_column(self.image_column, Image(decode=False))
 
-    def _part(self, name: str) -> Dataset | IterableDataset:
-        return open_dataset(self.dataset, self.dataset_config, name, self.streaming, is_logged=False)
 
-    def files_report(self) -> dict:
-        """`files`, what was used of a folder of images and what was left out; empty for other datasets."""
-        return files_report(self.dataset)
-
-    @contextmanager
-    def _errors_in_one_sentence(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # those of pyarrow, tarfile, the Hub and whoever else reads files come through
-            reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
-            raise ValueError(f"The dataset {self.dataset!r} can't be read: {reason}.") from error
-
-    def _held_out(self, num_rows: int) -> set[int]:
-        """Which rows of a training split to measure on."""
-        if not self.test_fraction:
-            return set()
-        if num_rows < 2:
-            raise ValueError(
-                f"The dataset {self.dataset!r} is too small to hold out test rows; set test_fraction to 0."
-            )
-        count = min(max(1, round(num_rows * self.test_fraction)), num_rows - 1)
-        return set(random.Random(self.split_seed).sample(range(num_rows), count))
+@contextmanager
+def reading(dataset: str) -> Iterator[None]:
+    """Turns whatever is raised while a dataset is read into a `ValueError` of one sentence."""
+    try:
+        yield
+    except Exception as error:  # pyarrow, tarfile, the Hub and other readers have no error in common
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        raise ValueError(f"The dataset {dataset!r} can't be read: {reason}.") from error
 
 
 def open_dataset(
     dataset: str, name: str | None, split: str | None, streaming: bool, is_logged: bool = True
 ) -> DatasetDict | IterableDatasetDict | Dataset | IterableDataset:
-    """Open any dataset: a folder of images by its structure, everything else as `load_dataset` does.
+    """Open any dataset: a folder of images by its structure, anything else as `load_dataset` does.
 
     Args:
         dataset (`str`): A Hub id, a folder or a file pattern.
         name (`str`, *optional*): Of its configuration.
-        split (`str`, *optional*): One, or an expression such as `train[:1000]`; by default all of them by name. Files
-            of a pattern are the split that is asked for.
+        split (`str`, *optional*): A split, or an expression such as `train[:1000]`; by default all splits by name.
+            The files of a pattern are the split that is asked for.
         streaming (`bool`): Read while iterating.
-        is_logged (`bool`): Say what was read of a folder of images.
+        is_logged (`bool`): Log what was read of a folder of images.
     """
     path = os.path.expanduser(dataset)
     if os.path.isdir(path):
@@ -222,7 +210,7 @@ def files_report(dataset: str) -> dict:
 
 
 def _choose(splits: DatasetDict, split: str | None, streaming: bool):
-    """One of some splits, an expression of them, or all."""
+    """One split, an expression of splits, or all splits."""
     if split is not None and split not in splits:
         if streaming:
             raise ValueError(f"a stream has no part {split!r}")
@@ -236,7 +224,7 @@ def _choose(splits: DatasetDict, split: str | None, streaming: bool):
 
 
 def _folder_reader(path: str) -> str:
-    """The library's reader for most of the files in a folder."""
+    """The library's reader for most of a folder's files."""
     readers = Counter(READERS.get(suffix(name)) for name in find_files(path).others)
     del readers[None]
     if not readers:
@@ -250,7 +238,7 @@ def file_patterns(path: str) -> list[str]:
 
 
 def _as_pattern(path: str) -> str:
-    """A file pattern in which the folders that are there stand for themselves, whatever they are called."""
+    """A file pattern in which the names of existing folders are not patterns."""
     if os.path.exists(path):
         return glob.escape(path)
     parent = next((str(parent) for parent in Path(path).parents if parent.is_dir()), "")
@@ -258,7 +246,7 @@ def _as_pattern(path: str) -> str:
 
 
 def _has_split(splits: dict, name: str) -> bool:
-    """Whether all parts of an expression such as `train[:1000]+extra` are there."""
+    """Whether all splits of an expression such as `train[:1000]+extra` exist."""
     return all(part.partition("[")[0] in splits for part in name.split("+"))
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..images.files import count_others, find_files, in_words
-from ..images.reading import read_image
+from ..images.reading import count_others, find_files, in_words, read_image
 from ..images.transforms import center_crop
 from .npz import NpzImages
 
@@ -186,8 +185,7 @@ def _from_arrays(name: str, count: int, get: Callable[[int], np.ndarray], option
 def _from_rows(rows, name: str, image_column: str, options: dict) -> Images:
     import datasets
 
-    from ..data.bad_rows import BadRow
-    from ..data.images import decode_image
+    from ..data.samples import BadRow, decode_image
 
     if not isinstance(rows, datasets.Dataset) or image_column not in rows.features:
         raise ValueError(f"{name!r} is not a dataset with a column {image_column!r}, nor any other source of images.")

@@ -1,1 +1,1 @@
-"""Images: read from anywhere in one way."""
+"""Reading of images, crops, and images on one sheet."""

@@ -1,5 +1,8 @@
-"""The one reader of images: whatever they come as, they leave it as 8-bit sRGB, upright, on white."""
+"""The reader of images for the whole package: any file becomes 8-bit sRGB, upright and on white."""
 
+import os
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -12,14 +15,19 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 try:
     import pillow_heif
-except ImportError:  # only photographs of phones need it
+except ImportError:  # only photos of phones need it
     pass
 else:
     pillow_heif.register_heif_opener()
 
-UPLOAD_MEGAPIXELS = 64  # what strangers may send to a server
-REFUSAL = "it is no image that can be read; PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF can"
-# What a file of the HEIF family says that it is, after its first four bytes.
+SUFFIXES = frozenset(
+    ".png .apng .jpg .jpeg .jpe .jfif .webp .gif .bmp .dib .tif .tiff .avif .avifs .heic .heif .hif .jp2 .j2k .jpx "
+    ".ppm .pgm .pbm .pnm .pfm .tga .pcx .sgi .psd .qoi .ico .dds".split()
+)
+# What file managers, network storage and archivers leave in folders, besides names that begin with a dot.
+FOREIGN_FOLDERS = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+UPLOAD_MEGAPIXELS = 64  # largest image that a server accepts
+# Format and reader of the HEIF family, by the bytes after the first four.
 BRANDS = dict.fromkeys((b"ftypavif", b"ftypavis"), ("AVIF", "Pillow 11.3 or newer"))
 BRANDS |= dict.fromkeys(
     (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftypmif1", b"ftypmsf1"),
@@ -40,7 +48,7 @@ Source = str | Path | BinaryIO | Image.Image | np.ndarray | torch.Tensor
 
 
 class UnreadableImage(ValueError):
-    """An image that can't be read. The message is a sentence on it, `reason` the part that says why."""
+    """An image that can't be read. The message is a sentence; `reason` is the part of it that says why."""
 
     def __init__(self, sentence: str, reason: str):
         super().__init__(sentence)
@@ -50,25 +58,25 @@ class UnreadableImage(ValueError):
 def read_image(source: Source, name: str | None = None, max_megapixels: float | None = None) -> Image.Image:
     """Read an image to its end: the same pixels for every part of the package.
 
-    - It is turned upright by its EXIF orientation; EXIF data that are broken are ignored.
-    - Colours with an ICC profile become sRGB; a profile that is broken, or that is not for such an image, is ignored.
-    - What is transparent is put on white.
-    - 16-bit values are scaled to 8 bits. Values of 32 bits have no scale of their own: if all are within 0..1 (as
-      floats), 0..255 or 0..65535, the first of these ranges that holds them is the scale.
-    - Of an animation, or of several pages, the first is read.
+    - It is turned upright by its EXIF orientation; broken EXIF data are ignored.
+    - Colours with an ICC profile become sRGB; a profile that is broken or for another kind of image is ignored.
+    - Transparent parts are put on white.
+    - 16-bit values are scaled to 8 bits. 32-bit values have no fixed range: the scale is the first of 0..1 (floats
+      only), 0..255 and 0..65535 that holds all of them.
+    - Only the first frame of an animation, or the first page, is read.
 
     Args:
         source: A path, a binary file, a PIL image, an array `(height, width)` or `(height, width, 1 to 4)`, or a
             tensor `(height, width)` or `(1 to 4, height, width)`.
-        name (`str`, *optional*): What to call it in errors; the path by default.
-        max_megapixels (`float`, *optional*): Its size at the most, looked at before it is decoded; by default
-            Pillow's own limit for files, twice `PIL.Image.MAX_IMAGE_PIXELS`.
+        name (`str`, *optional*): Name of the image in errors; by default the path.
+        max_megapixels (`float`, *optional*): Largest size, checked before the image is decoded; by default Pillow's
+            limit for files, twice `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Returns:
         `PIL.Image.Image`: A new image of mode RGB, without metadata.
 
     Raises:
-        UnreadableImage: A `ValueError` of one sentence, if it is no image, is damaged or too large.
+        UnreadableImage: If it is not an image, or is damaged or too large.
     """
     if name is None and isinstance(source, (str, Path)):
         name = str(source)
@@ -93,14 +101,14 @@ def read_image(source: Source, name: str | None = None, max_megapixels: float | 
         said, reason = _unknown_format(source)
         raise UnreadableImage(f"{subject} can't be read: {said}.", reason) from error
     except Exception as error:  # Pillow's readers have no error in common
-        # `strerror` leaves out the path, of which the sentence has as much as it should.
+        # `strerror` leaves out the path, which the sentence has already.
         reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".") or type(error).__name__
         said = reason if isinstance(error, _Reason) else f"it is damaged ({reason})"
         raise UnreadableImage(f"{subject} can't be read: {said}.", reason) from error
 
 
 class _Reason(ValueError):
-    """Why an image can't be read, in words of our own."""
+    """A reason of our own why an image can't be read."""
 
 
 class _TooLarge(_Reason):
@@ -116,7 +124,7 @@ def _check_size(image: Image.Image, max_megapixels: float | None) -> None:
 
 
 def _unknown_format(source) -> tuple[str, str]:
-    """What to say of a file that Pillow does not know, and in short."""
+    """Why a file that Pillow does not know can't be read, in full and in short."""
     try:
         if isinstance(source, (str, Path)):
             with open(source, "rb") as file:
@@ -130,7 +138,7 @@ def _unknown_format(source) -> tuple[str, str]:
         format, reader = BRANDS[start[4:]]
         said = f"it is {format}, which needs {reader}"
         return said, said
-    return REFUSAL, "no known format"
+    return "it is not in a known format, such as PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF", "no known format"
 
 
 def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
@@ -151,11 +159,11 @@ def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray, highest: int | None = None) -> np.ndarray:
-    """Values scaled from 0..highest, by default from the range that holds them, to uint8."""
+    """Values scaled from 0..highest to uint8; by default from the first usual range that holds them."""
     if highest is None:
         low, high = float(values.min()), float(values.max())
         is_float = values.dtype.kind == "f"
-        slack = 0.1 if is_float else 0  # resizing shoots over the ends of the range
+        slack = 0.1 if is_float else 0  # resizing overshoots the ends of the range
         ranges = (1, 255, 65535) if is_float else (255, 65535)
         highest = next((end for end in ranges if high <= (1 + slack) * end), None)
         if highest is None or not low >= -slack * highest:
@@ -181,15 +189,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if transposition is not None:
         image = image.transpose(transposition)
-    image.info = {}  # which must not be applied a second time
+    image.info = {}  # a profile or an orientation must not be applied twice
     return image
 
 
 def _transposition(image: Image.Image) -> Image.Transpose | None:
-    """What turns an image upright."""
+    """The transposition that turns an image upright."""
     try:
         return TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # broken data say nothing, and Pillow has no error in common for them
+    except Exception:  # broken data raise all kinds of errors in Pillow
         return None
 
 
@@ -206,7 +214,7 @@ def _deep_to_8_bits(image: Image.Image) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """What makes sRGB of an image of `mode`; None if Pillow's plain conversion does."""
+    """The transform from an image of `mode` to sRGB; `None` if Pillow's plain conversion suffices."""
     try:
         if mode == "LAB":  # its values need no profile, and Pillow's plain conversion does not know them
             source = ImageCms.createProfile("LAB")
@@ -216,7 +224,7 @@ def _to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | N
             return None
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
         if mode in ("L", "RGB"):
-            # Most profiles are some edition of sRGB itself: those images stay as they are, bit by bit.
+            # Most profiles are some edition of sRGB: such images stay exactly as they are.
             steps = np.indices((16, 16, 16)).astype(np.uint8).reshape(3, 64, 64).transpose(1, 2, 0) * 17
             colors = Image.fromarray(steps).convert(mode)
             plain, converted = colors.convert("RGB"), ImageCms.applyTransform(colors, transform)
@@ -225,3 +233,78 @@ def _to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | N
         return transform
     except Exception:  # a broken profile, one for another kind of image, or Pillow without LittleCMS
         return None
+
+
+@dataclass
+class FoundFiles:
+    """The result of [`find_files`]; all paths are relative to the folder, with `/`, and sorted.
+
+    Attributes:
+        images (`list[str]`): Image files, by their suffix in either case.
+        others (`list[str]`): All other files.
+        left_out (`Counter`): Numbers of files and folders that were skipped, by reason.
+    """
+
+    images: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    left_out: Counter = field(default_factory=Counter)
+
+
+def find_files(folder: str | Path) -> FoundFiles:
+    """List the files of a folder and of all folders in it, links to folders included.
+
+    Training, preparation and evaluation take the same files. Hidden files and folders (`.DS_Store`, `._a.png`,
+    `.ipynb_checkpoints`, `__MACOSX`, `@eaDir`) are left out.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+
+    Raises:
+        OSError: If the folder itself can't be listed.
+    """
+    found, waiting = FoundFiles(), [(os.fspath(folder), "", (os.path.realpath(folder),))]
+    while waiting:
+        path, prefix, above = waiting.pop()
+        try:
+            entries = list(os.scandir(path))
+        except OSError:
+            if not prefix:
+                raise
+            found.left_out["folder can't be opened"] += 1
+            continue
+        for entry in entries:
+            is_folder = entry.is_dir()
+            if any("\ud800" <= letter <= "\udfff" for letter in entry.name):  # no table takes such a name
+                found.left_out["name that is not UTF-8"] += 1
+            elif entry.name.startswith(".") or (is_folder and entry.name.startswith(("__", *FOREIGN_FOLDERS))):
+                found.left_out["hidden"] += 1
+            elif is_folder:
+                real = os.path.realpath(entry.path)
+                if any(Path(folder).is_relative_to(real) for folder in above):
+                    found.left_out["link to a folder around it"] += 1
+                else:
+                    waiting.append((entry.path, f"{prefix}{entry.name}/", (*above, real)))
+            elif not entry.is_file():
+                found.left_out["broken link" if entry.is_symlink() else "no file"] += 1
+            elif suffix(entry.name) in SUFFIXES:
+                found.images.append(prefix + entry.name)
+            else:
+                found.others.append(prefix + entry.name)
+    found.images.sort()
+    found.others.sort()
+    return found
+
+
+def suffix(path: str) -> str:
+    """The suffix of a file in lower case."""
+    return os.path.splitext(path)[1].lower()
+
+
+def count_others(others: list[str]) -> Counter:
+    """Files that are not images, counted as reasons to be left out."""
+    return Counter(f"no image ({suffix(path) or 'without a suffix'})" for path in others)
+
+
+def in_words(left_out: Counter) -> str:
+    """What was left out in words, for a log: `2 hidden, 1 no image (.txt)`."""
+    return ", ".join(f"{count} {reason}" for reason, count in left_out.most_common()) or "nothing"

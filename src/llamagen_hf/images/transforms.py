@@ -1,4 +1,4 @@
-"""Images cropped and turned into tensors."""
+"""Crops of images, and images as tensors."""
 
 import math
 import random
@@ -24,7 +24,7 @@ def scale_shorter_side(image: Image.Image, size: int) -> Image.Image:
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The middle square of side `size` after [`scale_shorter_side`] (`center_crop_arr` of ADM)."""
     short = min(image.size)
-    if max(image.size) > 8 * short:  # scaled as a whole, a strip would take gigabytes
+    if max(image.size) > 8 * short:  # scaling a whole strip would take gigabytes
         width, height = (min(side, 4 * short) for side in image.size)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
@@ -35,18 +35,18 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 def random_crop(image: Image.Image, size: int, rng: random.Random) -> Image.Image:
     """A random square at a random scale, as the released tokenizer was trained on (`random_crop_arr` of ADM).
 
-    The shorter side is drawn uniformly from `size` to `size / 0.8`, rounded up, then the place of the square.
+    First the shorter side is drawn uniformly from `size` to `size / 0.8`, rounded up, then the place of the square.
     """
     return _random_window(scale_shorter_side(image, rng.randint(size, math.ceil(size / 0.8))), size, rng)
 
 
 def shifted_crop(image: Image.Image, size: int, crop_range: float, rng: random.Random) -> Image.Image:
-    """A random square of side `size` out of the centre crop of side `crop_range * size`."""
+    """A random square of side `size` within the centre crop of side `crop_range * size`."""
     return _random_window(center_crop(image, round(size * crop_range)), size, rng)
 
 
 def ten_crop(image: Image.Image, size: int, crop_range: float) -> list[Image.Image]:
-    """Ten squares of side `size` out of the centre crop of side `crop_range * size`, rounded down.
+    """Ten squares of side `size` within the centre crop of side `crop_range * size`, rounded down.
 
     Top left, top right, bottom left, bottom right and centre, then the same five of the mirrored image: the order
     and the rounding of torchvision's `TenCrop`, which the released codes of ImageNet were made with.

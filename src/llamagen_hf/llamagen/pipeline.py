@@ -161,6 +161,11 @@ class AutoregressiveImagePipeline(
         self.decoder.compile(**kwargs)
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether [`compile_step`] was called, after which adapters can't be changed."""
+        return self.transformer is not None and self.decoder.is_compiled
+
+    @property
     def decoder(self) -> CodeDecoder:
         """The token loop around the current `transformer`."""
         if self._decoder.model is not self.transformer:

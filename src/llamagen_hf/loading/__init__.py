@@ -1,1 +1,1 @@
-"""Checkpoints and adapters, from the Hub or a folder to where they work."""
+"""Loading of checkpoints and adapters, and offloading of their weights."""

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a folder, the Hub, or the package itself."""
+"""Loading a checkpoint from a folder, the Hub or the package, with checks that the libraries' loaders leave out."""
 
 from pathlib import Path, PurePosixPath
 
@@ -14,26 +14,25 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-
-from .weights import find_missing_weights, read_weight_names
+from safetensors import SafetensorError, safe_open
 
 
 EMOJI_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "emoji"
 
 
 def is_shipped(path) -> bool:
-    """Whether a checkpoint is the one that ships with the package: none at all, or "emoji", as text.
+    """Whether a checkpoint is the one that ships with the package: `None`, or the string `"emoji"`.
 
-    A folder of that name is `./emoji`, or a `Path`.
+    A folder of that name is given as `"./emoji"` or as a `Path`.
     """
     return path is None or path == "emoji"
 
 
 class CheckpointLoaderMixin:
-    """`from_pretrained` of a [`~diffusers.DiffusionPipeline`] that says in a sentence what is wrong."""
+    """`from_pretrained` of a [`~diffusers.DiffusionPipeline`] with checks and errors of one sentence."""
 
     config_name = "model_index.json"
-    # What `from_pretrained` loaded, so that an image can say what it was drawn with.
+    # What `from_pretrained` loaded, so that an image can say what it was generated with.
     _origin: dict[str, str] = {}
 
     @classmethod
@@ -48,7 +47,7 @@ class CheckpointLoaderMixin:
                 says otherwise.
 
         Raises:
-            OSError: In one sentence, if there is no such checkpoint, or if its weights are damaged or incomplete.
+            OSError: If there is no such checkpoint, or if its weights are damaged or incomplete.
         """
         folder = cls.find_checkpoint(pretrained_model_name_or_path, **kwargs)
         path = EMOJI_CHECKPOINT if folder == EMOJI_CHECKPOINT else pretrained_model_name_or_path
@@ -59,13 +58,13 @@ class CheckpointLoaderMixin:
             if name in saved_names and name not in kwargs and component is not None:
                 if missing := find_missing_weights(component, saved_names[name]):
                     raise OSError(f"The weights of {name} in {str(path)!r} miss {', '.join(missing)}.")
-        # Saving would publish this path, of interest on this machine only.
+        # Saving would publish this path, which means nothing on another machine.
         pipe.register_to_config(_name_or_path=None if Path(path).is_dir() else str(path))
         for component in pipe.components.values():
             if isinstance(component, ModelMixin):
                 component.register_to_config(_name_or_path=None)
         pipe._read_left_out(folder)
-        name = "./emoji" if str(path) == "emoji" else str(path)  # a folder, for another one is meant by "emoji"
+        name = "./emoji" if str(path) == "emoji" else str(path)  # a folder of that name
         pipe._origin = {"checkpoint": "emoji" if path == EMOJI_CHECKPOINT else name}
         if folder.parent.name == "snapshots":
             pipe._origin["revision"] = folder.name
@@ -74,25 +73,33 @@ class CheckpointLoaderMixin:
         return pipe
 
     def _read_left_out(self, folder: Path) -> None:
-        """Read from the checkpoint's folder what the pipeline needs of components that were left out."""
+        """A hook: read from the checkpoint's folder what the pipeline needs of components that were left out."""
 
     @classmethod
     def find_checkpoint(cls, pretrained_model_name_or_path=None, **kwargs) -> Path:
-        """The folder of a checkpoint, fetched if need be; arguments and errors as for [`from_pretrained`]."""
+        """The folder of a checkpoint, downloaded if necessary; arguments and errors as for [`from_pretrained`]."""
         path = pretrained_model_name_or_path
         if is_shipped(path):
             return EMOJI_CHECKPOINT
         folder = Path(path if Path(path).is_dir() else cls.download(path, **kwargs))
         if not (folder / cls.config_name).is_file():
-            raise OSError(f"{str(path)!r} is no checkpoint: it has no {cls.config_name}.")
+            raise OSError(f"{str(path)!r} is not a checkpoint: it has no {cls.config_name}.")
         return folder
 
     @classmethod
     def download(cls, pretrained_model_name, **kwargs) -> str:
-        """Fetch a checkpoint from the Hub into the cache and return its folder.
+        """Download a checkpoint from the Hub into the cache and return its folder.
 
-        The base class looks up which Python files a repository must hold to define components that are not its own.
-        Ours are in this package, so the files of the repository are all there is to fetch.
+        The base class looks for Python files in the repository that define components of other libraries. Ours are
+        defined in this package, so the files of the repository suffice.
+
+        Args:
+            pretrained_model_name (`str`): A Hub id.
+            kwargs: `variant`, `cache_dir`, `force_download`, `local_files_only`, `token` and `revision`, as for
+                [`~diffusers.DiffusionPipeline.from_pretrained`].
+
+        Raises:
+            OSError: If there is no such repository or revision, or if it can't be reached.
         """
         name, variant = str(pretrained_model_name), kwargs.get("variant")
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
@@ -102,15 +109,13 @@ class CheckpointLoaderMixin:
         try:
             return snapshot_download(name, ignore_patterns=["*.md", "*.png", *unwanted], **options)
         except GatedRepoError as error:
-            raise OSError(
-                f"The repository {name!r} asks for consent: give it on the Hub, then log in here."
-            ) from error
+            raise OSError(f"Access to {name!r} is restricted: ask for it on the Hub, then log in here.") from error
         except RevisionNotFoundError as error:
             raise OSError(f"The repository {name!r} has no revision {options['revision']!r}.") from error
         except (HFValidationError, RepositoryNotFoundError) as error:
             raise OSError(f"There is no folder and no repository {name!r}.") from error
         except LocalEntryNotFoundError as error:
-            try:  # files that another loader or another variant left out may be missing; loading needs no more of them
+            try:  # what is cached may suffice: files that another loader or variant left out are not needed
                 cached = {key: value for key, value in options.items() if key in ("cache_dir", "revision")}
                 return str(Path(hf_hub_download(name, cls.config_name, local_files_only=True, **cached)).parent)
             except LocalEntryNotFoundError:
@@ -122,13 +127,37 @@ class CheckpointLoaderMixin:
 
     @staticmethod
     def _replaced_by(variant: str, name: str, options: dict) -> list[str]:
-        """Weights of a repository in place of which the variant is loaded."""
+        """Weights of a repository that the variant replaces."""
         if options.get("local_files_only"):
             return []
         try:
             files = HfApi(token=options.get("token")).list_repo_files(name, revision=options.get("revision"))
         except (HTTPError, HFValidationError, OfflineModeIsEnabled):
-            return []  # the cache has what it has, and a name that is wrong gets its sentence elsewhere
+            return []  # the cache may suffice, and `download` reports a wrong name
         weights = [PurePosixPath(path) for path in files if path.endswith(".safetensors")]
         parts = {path.parent for path in weights if f".{variant}" in path.suffixes[0] and len(path.suffixes) > 1}
         return [str(path) for path in weights if path.parent in parts and len(path.suffixes) == 1]
+
+
+def read_weight_names(folder: Path) -> dict[str, set[str]]:
+    """Names of the saved weights of each component, from the headers of its safetensors files.
+
+    Raises:
+        OSError: If a file is truncated or otherwise damaged.
+    """
+    names: dict[str, set[str]] = {}
+    for path in sorted(folder.glob("*/*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names.setdefault(path.parent.name, set()).update(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise OSError(f"A file of the checkpoint is damaged: {path.parent.name}/{path.name}.") from error
+    return names
+
+
+def find_missing_weights(component: torch.nn.Module, saved_names: set[str]) -> list[str]:
+    """Names of parameters that were not saved, under their own name or that of a parameter tied to them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in component.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return sorted(aliases[0] for aliases in names.values() if not saved_names & set(aliases))

@@ -1,4 +1,4 @@
-"""Offloading of a pipeline's weights, where diffusers' own needs help."""
+"""Offloading of a pipeline's weights, where that of diffusers falls short."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def is_offloaded(model: nn.Module) -> bool:
-    """Whether a model's weights come and go as its modules are called."""
+    """Whether a model's weights are moved to the device only while its modules are called."""
     return _is_group_offload_enabled(model) or any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
@@ -22,9 +22,9 @@ class OffloadingMixin:
     def enable_group_offload(self, *args, offload_to_disk_path: str | None = None, **kwargs) -> None:
         """Offload groups of layers, see [`~diffusers.DiffusionPipeline.enable_group_offload`].
 
-        On disk every component gets a folder of its own below `offload_to_disk_path`, which goes when it does: groups
-        are filed by the names of their layers, so those of another component or of an earlier run would be taken for
-        them.
+        On disk every component gets a folder of its own below `offload_to_disk_path`, which is removed with the
+        component: groups are stored under the names of their layers, so that those of another component or of an
+        earlier run would be read in their place.
         """
         if offload_to_disk_path is None:
             return super().enable_group_offload(*args, **kwargs)
@@ -42,10 +42,10 @@ class OffloadingMixin:
 
     @contextmanager
     def offloading_paused(self) -> Iterator[None]:
-        """All weights in place, so that layers can be added or changed; afterwards offloaded as before.
+        """Bring all weights back, so that layers can be added or changed, and offload them again afterwards.
 
         Raises:
-            ValueError: If the weights are on disk, which holds the layers as they were.
+            ValueError: If the weights are on disk, where they stay as they were.
         """
         models = [model for model in self.components.values() if isinstance(model, nn.Module)]
         if any(hasattr(model, "_offload_folder") for model in models):
@@ -66,7 +66,7 @@ class OffloadingMixin:
 def untie_weights(model: nn.Module) -> None:
     """Give each of several modules that share a parameter a copy of its own.
 
-    A group that goes to disk empties its parameters, so that a second group would write what is no longer there.
+    A group that is written to disk empties its parameters, so that a second group would write empty ones.
     """
     seen = set()
     for module in model.modules():

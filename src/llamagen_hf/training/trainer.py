@@ -32,9 +32,9 @@ from PIL import Image
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..data.bad_rows import BadRows
 from ..data.fingerprint import Inputs, claim_inputs
 from ..data.loader import StepLoader, batches_once
+from ..data.samples import BadRows
 from ..files import replacing, write_json
 from ..processes import on_main_process, this_process
 from .checkpoints import latest_checkpoint, remove_run, resume, save_checkpoint

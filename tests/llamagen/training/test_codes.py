@@ -14,8 +14,7 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 
 from llamagen_hf.conditioning.cache import TextFeatures  # noqa: E402
 from llamagen_hf.conditioning.text import encode_tokens, tokenize_prompts  # noqa: E402
-from llamagen_hf.data.bad_rows import BadRow  # noqa: E402
-from llamagen_hf.data.captions import write_caption  # noqa: E402
+from llamagen_hf.data.samples import BadRow, write_caption  # noqa: E402
 from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes, read_codes_info  # noqa: E402
 
 

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from diffusers import AutoencoderTiny
 from launching import launch
 from PIL import Image, ImageOps
-from tiny import build_text_encoder, build_vq_model
+from tiny import build_class_pipeline, build_text_encoder, build_vq_model
+from tiny_images import paint, write_captions, write_images
 from transformers import ByT5Tokenizer
 
 
@@ -200,11 +202,11 @@ def test_columns_named_as_ours_are_replaced(extract, tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"num_crops": 3}, "has codes with num_crops 2, not 3; choose another output_dir"),
-        ({"crop_ranges": [1.2]}, r"has codes with crop_ranges \[1.1\], not \[1.2\]"),
-        ({"image_size": 16}, r"has codes with grid \[4, 4\], not \[8, 8\]"),
-        ({"seed": 1}, "has codes with seed 0, not 1"),
-        ({"test_split": None}, "has codes with test_split 'test', not None"),
+        ({"num_crops": 3}, r"other settings \(num_crops 2, not 3\); give another output_dir"),
+        ({"crop_ranges": [1.2]}, r"other settings .crop_ranges \[1.1\], not \[1.2\]"),
+        ({"image_size": 16}, r"other settings .grid \[4, 4\], not \[8, 8\]"),
+        ({"seed": 1}, "other settings .seed 0, not 1"),
+        ({"test_split": None}, "other settings .test_split 'test', not None"),
     ],
 )
 def test_codes_of_other_settings_are_refused(extract, tmp_path, settings, message):
@@ -218,7 +220,7 @@ def test_a_run_that_an_earlier_version_began_goes_on(extract, tmp_path):
     extract()
     written = (tmp_path / "train-00000.parquet").stat().st_mtime_ns
     info = json.loads((tmp_path / "codes.json").read_text())
-    former = {"vq_model": "tokenizer", "vq_model_fingerprint": "tokenizer_fingerprint"}
+    former = {"vq_model": "tokenizer", "vq_model_fingerprint": "vq_model_fingerprint"}
     (tmp_path / "codes.json").write_text(json.dumps({former.get(name, name): value for name, value in info.items()}))
     (tmp_path / "test-00000.parquet.partial").write_bytes(b"half a file")
     extract()
@@ -234,7 +236,7 @@ def test_codes_of_another_tokenizer_are_refused(extract, folder, tmp_path):
     extract(vq_model=str(tmp_path / "moved"))
     model.quant_conv.bias.data += 1
     model.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="has codes with vq_model_fingerprint"):
+    with pytest.raises(ValueError, match="other settings .vq_model_fingerprint"):
         extract(vq_model=str(tmp_path / "other"))
 
 
@@ -265,7 +267,7 @@ def test_bad_rows_are_left_out_and_counted(extract, faulty, tmp_path, streaming,
     rows = load(output)
     assert rows["index"][:] == [0, 2, 4, 9]
     assert [row["codes"] for row in rows] == [[encode([center_crop(noise(i), SIZE)])[0]] for i in rows["index"][:]]
-    warnings = [record.message for record in caplog.records if record.name.endswith("bad_rows")]
+    warnings = [record.message for record in caplog.records if record.name.endswith("samples")]
     assert "Can't use row 3: image too small: it is 30x9 pixels, the shorter side must be at least 10." in warnings
     assert "Can't use row 6: no valid class id: label is None." in warnings and len(warnings) == 6
 
@@ -344,7 +346,7 @@ def test_texts_that_are_lost_to_cleaning_have_no_states(extract, folder, tmp_pat
     del info["prompt_cleaning"]  # as of codes from before there was a choice
     (tmp_path / "codes.json").write_text(json.dumps(info))
     extract(**settings, prompt_cleaning="released")
-    with pytest.raises(ValueError, match="codes with prompt_cleaning 'released', not 'unicode'"):
+    with pytest.raises(ValueError, match="settings .prompt_cleaning 'released', not 'unicode'"):
         extract(**settings)
 
 
@@ -389,9 +391,7 @@ def test_wrong_settings_are_one_sentence(extract, settings, message):
 
 @pytest.mark.parametrize("column", ["title", "label"])
 def test_text_columns_hold_text(extract, folder, column):
-    with pytest.raises(
-        ValueError, match=f"text_columns has '{column}', which is not a column with text; there are .'image', 'cap"
-    ):
+    with pytest.raises(ValueError, match=f"text_columns has '{column}', not a text column; there are .'image', 'cap"):
         extract(**text_settings(folder) | {"text_columns": [column]})
 
 
@@ -459,3 +459,125 @@ def test_tokenizers_come_alone_or_in_a_pipeline(tmp_path):
         load_vq_model(str(tmp_path))
     with pytest.raises(ValueError, match="There is no image tokenizer '.*absent'.*train one first"):
         load_vq_model(str(tmp_path / "absent"))
+
+
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*-*.parquet")}
+
+
+@pytest.fixture
+def extraction(tmp_path):
+    """Runs one on `tmp_path / "images"`, by another name of the folder if need be."""
+    write_images(tmp_path / "images")
+    build_vq_model().save_pretrained(tmp_path / "tokenizer")
+    build_text_encoder().save_pretrained(tmp_path / "text_encoder")
+    ByT5Tokenizer().save_pretrained(tmp_path / "text_encoder")
+
+    def run(dataset=None, vq_model=None, text=False, **settings):
+        data = DataConfig(str(dataset or tmp_path / "images"), image_size=8, test_fraction=0.0)
+        if text:
+            settings |= {"text_encoder": str(tmp_path / "text_encoder"), "text_columns": ["caption"]}
+        vq_model = vq_model or str(tmp_path / "tokenizer")
+        config = CodeExtractionConfig(vq_model, str(tmp_path / "codes"), rows_per_shard=2, **settings)
+        return extract_codes(data, config)["rows"]["train"]
+
+    return run
+
+
+def codes_of(folder):
+    shards = sorted(str(path) for path in folder.glob("train-*.parquet"))
+    return datasets.load_dataset("parquet", data_files=shards, split="train")
+
+
+def test_codes_of_the_same_images_go_on(extraction, tmp_path, monkeypatch):
+    extraction()
+    (tmp_path / "codes" / "train-00001.parquet").unlink()
+    before = times(tmp_path / "codes")
+    os.utime(tmp_path / "images" / "2.png")
+    monkeypatch.chdir(tmp_path)
+    assert extraction(dataset="images") == 6
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    (tmp_path / "tokenizer").rename(tmp_path / "other_place")
+    assert extraction(dataset=tmp_path / "elsewhere", vq_model="other_place") == 6
+    assert before.items() <= times(tmp_path / "codes").items()  # nothing was made again
+
+
+def test_codes_of_other_images_are_refused_or_replaced(extraction, tmp_path):
+    folder, codes = tmp_path / "images", tmp_path / "codes"
+    extraction()
+    before, first = times(codes), codes_of(codes)["codes"][:]
+    (codes / "mine.txt").write_text("foreign")
+    for change, message in (
+        (lambda: paint(folder / "1.png", 200), r"1 file of the dataset was changed \(1.png\)"),
+        (lambda: write_captions(folder, "another"), r"2 files of the dataset were changed \(1.png, metadata.jsonl\)"),
+        (lambda: paint(folder / "6.png", 1), r"1 file of the dataset was added \(6.png\)"),
+        (lambda: (folder / "0.png").unlink(), r"1 file of the dataset was removed \(0.png\)"),
+    ):
+        change()
+        with pytest.raises(ValueError, match=f"{message}.*start over with --overwrite"):
+            extraction()
+    assert times(codes) == before
+    (folder / "metadata.jsonl").write_text(
+        "\n".join(json.dumps({"file_name": path.name, "caption": "new"}) for path in sorted(folder.glob("*.png")))
+    )
+    assert extraction(overwrite=True) == 6
+    assert set(codes_of(codes)["caption"]) == {"new"} and codes_of(codes)["codes"][0] != first[1]
+    assert (codes / "mine.txt").is_file() and extraction() == 6
+
+
+def test_overwriting_also_changes_settings_and_weights(extraction, tmp_path):
+    extraction(text=True)
+    encoder = build_text_encoder()
+    encoder.shared.weight.data += 1
+    encoder.save_pretrained(tmp_path / "text_encoder")
+    with pytest.raises(ValueError, match=r"1 file of the text encoder was changed \(model.safetensors\)"):
+        extraction(text=True)
+    with pytest.raises(ValueError, match="num_crops 1, not 2.*; .* or start over with --overwrite"):
+        extraction(num_crops=2, text=True)
+    assert extraction(num_crops=2, overwrite=True) == 6
+    assert len(codes_of(tmp_path / "codes")["codes"][0]) == 2
+
+
+def test_a_killed_overwriting_leaves_no_mixture(extraction, tmp_path, monkeypatch):
+    codes = tmp_path / "codes"
+    extraction()
+    paint(tmp_path / "images" / "1.png", 200)
+
+    class Killed(BaseException):
+        pass
+
+    remove = Path.unlink
+
+    def unlink(path, missing_ok=False):
+        if path.name == "train-00002.parquet":
+            raise Killed
+        remove(path, missing_ok)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Path, "unlink", unlink)
+        extraction(num_crops=2, overwrite=True)
+    assert "rows" not in json.loads((codes / "codes.json").read_text())  # no training takes it for complete
+    for settings, message in (({}, "was changed"), ({"num_crops": 2}, "num_crops 1, not 2")):
+        with pytest.raises(ValueError, match=message):
+            extraction(**settings)
+    assert extraction(num_crops=2, overwrite=True) == 6
+    assert all(len(grids) == 2 for grids in codes_of(codes)["codes"])
+
+
+def test_codes_of_unknown_input_are_read_but_not_gone_on_with(extraction, tmp_path):
+    extraction()
+    (tmp_path / "codes" / ".inputs.json").unlink()
+    with pytest.raises(ValueError, match="does not say what it was made from.*start over with --overwrite"):
+        extraction()
+    (tmp_path / "codes" / "codes.json").unlink()
+    for overwrite in (False, True):  # shards without a record may be anybody's
+        with pytest.raises(ValueError, match="holds files of something else"):
+            extraction(overwrite=overwrite)
+    assert len(codes_of(tmp_path / "codes")) == 6
+
+
+def test_extraction_takes_a_pipeline_or_the_shipped_checkpoint(extraction, tmp_path):
+    build_class_pipeline().save_pretrained(tmp_path / "pipeline")
+    extraction(vq_model=str(tmp_path / "pipeline"))
+    assert extraction() == 6  # its tokenizer is the same
+    assert extraction(vq_model="emoji", overwrite=True) == 6

@@ -19,8 +19,8 @@ pytest.importorskip("datasets", reason="the training extra is not installed")
 from datasets import Dataset  # noqa: E402
 
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenConfig  # noqa: E402
-from llamagen_hf.data.bad_rows import BadRow  # noqa: E402
 from llamagen_hf.data.loader import batches_once  # noqa: E402
+from llamagen_hf.data.samples import BadRow  # noqa: E402
 from llamagen_hf.files import replace_result  # noqa: E402
 from llamagen_hf.llamagen.modeling import LlamaGenForConditionalGeneration  # noqa: E402
 from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes, read_codes_info  # noqa: E402
@@ -277,13 +277,13 @@ def test_an_adapter_that_does_not_fit_is_refused(stages, tmp_path):
     pytest.importorskip("peft", reason="the lora extra is not installed")
     folder, _ = stages
     pipe = AutoregressiveImagePipeline.from_pretrained(folder / "text")
-    with pytest.raises(ValueError, match="is no adapter: it has no adapter_config.json"):
+    with pytest.raises(ValueError, match="is not an adapter: it has no adapter_config.json"):
         pipe.load_lora_weights(tmp_path)
     train_generator(
         config_of(folder, tmp_path / "lora", init_from=str(folder / "text"), lora_rank=2, max_train_steps=1)
     )
     other = AutoregressiveImagePipeline(pipe.vq_model, build_transformer(vocab_size=32))
-    with pytest.raises(ValueError, match="does not fit this generator"):
+    with pytest.raises(ValueError, match="does not fit this model"):
         other.load_lora_weights(tmp_path / "lora")
     with pytest.raises(ValueError, match="set init_from"):
         config_of(folder, tmp_path, lora_rank=2)

@@ -67,7 +67,7 @@ def test_vllm_is_started_as_it_must_be(tmp_path):
 
 
 def test_there_must_be_a_checkpoint(tmp_path):
-    with pytest.raises(OSError, match="is no checkpoint"):
+    with pytest.raises(OSError, match="is not a checkpoint"):
         engine_arguments(tmp_path)
 
 

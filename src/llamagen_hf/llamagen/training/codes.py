@@ -12,8 +12,7 @@ from huggingface_hub import snapshot_download
 
 from ...conditioning.cache import decode_states, pad_left
 from ...conditioning.text import clean_prompt
-from ...data.bad_rows import BadRow
-from ...data.captions import template_columns, write_caption
+from ...data.samples import BadRow, template_columns, write_caption
 
 
 # Keys of codes.json in earlier versions.
@@ -72,7 +71,7 @@ class CodeSamples:
     Args:
         rows (`datasets.Dataset`): The rows, for their columns and names of classes.
         templates (`dict[str, float]`, *optional*): For text conditions, see
-            [`~llamagen_hf.data.captions.write_caption`].
+            [`~llamagen_hf.data.samples.write_caption`].
         label_column (`str`, *optional*): For class conditions, the column with the class ids.
         num_classes (`int`, *optional*): Class ids must be below it.
         stored_states (`bool`, *optional*, defaults to `False`):

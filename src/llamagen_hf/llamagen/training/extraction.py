@@ -1,9 +1,8 @@
-"""Code extraction: images to code grids, once, before the generator is trained."""
+"""Code extraction: images are encoded to code grids once, before the generator is trained."""
 
 import json
 import math
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,18 +21,11 @@ from torch.utils.data import Dataset as TorchDataset
 from ...arguments import FieldError, check_choices
 from ...autoencoders import load_vq_model
 from ...conditioning.cache import TextFeatures
-from ...conditioning.text import clean_prompt
-from ...data.bad_rows import BadRow, BadRows
-from ...data.fingerprint import (
-    INPUTS_FILE,
-    Inputs,
-    claim_inputs,
-    fingerprint_checkpoint,
-    fingerprint_dataset,
-    vq_model_fingerprint,
-)
-from ...data.images import decode_image
-from ...data.source import DataConfig
+from ...conditioning.text import PromptCleaning, clean_prompt
+from ...data.fingerprint import fingerprint_checkpoint, fingerprint_dataset, vq_model_fingerprint
+from ...data.samples import BadRow, BadRows, decode_image
+from ...data.shards import claim_shards, shard_path
+from ...data.source import DataConfig, files_report
 from ...files import replacing, write_json
 from ...images.transforms import center_crop, shifted_crop, ten_crop, to_tensor
 from ...processes import on_main_process, this_process
@@ -43,8 +35,7 @@ from .codes import read_codes_info
 logger = get_logger(__name__)
 
 SPLITS = ("train", "test")
-SHARD = re.compile(r"(train|test)-\d{5,}\.parquet")
-PLACES = ("vq_model", "dataset", "text_encoder")
+INFO = "codes.json"
 ROWS_A_WRITE = 512  # rows kept in memory before they are written, and rows of a Parquet row group
 
 
@@ -54,11 +45,11 @@ class CodeExtractionConfig:
 
     `crops` decides which crops of a training image are encoded:
 
-    - `"shifted"`: the centre crop, then `num_crops - 1` random ones, each from an image `crop_ranges` times larger
-      (a random entry of it).
+    - `"shifted"`: the centre crop, then `num_crops - 1` random crops, each of an image that is larger by a random
+      entry of `crop_ranges`.
     - `"flip"`: the centre crop and its mirror image.
-    - `"ten_crop"`: the corners and the centre, plain and mirrored, of an image `crop_ranges` times larger: ten for
-      each entry of it. The released ImageNet recipe has `[1.1, 1.05]`.
+    - `"ten_crop"`: for each entry of `crop_ranges`, the corners and the centre of an image that is larger by it, plain
+      and mirrored. The released ImageNet recipe has `[1.1, 1.05]`.
     """
 
     vq_model: str = field(
@@ -69,9 +60,9 @@ class CodeExtractionConfig:
     )
     output_dir: str = field(metadata={"help": "Folder for codes.json, train-00000.parquet, ..., test-00000.parquet."})
     crops: Literal["shifted", "flip", "ten_crop"] = field(
-        default="shifted", metadata={"help": "Which crops of a training image are encoded."}
+        default="shifted", metadata={"help": "Which crops of an image are encoded."}
     )
-    num_crops: int = field(default=1, metadata={"help": "Crops of an image if shifted; 1 is the centre crop alone."})
+    num_crops: int = field(default=1, metadata={"help": "Crops of an image with shifted; 1: the centre crop alone."})
     crop_ranges: list[float] = field(
         default_factory=lambda: [1.1], metadata={"help": "Crops are cut from images this many times larger."}
     )
@@ -92,7 +83,7 @@ class CodeExtractionConfig:
         default="float32", metadata={"help": "Precision of the text encoder."}
     )
     condition_length: int = field(default=120, metadata={"help": "Positions of a prompt; longer ones are cut."})
-    prompt_cleaning: Literal["unicode", "released"] = field(
+    prompt_cleaning: PromptCleaning = field(
         default="unicode", metadata={"help": "How prompts are cleaned; released is for converted checkpoints."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Start over: remove the codes in output_dir first."})
@@ -128,8 +119,8 @@ def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, d
 
     A row keeps all its columns but the image (class ids keep their names) and gains the columns
 
-    - `codes`: `grids_per_image` lists of codes, line by line of the grid, int32; the test split has one, of the
-      centre crop;
+    - `codes`: `grids_per_image` lists of int32 codes, row by row of the grid; one list, of the centre crop, in the
+      test split;
     - `index`: the row's number in the split;
     - `COLUMN_states` for each of `text_columns`: see [`~llamagen_hf.conditioning.cache.decode_states`]; null where the
       text is null or cleaning leaves nothing of it.
@@ -167,12 +158,13 @@ class CodeExtraction:
             )
         self.text_features = None
         if config.text_encoder is not None:
-            text = (config.text_encoder, config.condition_length, config.prompt_cleaning)
-            self.text_features = TextFeatures(*text, self.state.device, getattr(torch, config.text_dtype))
+            run_in = self.state.device, getattr(torch, config.text_dtype)
+            length, cleaning = config.condition_length, config.prompt_cleaning
+            self.text_features = TextFeatures(config.text_encoder, length, cleaning, *run_in)
+        # Where the input is. It is recorded, but may change between two runs.
+        self.places = {"vq_model": config.vq_model, "dataset": data.dataset, "text_encoder": config.text_encoder}
         self.settings = self._settings()  # before the weights are rounded
-        self.model.to(self.state.device)
-        if config.dtype == "bfloat16":
-            self.model.bfloat16()
+        self.model.to(self.state.device, getattr(torch, config.dtype))
 
     def _settings(self) -> dict:
         """The settings that determine the codes, and so must not change within a folder."""
@@ -193,86 +185,63 @@ class CodeExtraction:
         return settings
 
     def run(self) -> dict[str, dict[str, int]]:
+        """Extract both splits; returns the report."""
         splits = {split: self.data.load(split) for split in SPLITS}  # before anything is recorded
-        on_main_process(lambda: self.claim_folder(self.inputs(splits)))
-        for split in [split for split, rows in splits.items() if rows is not None]:
-            self.extract_split(split, splits[split])
+        on_main_process(lambda: self.claim_folder(splits))
+        for split, rows in splits.items():
+            if rows is not None:
+                self.extract_split(split, rows)
         self.state.wait_for_everyone()
         report = self.report()
         if self.state.is_main_process:
-            write_json(self.output_dir / "codes.json", self.places() | self.settings | report)
+            write_json(self.output_dir / INFO, self.places | self.settings | report)
         return report
 
-    def inputs(self, splits: dict[str, Dataset | IterableDataset | None]) -> Inputs:
-        """Fingerprints of the images and the text encoder."""
-        found = fingerprint_dataset(self.data.dataset, self.output_dir, splits.values(), self.data.image_column)
+    def claim_folder(self, splits: dict[str, Dataset | IterableDataset | None]) -> None:
+        """Begin the codes, or raise a `ValueError` if those in the folder were made otherwise."""
+        inputs = fingerprint_dataset(self.data.dataset, self.output_dir, splits.values(), self.data.image_column)
         if self.text_features is not None:
-            found["the text encoder"] = fingerprint_checkpoint(self.config.text_encoder)
-        return found
-
-    def claim_folder(self, inputs: Inputs) -> None:
-        """Begin the codes, or raise a `ValueError` if the folder holds codes that were made differently."""
-        path, found = self.output_dir / "codes.json", self.settings
-        shards = [file for file in self.output_dir.glob("*-*.parquet") if SHARD.fullmatch(file.name)]
+            inputs["the text encoder"] = fingerprint_checkpoint(self.config.text_encoder)
+        path, before = self.output_dir / INFO, None
         if path.is_file():
-            found = read_codes_info(self.output_dir)
-            if found.get("text_encoder"):  # codes that do not state how prompts were cleaned are older than the choice
-                found = {"prompt_cleaning": "released"} | found
-        elif shards:
-            raise ValueError(f"{self.output_dir} holds files of something else; choose another output_dir.")
-        found = {name: value for name, value in found.items() if name not in ("rows", "bad_rows", "files")}
-        if path.is_file() and self.config.overwrite:
-            write_json(path, found)  # incomplete from here on, but still what describes the shards that are left
-            for file in shards:
-                file.unlink()
-            path.unlink()
-            (self.output_dir / INPUTS_FILE).unlink(missing_ok=True)
-            found = self.settings
-        for name in sorted(set(self.settings) | set(found) - set(PLACES)):
-            if found.get(name) != self.settings.get(name):
-                raise ValueError(
-                    f"{self.output_dir} has codes with {name} {found.get(name)!r}, not {self.settings.get(name)!r}; "
-                    "choose another output_dir, or start over with --overwrite."
-                )
-        claim_inputs(self.output_dir, inputs, goes_on=path.is_file())
-        for leftover in self.output_dir.glob("*.parquet.*partial"):  # of runs that were killed
-            leftover.unlink()
-        write_json(path, self.places() | self.settings)
-
-    def places(self) -> dict[str, str | None]:
-        """Where the input is; the same input may be elsewhere when a run resumes."""
-        return dict(zip(PLACES, (self.config.vq_model, self.data.dataset, self.config.text_encoder), strict=True))
+            before = read_codes_info(self.output_dir)
+            before = {name: value for name, value in before.items() if name not in ("rows", "bad_rows", "files")}
+            if self.config.overwrite:
+                write_json(path, before)  # from here on incomplete, but still what the shards belong to
+            if before.get("text_encoder"):  # codes that do not say how prompts were cleaned are older than the choice
+                before = {"prompt_cleaning": "released"} | before
+            before = {name: value for name, value in before.items() if name not in self.places}
+        claim_shards(self.output_dir, INFO, before, self.settings, inputs, self.config.overwrite)
+        write_json(path, self.places | self.settings)
 
     def report(self) -> dict[str, dict[str, int]]:
-        """Count the rows of all processes' files, and those that are left out of them."""
+        """The numbers of rows in the files of all processes."""
         counts = dict.fromkeys(SPLITS, 0)
         for split in SPLITS:
             for path in sorted(self.output_dir.glob(f"{split}-*.parquet")):
                 counts[split] += pq.read_metadata(path).num_rows
                 self.count_bad_rows(split, path)  # those of other processes too
-        return {"rows": counts, "bad_rows": self.bad_rows.report()} | self.data.files_report()
+        return {"rows": counts, "bad_rows": self.bad_rows.report()} | files_report(self.data.dataset)
 
     def count_bad_rows(self, split: str, path: Path) -> None:
-        """Count the rows that a complete file leaves out."""
+        """Count the rows that were left out of a file."""
         for index, reason in json.loads(pq.read_metadata(path).metadata[b"bad_rows"]):
             self.bad_rows.add(index, reason, split)
 
     def extract_split(self, split: str, rows: Dataset | IterableDataset) -> None:
-        """Write this process's files of a split, except those that are complete."""
+        """Write the files of a split that are missing and this process's."""
         added = Features(codes=List(List(Value("int32"))), index=Value("int64"))
         for column in self.config.text_columns:
             if rows.features.get(column) not in (Value("string"), Value("large_string")):
-                raise ValueError(
-                    f"text_columns has {column!r}, which is not a column with text; there are {list(rows.features)}."
-                )
+                raise ValueError(f"text_columns has {column!r}, not a text column; there are {list(rows.features)}.")
             added[f"{column}_states"] = Value("binary")
-        # `__url__` is where WebDataset's tar file lies on this machine.
+        # `__url__` is the path of WebDataset's tar file on this machine.
         left_out = (self.data.image_column, "__url__")
         kept = Features({name: feature for name, feature in rows.features.items() if name not in left_out})
         names = self.data.label_names(rows)
         num_classes = math.inf if names is None else len(names)
         for number, (images, columns) in enumerate(self.parts(rows, kept)):
-            path = self.output_dir / f"{split}-{number:05d}.parquet"
+            path = shard_path(self.output_dir, number, split)
             if path.is_file():
                 self.count_bad_rows(split, path)
             elif number % self.state.num_processes == self.state.process_index:
@@ -343,11 +312,11 @@ class CodeExtraction:
         return kept
 
 
-@dataclass
+@dataclass(eq=False)
 class ImageCrops(TorchDataset):
     """Consecutive rows of a split, from number `first` on: their images as crops, decoded on access.
 
-    The crops of a row depend on seed, split and number alone, not on the process or on where a run resumed.
+    The random crops of a row depend on seed, split and number only, not on the process or on where a run went on.
     """
 
     images: Sequence

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...conditioning.text import encode_tokens, load_text_encoder
-from ...data.bad_rows import BadRow
+from ...data.samples import BadRow
 from ..configuration import LlamaGenConfig
 from ..conversion import VARIANTS
 from ..modeling import LlamaGenForConditionalGeneration

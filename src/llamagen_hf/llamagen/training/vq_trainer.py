@@ -13,8 +13,8 @@ from torch import nn
 
 from ...autoencoders import load_vq_model
 from ...data.fingerprint import Inputs, fingerprint_dataset, fingerprint_module
-from ...data.images import ImageSamples, stack_images
 from ...data.loader import StepLoader, batches_once
+from ...data.samples import ImageSamples, stack_images
 from ...data.source import DataConfig
 from ...evaluation.reconstruction import CodeCounts, PerceptualLoss, ReconstructionMetrics
 from ...files import replace_result
