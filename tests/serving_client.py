@@ -15,8 +15,8 @@ from openai import OpenAI
 from tiny import build_text_pipeline, build_transformer
 
 from llamagen_hf import AutoregressiveImagePipeline
-from llamagen_hf.serving.engine_process import EngineSettings
-from llamagen_hf.serving.front import load_front
+from llamagen_hf.llamagen.serving.batch import ContinuousBatchSettings
+from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
 from llamagen_hf.serving.local_engine import LocalEngine
 from llamagen_hf.serving.server import Server
 from llamagen_hf.serving.service import ImageService
@@ -27,11 +27,9 @@ class RunningServer:
     """A server, where it is, and ways to talk to it."""
 
     def __init__(self, folder: Path, slots: int = 16, restarts: bool = True, **settings):
-        pipe, transformer = load_front(str(folder), "cpu", torch.float32)
-        self.engine = LocalEngine(
-            EngineSettings(transformer, slots=slots, threads=1), pipe.transformer.config.num_codes, restarts
-        )
-        self.service = ImageService(pipe, self.engine, ServingSettings(model_name="tiny", **settings))
+        frontend = LlamaGenFrontend.from_pretrained(str(folder), "cpu", torch.float32)
+        self.engine = LocalEngine(ContinuousBatchSettings(frontend.generator_folder, slots=slots, threads=1), restarts)
+        self.service = ImageService(frontend, self.engine, ServingSettings(model_name="tiny", **settings))
         self.server = Server(self.service, "127.0.0.1", 0)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.folder = folder

@@ -7,7 +7,7 @@ from tiny import generators
 
 from llamagen_hf.llamagen.decoding import CodeDecoder
 from llamagen_hf.llamagen.sampling import draw_uniforms
-from llamagen_hf.serving.engine import GenerationRequest
+from llamagen_hf.llamagen.serving.batch import GenerationRequest
 
 
 SETTINGS = [

@@ -10,8 +10,8 @@ from tiny import build_transformer
 from tiny_requests import draw_alone, random_requests
 
 from llamagen_hf.llamagen.decoding import CodeDecoder
-from llamagen_hf.serving.engine import EngineDied, GenerationRequest
-from llamagen_hf.serving.engine_process import EngineSettings
+from llamagen_hf.llamagen.serving.batch import ContinuousBatchSettings, GenerationRequest
+from llamagen_hf.serving.engine import EngineDied
 from llamagen_hf.serving.local_engine import LocalEngine
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 async def drawn_by(engine: LocalEngine, request: GenerationRequest) -> list[int]:
-    return [code async for codes in engine.draw(request) for code in codes]
+    return [code async for codes in engine.generate(request) for code in codes]
 
 
 async def until(condition) -> None:
@@ -41,7 +41,7 @@ def test_draws_cancels_dies_and_comes_back(folder):
     expected = [draw_alone(decoder, request) for request in requests]
 
     async def scenario():
-        engine = LocalEngine(EngineSettings(folder, slots=16, threads=1), num_codes=16)
+        engine = LocalEngine(ContinuousBatchSettings(folder, slots=16, threads=1))
         with pytest.raises(EngineDied, match="not ready"):
             await drawn_by(engine, requests[0])
         await engine.start()
@@ -49,14 +49,14 @@ def test_draws_cancels_dies_and_comes_back(folder):
         try:
             assert await asyncio.gather(*(drawn_by(engine, request) for request in requests)) == expected
 
-            async with aclosing(engine.draw(requests[0])) as codes:
+            async with aclosing(engine.generate(requests[0])) as codes:
                 async for _ in codes:
                     break
             waiting = asyncio.ensure_future(drawn_by(engine, requests[1]))
             await asyncio.sleep(0)
             waiting.cancel()
             assert await drawn_by(engine, requests[2]) == expected[2]
-            assert engine._drawings == {}
+            assert engine._queues == {}
             await until(lambda: engine.statistics["drawing"] == engine.statistics["waiting"] == 0)
 
             others = [asyncio.ensure_future(drawn_by(engine, request)) for request in requests]
@@ -84,7 +84,7 @@ def test_draws_cancels_dies_and_comes_back(folder):
 
 def test_says_why_it_does_not_start(tmp_path):
     async def scenario():
-        await LocalEngine(EngineSettings(str(tmp_path / "nothing")), num_codes=16).start()
+        await LocalEngine(ContinuousBatchSettings(str(tmp_path / "nothing"))).start()
 
     with pytest.raises(ValueError, match="nothing"):
         asyncio.run(scenario())

@@ -80,7 +80,7 @@ def check_crowd(server: RunningServer, count: int) -> None:
             assert Image.open(io.BytesIO(files[i])).tobytes() == image.tobytes()
     assert len(set(files)) == count
     server.until(lambda: server.service.pending == 0)
-    assert server.engine._drawings == {}
+    assert server.engine._queues == {}
 
 
 def test_a_crowd_gets_its_own_images(server):

@@ -9,9 +9,8 @@ from tiny_requests import draw_alone, random_requests
 
 from llamagen_hf.llamagen.decoding import CodeDecoder
 from llamagen_hf.llamagen.sampling import filter_top_k, filter_top_p, sample
-from llamagen_hf.llamagen.serving.batch import ContinuousBatch
-from llamagen_hf.llamagen.serving.scheduler import WaitingLine
-from llamagen_hf.serving.engine import GenerationRequest
+from llamagen_hf.llamagen.serving.batch import ContinuousBatch, GenerationRequest
+from llamagen_hf.llamagen.serving.scheduler import WaitingQueue
 
 
 def run(batch: ContinuousBatch, requests: list[GenerationRequest], joining: list[int]) -> dict[str, list[int]]:
@@ -24,7 +23,7 @@ def run(batch: ContinuousBatch, requests: list[GenerationRequest], joining: list
         progress = batch.step()
         assert not progress.failures
         most = max(most, len(batch.images))
-        for name, codes in progress.codes.items():
+        for name, codes in progress.latents.items():
             drawn[name] += codes
         if batch.is_idle and all(drawn.values()):
             assert most > 3  # else there was no batch
@@ -65,7 +64,7 @@ def test_cancelled_images_leave_and_do_not_disturb():
             waiting = [name for name in drawn if name not in batch.images and not drawn[name]][-1]
             for name in (*running, waiting, "nobody"):
                 batch.cancel(name)
-        for name, codes in batch.step().codes.items():
+        for name, codes in batch.step().latents.items():
             drawn[name] += codes
     assert batch.is_idle and not batch._streams
     assert not drawn[waiting]
@@ -85,7 +84,7 @@ def test_a_image_that_overflows_fails_alone():
     while not batch.is_idle:
         progress = batch.step()
         failures |= progress.failures
-        for name, codes in progress.codes.items():
+        for name, codes in progress.latents.items():
             drawn[name] += codes
     assert set(failures) == {"1", "3", "5", "7"} and "not finite" in failures["1"]
     for name in "0246":  # some of them in slots where the others were
@@ -116,12 +115,12 @@ def test_new_images_are_read_a_few_at_a_time():
         request.prefix_codes, request.guidance_scale = [], 2.0
         batch.add(str(name), request)
     for step in range(1, 5):
-        assert len(batch.step().codes["first"]) == 1
+        assert len(batch.step().latents["first"]) == 1
         assert len(batch.images) == 1 + 2 * step  # 24 positions each
 
 
 def test_line_is_fair_to_small_requests():
-    line = WaitingLine(spacing=4)
+    line = WaitingQueue(spacing=4)
     for place in range(6):
         line.add(f"large {place}", GenerationRequest(seed=0, place=place))
     for number in range(3):

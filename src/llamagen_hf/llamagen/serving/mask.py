@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..arguments import FieldError
+from ...arguments import FieldError
 
 
 def read_mask(file: bytes, size: tuple[int, int]) -> np.ndarray:
