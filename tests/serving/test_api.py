@@ -226,7 +226,7 @@ def test_the_cache_answers_without_the_engine(server, client):
         server.metric('llamagen_images_total{source="cache"}'),
         server.metric('llamagen_images_total{source="drawn"}'),
     )
-    server.engine._is_ready = False  # whoever needs it now gets 503
+    server.engine.is_ready = False  # whoever needs it now gets 503
     try:
         assert client.images.generate(**fields).data == first.data
         (event,) = client.images.generate(**fields | {"n": 1}, stream=True, partial_images=2)
@@ -240,7 +240,7 @@ def test_the_cache_answers_without_the_engine(server, client):
             with pytest.raises(openai.InternalServerError, match="not ready"):
                 client.images.generate(**fields | change)
     finally:
-        server.engine._is_ready = True
+        server.engine.is_ready = True
 
 
 def test_metrics_and_health(server, client):

@@ -192,8 +192,8 @@ def test_masks_that_can_not_be_honoured_are_refused_in_words(server):
         (image, png(band(16, 16, 16)), "no transparent pixel"),
         (image, png(noise().convert("L")), "no transparent pixel"),
         (image, png(band(8, 8, 4)), "`mask` is 8x8 and `image` 16x16 pixels"),
-        (image, b"no image", "no image that can be read"),
-        (image, png(band(16, 16, 8))[:60], "no image that can be read"),
+        (image, b"no image", "can't be read as an image"),
+        (image, png(band(16, 16, 8))[:60], "can't be read as an image"),
         (tall, png(band(16, 64, 60)), "outside of the image's middle square"),
         (tall, png(band(64, 16, 8)), "different sides"),
     ]:
@@ -320,7 +320,7 @@ def test_what_nobody_foresaw_is_an_error_of_the_same_shape(obliging_server, monk
     def fail(*args):
         raise RuntimeError("/home/someone/secret")
 
-    monkeypatch.setattr(obliging_server.service, "open", fail)
+    monkeypatch.setattr(obliging_server.service, "check_prompt", fail)
     answer = post(obliging_server, json={"prompt": "a fish"}, headers={"Origin": ORIGIN})
     assert error_of(answer, 500)["type"] == "server_error" and "secret" not in answer.text
     assert answer.headers["access-control-allow-origin"] == ORIGIN

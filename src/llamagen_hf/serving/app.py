@@ -71,7 +71,7 @@ def build_app(service: ImageService) -> FastAPI:
         facts = request.state.facts
         if settings.log_prompts:
             facts |= {"prompt": asked.prompt, "class_label": asked.class_label}
-        active = service.open(asked)
+        active = ActiveRequest(service, asked)
         facts |= {"n": asked.n, "cached": asked.n - len(active.missing)}
         return active
 
@@ -138,8 +138,7 @@ def build_app(service: ImageService) -> FastAPI:
     @app.post(
         "/",
         response_class=Response,
-        responses=error_answers(400, 401, 413, 429, 500, 503, 504)
-        | {200: {"content": {"image/*": {}}, "description": "The image."}},
+        responses=answers | {200: {"content": {"image/*": {}}, "description": "The image."}},
         **guarded,
     )
     async def text_to_image(request: Request, body: text_to_image_body) -> Response:

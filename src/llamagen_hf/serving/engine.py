@@ -39,9 +39,14 @@ class Engine(ABC):
         restarts (`bool`, *optional*, defaults to `True`): Whether to start again after it died.
 
     Attributes:
+        is_ready (`bool`): Whether it takes requests now. An engine that died may come back.
+        capacity (`int`): Roughly how many images it generates at once.
         deaths (`int`): How often it died.
         has_given_up (`bool`): Whether it died and does not come back.
     """
+
+    is_ready: bool = False
+    capacity: int
 
     def __init__(self, restarts: bool = True):
         self.restarts, self.deaths, self.has_given_up = restarts, 0, False
@@ -57,16 +62,6 @@ class Engine(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """End at once. Images that are being generated are lost."""
-
-    @property
-    @abstractmethod
-    def is_ready(self) -> bool:
-        """Whether it takes requests now. An engine that died may come back."""
-
-    @property
-    @abstractmethod
-    def capacity(self) -> int:
-        """Roughly how many images it generates at once."""
 
     @property
     def statistics(self) -> dict[str, float]:

@@ -6,7 +6,7 @@ import pickle
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -37,24 +37,16 @@ class Batch(Protocol):
 
     is_idle: bool  # whether there is nothing to generate
     statistics: dict[str, float]  # numbers for the metrics
-
-    def add(self, name: str, request: EngineRequest) -> None:
-        """Generate an image, under a name that no other image here has."""
-
-    def cancel(self, name: str) -> None:
-        """Drop an image. Nothing happens if there is none of this name."""
-
-    def step(self) -> Progress:
-        """Take one step with each image."""
+    add: Callable[[str, EngineRequest], None]  # generate an image, under a name that no other image here has
+    cancel: Callable[[str], None]  # drop an image, if there is one of this name
+    step: Callable[[], Progress]  # take one step with each image
 
 
 class BatchSettings(Protocol):
     """What the engine's process makes a batch from. Instances are pickled."""
 
     capacity: int  # roughly how many images are generated at once
-
-    def load(self) -> Batch:
-        """Load the model. Raises an `OSError` or a `ValueError` if that is not possible."""
+    load: Callable[[], Batch]  # load the model; an `OSError` or a `ValueError` says why that is not possible
 
 
 class LocalEngine(Engine):
@@ -67,22 +59,14 @@ class LocalEngine(Engine):
 
     def __init__(self, settings: BatchSettings, restarts: bool = True):
         super().__init__(restarts)
-        self.settings = settings
+        self.settings, self.capacity = settings, settings.capacity
         self.process: BaseProcess | None = None
-        self._is_ready = self._is_stopping = False
+        self._is_stopping = False
         self._statistics: dict[str, float] = {}
         self._queues: dict[str, asyncio.Queue] = {}
         self._names = count()
         self._connection: Connection | None = None
         self._recovery: asyncio.Task | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        return self._is_ready
-
-    @property
-    def capacity(self) -> int:
-        return self.settings.capacity
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -101,7 +85,7 @@ class LocalEngine(Engine):
         # Sending waits, for as long as a step takes, whenever the pipe is full.
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="engine-sender")
         threading.Thread(target=self._receive, args=(self._connection,), name="engine-receiver", daemon=True).start()
-        self._is_ready = True
+        self.is_ready = True
 
     async def stop(self) -> None:
         self._is_stopping = True
@@ -131,7 +115,7 @@ class LocalEngine(Engine):
                 self._queues[name].put_nowait(report)
 
     def _died(self) -> None:
-        self._is_ready = False
+        self.is_ready = False
         self._statistics = {}
         self._sender.shutdown(wait=False, cancel_futures=True)
         self._connection.close()
@@ -148,7 +132,7 @@ class LocalEngine(Engine):
             pass
 
     async def generate(self, request: EngineRequest) -> AsyncIterator[list]:
-        if not self._is_ready:
+        if not self.is_ready:
             raise EngineDied("The engine is not ready.")
         name, queue, is_over = str(next(self._names)), asyncio.Queue(), False
         self._queues[name] = queue

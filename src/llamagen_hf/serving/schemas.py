@@ -1,6 +1,6 @@
 """Bodies of requests and answers: OpenAI's images API, and the fields that are ours."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import File, UploadFile
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
@@ -18,49 +18,36 @@ Unused = "Accepted, since OpenAI's clients send it, and without effect."
 
 
 class RequestFields(BaseModel):
-    """A body, or a part of one, in which `null` means the same as a missing field."""
+    """A body, or a part of one. `null` means the same as a missing field, since many clients send all they know."""
+
+    missing: ClassVar[tuple] = (None,)
 
     @model_validator(mode="before")
     @classmethod
-    def leave_out_nulls(cls, fields: Any) -> Any:
-        """Many clients send all fields that they know."""
-        if not isinstance(fields, dict):
-            return fields
-        return {name: value for name, value in fields.items() if value is not None}
-
-
-class JSONFields(RequestFields):
-    """A body that is JSON."""
-
-    # Beside the fields of the body, any field may be null.
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"additionalProperties": {"type": "null"}}
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def read_whole_numbers(cls, fields: Any) -> Any:
-        """JSON does not distinguish 2.0 from 2."""
+    def normalize(cls, fields: Any) -> Any:
+        """Leave out what means the same as a missing field. JSON does not distinguish 2.0 from 2."""
         if not isinstance(fields, dict):
             return fields
         return {
             name: int(value) if isinstance(value, float) and value.is_integer() else value
             for name, value in fields.items()
+            if value not in cls.missing
         }
 
 
+class JSONFields(RequestFields):
+    """A body that is JSON. Beside its fields, any other may be null."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"additionalProperties": {"type": "null"}}
+    )
+
+
 class FormFields(RequestFields):
-    """A body that is a form."""
+    """A body that is a form, where an empty field is a missing one, too."""
 
     model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def leave_out_empty(cls, fields: Any) -> Any:
-        """An empty field of a form means the same as a missing one."""
-        if not isinstance(fields, dict):
-            return fields
-        return {name: value for name, value in fields.items() if value != ""}
+    missing: ClassVar[tuple] = (None, "")
 
 
 class ImageFields(BaseModel):

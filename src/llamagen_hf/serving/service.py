@@ -60,9 +60,9 @@ class ImageService:
         self.active = 0  # requests that are being answered
         self.is_draining = False
         self.failure: str | None = None
-        self._seconds_per_image = 1.0
-        self._encode = Batcher(frontend.encode_prompts, "text-encoder")
-        self._write = Batcher(self._write_files, "decoder")
+        self.seconds_per_image = 1.0  # from the first latent to the last, as a moving average
+        self.encode_prompt = Batcher(frontend.encode_prompts, "text-encoder")
+        self.write_file = Batcher(self._write_files, "decoder")
         self._starting: asyncio.Task | None = None
 
     @property
@@ -92,8 +92,8 @@ class ImageService:
         """End the engine and the threads."""
         self._starting.cancel()
         await self.engine.stop()
-        self._encode.close()
-        self._write.close()
+        self.encode_prompt.close()
+        self.write_file.close()
 
     async def check_prompt(self, request: ImageRequest) -> str | None:
         """A sentence on the end of a prompt that the checkpoint does not read; `None` if it reads all of it.
@@ -109,14 +109,6 @@ class ImageService:
             raise APIError(400, loss.sentence, param=param, code="unreadable_prompt")
         return loss and loss.sentence
 
-    def open(self, request: ImageRequest) -> "ActiveRequest":
-        """Look up a request in the cache and queue the images that are missing. Call [`ActiveRequest.start`] at once.
-
-        Raises:
-            APIError: If the queue is full, or the engine is not ready.
-        """
-        return ActiveRequest(self, request)
-
     def enqueue(self, count: int) -> None:
         """Make `count` images pending.
 
@@ -130,14 +122,10 @@ class ImageService:
         limit = self.settings.max_pending
         if self.pending + count > limit:
             # Places become free one by one, as fast as the engine generates.
-            rate = min(self.engine.capacity, limit) / self._seconds_per_image
+            rate = min(self.engine.capacity, limit) / self.seconds_per_image
             seconds = min(60.0, (self.pending + count - limit) / rate)
             raise APIError(429, "The queue is full; try again later.", code="queue_full", retry_after=seconds)
         self.pending += count
-
-    def record_duration(self, seconds: float) -> None:
-        """Learn from an image how long one takes from the first latent to the last."""
-        self._seconds_per_image += 0.1 * (seconds - self._seconds_per_image)
 
     async def prepare(self, request: ImageRequest) -> tuple[EngineRequest, dict]:
         """The request to the engine, and the parameters to store in the image, both with the seed 0.
@@ -148,26 +136,18 @@ class ImageService:
         states = None
         try:
             if self.frontend.pipe.condition_kind == "text":
-                states = await self._encode(request.prompt)
+                states = await self.encode_prompt(request.prompt)
             prepared, parameters = await asyncio.to_thread(self.frontend.prepare, request, states)
         except ValueError as error:
             raise wrong_value(error, request.field_names) from error
         return prepared, parameters | {"checkpoint": self.settings.model_name}
 
-    async def write(self, latents: list, prepared: EngineRequest, request: ImageRequest, parameters: dict) -> bytes:
-        """The file of an image. If there are only the first of its latents, the image is partial."""
-        return await self._write((latents, prepared, request, parameters))
-
-    def _write_files(self, items: list[tuple]) -> list[bytes]:
+    def _write_files(self, items: list[tuple[list, EngineRequest, ImageRequest, dict]]) -> list[bytes]:
+        """Files of latents, of all or the first ones, and the requests and parameters that belong to them."""
         images = self.frontend.decode([(prepared, latents) for latents, prepared, *_ in items])
         return [
             request.write(image, parameters) for image, (_, _, request, parameters) in zip(images, items, strict=True)
         ]
-
-    @property
-    def decoder_is_late(self) -> bool:
-        """Whether images wait for the decoder."""
-        return len(self._write) > 0
 
     def observe(self) -> None:
         """Update the gauges."""
@@ -181,7 +161,9 @@ class ImageService:
 
 
 class ActiveRequest:
-    """A request that is being answered. [`start`] it at once: the end of its task frees its places in the queue.
+    """A request that is being answered. It looks up images in the cache and queues those that are missing.
+
+    Call [`start`] at once: the end of its task frees the places in the queue.
 
     Args:
         service ([`ImageService`]): The service.
@@ -190,6 +172,9 @@ class ActiveRequest:
     Attributes:
         images (`list[GeneratedImage | None]`): The images that are done.
         missing (`list[int]`): Indices of images that the cache did not have.
+
+    Raises:
+        APIError: If the queue is full, or the engine is not ready.
     """
 
     def __init__(self, service: ImageService, request: ImageRequest):
@@ -268,7 +253,7 @@ class ActiveRequest:
         tokens, latents, start = service.frontend.count_tokens(prepared), [], None
 
         async def write(latents: list, partial_index: int | None = None) -> GeneratedImage:
-            file = await service.write(latents, prepared, request, parameters)
+            file = await service.write_file((latents, prepared, request, parameters))
             return GeneratedImage(index, file, prepared.seed, tokens, partial_index)
 
         async def show(latents: list, number: int) -> None:
@@ -288,7 +273,7 @@ class ActiveRequest:
                     is_due = due and due[0] <= len(latents) < tokens.output
                     due = [step for step in due if step > len(latents)]
                     # Images and first previews, of whichever request, come before the next preview of this one.
-                    is_late = number > 0 and service.decoder_is_late
+                    is_late = number > 0 and len(service.write_file) > 0
                     if is_due and (preview is None or preview.done()) and not is_late:
                         preview = asyncio.ensure_future(show(list(latents), number))
                         number += 1
@@ -299,7 +284,7 @@ class ActiveRequest:
         finally:
             if preview is not None:
                 preview.cancel()
-        service.record_duration(time.perf_counter() - start)
+        service.seconds_per_image += 0.1 * (time.perf_counter() - start - service.seconds_per_image)
         image = await write(latents)
         if request.seed is not None:
             service.cache.put((*self.key, image.seed), image.file, tokens)

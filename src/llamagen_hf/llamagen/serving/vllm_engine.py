@@ -24,7 +24,8 @@ class VLLMBackend(Engine):
 
     def __init__(self, checkpoint: str | None = None, max_num_seqs: int = 64, restarts: bool = True, **kwargs):
         super().__init__(restarts)
-        self.checkpoint, self.arguments = checkpoint, {"max_num_seqs": max_num_seqs, **kwargs}
+        self.checkpoint, self.capacity = checkpoint, max_num_seqs
+        self.arguments = {"max_num_seqs": max_num_seqs, **kwargs}
         self._active = 0
         self._engine: VLLMEngine | None = None
         self._watch: asyncio.Task | None = None
@@ -32,10 +33,6 @@ class VLLMBackend(Engine):
     @property
     def is_ready(self) -> bool:
         return self._engine is not None and self._engine.is_alive
-
-    @property
-    def capacity(self) -> int:
-        return self.arguments["max_num_seqs"]
 
     @property
     def statistics(self) -> dict[str, float]:
