@@ -159,7 +159,6 @@ PAGES = {
             "serving.local_engine.LocalEngine",
             "llamagen.serving.frontend.LlamaGenFrontend",
             "llamagen.serving.batch.GenerationRequest",
-            "llamagen.serving.batch.ContinuousBatchSettings",
             "llamagen.serving.batch.ContinuousBatch",
             "serving.server.serve",
         ],

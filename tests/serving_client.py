@@ -15,7 +15,6 @@ from openai import OpenAI
 from tiny import build_text_pipeline, build_transformer
 
 from llamagen_hf import AutoregressiveImagePipeline
-from llamagen_hf.llamagen.serving.batch import ContinuousBatchSettings
 from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
 from llamagen_hf.serving.local_engine import LocalEngine
 from llamagen_hf.serving.server import Server
@@ -28,7 +27,7 @@ class RunningServer:
 
     def __init__(self, folder: Path, slots: int = 16, restarts: bool = True, **settings):
         frontend = LlamaGenFrontend.from_pretrained(str(folder), "cpu", torch.float32)
-        self.engine = LocalEngine(ContinuousBatchSettings(frontend.generator_folder, slots=slots, threads=1), restarts)
+        self.engine = LocalEngine(frontend.batch_loader(slots, threads=1), slots // 2, restarts)
         self.service = ImageService(frontend, self.engine, ServingSettings(model_name="tiny", **settings))
         self.server = Server(self.service, "127.0.0.1", 0)
         self.thread = threading.Thread(target=self.server.run, daemon=True)

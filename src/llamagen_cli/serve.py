@@ -77,7 +77,6 @@ def serve(
             raise ValueError(f"{error}; the server needs `pip install llamagen-hf[serve]`.") from error
         import torch
 
-        from llamagen_hf.llamagen.serving.batch import ContinuousBatchSettings
         from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
         from llamagen_hf.serving.local_engine import LocalEngine
         from llamagen_hf.serving.service import ImageService
@@ -112,21 +111,15 @@ def serve(
                 raise ValueError(f"{error}; `--engine vllm` needs `pip install llamagen-hf[serve,vllm]`.") from error
             from llamagen_hf.llamagen.serving.vllm_engine import VLLMBackend
 
-            backend = VLLMBackend(
-                checkpoint,
-                max_num_seqs=max(1, slots // 2),
-                restarts=restarts,
-                dtype=dtype,
-                tensor_parallel_size=tensor_parallel_size,
-                enforce_eager=not compile,
-            )
+            parallel = {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": not compile}
+            backend = VLLMBackend(checkpoint, max(1, slots // 2), restarts, dtype=dtype, **parallel)
         else:
             threads = None
             if device == "cpu":  # two processes with all cores each would slow each other down
                 threads = max(1, torch.get_num_threads() - 1)
                 torch.set_num_threads(1)
-            batch = ContinuousBatchSettings(frontend.generator_folder, device, dtype, slots, compile, threads)
-            backend = LocalEngine(batch, restarts)
+            load = frontend.batch_loader(slots, compile, threads)
+            backend = LocalEngine(load, max(1, slots // 2), restarts)
         if model_name is None:
             origin = frontend.facts["checkpoint"]
             model_name = re.sub(r"[^\w.-]", "-", Path(origin).resolve().name) if Path(origin).is_dir() else origin

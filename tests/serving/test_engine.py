@@ -4,13 +4,14 @@ import asyncio
 import os
 import signal
 from contextlib import aclosing
+from functools import partial
 
 import pytest
 from tiny import build_transformer
 from tiny_requests import draw_alone, random_requests
 
 from llamagen_hf.llamagen.decoding import CodeDecoder
-from llamagen_hf.llamagen.serving.batch import ContinuousBatchSettings, GenerationRequest
+from llamagen_hf.llamagen.serving.batch import ContinuousBatch, GenerationRequest
 from llamagen_hf.serving.engine import EngineDied
 from llamagen_hf.serving.local_engine import LocalEngine
 
@@ -41,7 +42,7 @@ def test_draws_cancels_dies_and_comes_back(folder):
     expected = [draw_alone(decoder, request) for request in requests]
 
     async def scenario():
-        engine = LocalEngine(ContinuousBatchSettings(folder, slots=16, threads=1))
+        engine = LocalEngine(partial(ContinuousBatch.from_pretrained, folder, slots=16, threads=1), capacity=8)
         with pytest.raises(EngineDied, match="not ready"):
             await drawn_by(engine, requests[0])
         await engine.start()
@@ -84,7 +85,7 @@ def test_draws_cancels_dies_and_comes_back(folder):
 
 def test_says_why_it_does_not_start(tmp_path):
     async def scenario():
-        await LocalEngine(ContinuousBatchSettings(str(tmp_path / "nothing"))).start()
+        await LocalEngine(partial(ContinuousBatch.from_pretrained, str(tmp_path / "nothing")), capacity=1).start()
 
     with pytest.raises(ValueError, match="nothing"):
         asyncio.run(scenario())

@@ -19,23 +19,11 @@ MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What a client asks for.
+    """What a client asks for. The i-th image has `seed` + i, or a random seed if there is none.
 
-    Args:
-        prompt (`str`, *optional*): The prompt.
-        class_label (`int` or `str`, *optional*): Id or name of the class.
-        n (`int`, *optional*, defaults to 1): Number of images.
-        seed (`int`, *optional*): Seed of the first image; the i-th one has `seed + i`. Random by default.
-        settings (`dict`, *optional*): The family's own fields; `None` is the checkpoint's default.
-        upload (`bytes`, *optional*): The file of an image to edit.
-        mask (`bytes`, *optional*): The file of a mask for it.
-        output_format (`str`, *optional*, defaults to `"png"`): "png", "jpeg" or "webp".
-        quality (`int`, *optional*, defaults to 100): Of JPEG and WebP, from 0 to 100.
-        side (`int`, *optional*): Side in pixels to scale images to.
-        partial_images (`int`, *optional*, defaults to 0): Previews of each image.
-        timeout (`float`, *optional*): Seconds after which to give up.
-        field_names (`dict[str, str]`, *optional*):
-            What the client calls arguments of the pipeline, where the names differ.
+    `settings` are the family's own fields, where `None` is the checkpoint's default. `upload` and `mask` are the files
+    of an image to edit and of its mask. `quality` is that of JPEG and WebP, from 0 to 100; `side` is in pixels, if the
+    images are to be scaled. `field_names` is what the client calls arguments of the pipeline, where the names differ.
     """
 
     prompt: str | None = None
@@ -76,13 +64,11 @@ class Frontend(ABC):
     """The parts of a pipeline that work beside the engine. The service calls them in threads.
 
     Args:
-        pipe ([`~diffusers.DiffusionPipeline`]):
-            A pipeline of this package; it need not have the weights that the engine loads.
+        pipe ([`~diffusers.DiffusionPipeline`]): The pipeline, which need not have the weights that the engine loads.
 
     Attributes:
-        sampling_fields (`type[BaseModel]`): Fields of all requests that are the family's own.
-        edit_fields (`dict[str, tuple]`):
-            Further ones of edits, as type and default for [`~pydantic.create_model`].
+        sampling_fields (`type[BaseModel]`): The family's own fields of all requests.
+        edit_fields (`dict[str, tuple]`): Further ones of edits: types and defaults for [`~pydantic.create_model`].
     """
 
     sampling_fields: type[BaseModel]
@@ -105,18 +91,13 @@ class Frontend(ABC):
 
     @abstractmethod
     def prepare(self, request: ImageRequest, states: Any) -> tuple[EngineRequest, dict]:
-        """Check a request and read its uploads.
-
-        Args:
-            request ([`ImageRequest`]): The request.
-            states: Its encoded prompt; `None` for a class.
+        """Check a request, with its encoded prompt (`None` for a class), and read its uploads.
 
         Returns:
             The request to the engine, and the parameters to store in the image, both with the seed 0.
 
         Raises:
-            ValueError: If something does not fit the checkpoint; a [`~llamagen_hf.arguments.FieldError`] where that
-                is a single field.
+            ValueError: If something does not fit; a [`~llamagen_hf.arguments.FieldError`] if that is a single field.
         """
 
     @abstractmethod
@@ -125,9 +106,4 @@ class Frontend(ABC):
 
     @abstractmethod
     def decode(self, items: list[tuple[EngineRequest, list]]) -> list[Image.Image]:
-        """Decode images.
-
-        Args:
-            items (`list[tuple[EngineRequest, list]]`):
-                Requests, and the latents that the engine yielded so far: all of them, or the first ones for a preview.
-        """
+        """Decode images of requests and their latents so far: all of them, or the first ones for a preview."""

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -42,24 +43,20 @@ class Batch(Protocol):
     step: Callable[[], Progress]  # take one step with each image
 
 
-class BatchSettings(Protocol):
-    """What the engine's process makes a batch from. Instances are pickled."""
-
-    capacity: int  # roughly how many images are generated at once
-    load: Callable[[], Batch]  # load the model; an `OSError` or a `ValueError` says why that is not possible
-
-
 class LocalEngine(Engine):
     """Runs a batch in a process of its own, so that the server survives whatever ends that process.
 
     Args:
-        settings ([`BatchSettings`]): Loads the batch.
+        load (`functools.partial`):
+            Loads a [`Batch`] in the engine's process. It is pickled, and raises an `OSError` or a `ValueError` if the
+            model can't be loaded.
+        capacity (`int`): Roughly how many images the batch generates at once.
         restarts (`bool`, *optional*, defaults to `True`): Whether to start again when the process dies.
     """
 
-    def __init__(self, settings: BatchSettings, restarts: bool = True):
+    def __init__(self, load: partial[Batch], capacity: int, restarts: bool = True):
         super().__init__(restarts)
-        self.settings, self.capacity = settings, settings.capacity
+        self.load, self.capacity = load, capacity
         self.process: BaseProcess | None = None
         self._is_stopping = False
         self._statistics: dict[str, float] = {}
@@ -74,7 +71,7 @@ class LocalEngine(Engine):
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.process, self._connection = await asyncio.to_thread(spawn, self.settings)
+        self.process, self._connection = await asyncio.to_thread(spawn, self.load)
         try:
             failure = await asyncio.to_thread(self._connection.recv)
         except (EOFError, OSError) as error:
@@ -152,7 +149,7 @@ class LocalEngine(Engine):
                 self._send("cancel", name)
 
 
-def run_batch(connection: Connection, settings: BatchSettings) -> None:
+def run_batch(connection: Connection, load: partial[Batch]) -> None:
     """Load a batch and step until the pipe closes: what the engine's process does.
 
     Received: `("add", name, request)` and `("cancel", name)`. Sent: first `None`, or a sentence on why the model can't
@@ -161,7 +158,7 @@ def run_batch(connection: Connection, settings: BatchSettings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the server ends this process when all images are done
         signal.signal(number, signal.SIG_IGN)
     try:
-        batch = settings.load()
+        batch = load()
     except (OSError, ValueError) as error:
         connection.send(str(error))
         return
@@ -178,17 +175,17 @@ def run_batch(connection: Connection, settings: BatchSettings) -> None:
         pass  # the server has ended
 
 
-def spawn(settings: BatchSettings) -> tuple[BaseProcess, Connection]:
+def spawn(load: partial[Batch]) -> tuple[BaseProcess, Connection]:
     """Start the engine's process, which inherits none of this one's threads and devices."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         # A small process that has imported what engines need and done nothing else. The first start takes as long as
         # with "spawn", and an engine that died is back at once.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, type(settings).__module__])
+        context.set_forkserver_preload([__name__, load.func.__module__])
     else:
         context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=run_batch, args=(theirs, settings), name="llamagen-engine", daemon=True)
+    process = context.Process(target=run_batch, args=(theirs, load), name="llamagen-engine", daemon=True)
     process.start()
     theirs.close()  # so that ours reports the end of the process
     return process, ours

@@ -25,15 +25,7 @@ MAX_SEED = 2**53 - 1  # the largest integer that every reader of JSON holds exac
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """An image for the client, partial or final.
-
-    Args:
-        index (`int`): Its index in the request.
-        file (`bytes`): Its file.
-        seed (`int`): Its seed.
-        tokens ([`TokenCounts`]): Its size.
-        partial_index (`int`, *optional*): Number of a preview of it; `None` for the image itself.
-    """
+    """An image for the client: its index in the request, file, seed and size; `partial_index` counts its previews."""
 
     index: int
     file: bytes

@@ -68,60 +68,15 @@ class GenerationRequest(EngineRequest):
         return self.guidance_scale != 1 and is_guided(index, self.guidance_interval)
 
 
-@dataclass(frozen=True)
-class ContinuousBatchSettings:
-    """What the engine's process makes a [`ContinuousBatch`] from.
-
-    Args:
-        folder (`str`): Folder of the generator: a checkpoint's `transformer`.
-        device (`str`, *optional*, defaults to `"cpu"`): Device of the generator.
-        dtype (`str`, *optional*, defaults to `"float32"`): Type of its weights: float32, float16 or bfloat16.
-        slots (`int`, *optional*, defaults to 64): See [`ContinuousBatch`].
-        compile (`bool`, *optional*, defaults to `False`): Whether to compile the step.
-        threads (`int`, *optional*): Number of torch's threads on a CPU.
-    """
-
-    folder: str
-    device: str = "cpu"
-    dtype: str = "float32"
-    slots: int = 64
-    compile: bool = False
-    threads: int | None = None
-
-    @property
-    def capacity(self) -> int:
-        """Guided images that are generated at once."""
-        return max(1, self.slots // 2)
-
-    def load(self) -> "ContinuousBatch":
-        """Load the weights."""
-        transformers.utils.logging.disable_progress_bar()
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        model = LlamaGenForConditionalGeneration.from_pretrained(self.folder, dtype=getattr(torch, self.dtype))
-        batch = ContinuousBatch(model.to(self.device).eval(), self.slots)
-        if self.compile:
-            batch.compile()
-        return batch
-
-
 @dataclass
 class ActiveImage:
-    """An image in the batch.
-
-    Args:
-        name (`str`): Its name.
-        request ([`GenerationRequest`]): What was asked for.
-        uniforms (`torch.Tensor` of shape `(num_codes,)`): Its random numbers.
-        codes (`list[int]`): Its codes so far, the kept ones among them.
-        rows (`list[int]`): Slots of its conditional stream and, if it is guided, of its unconditional one.
-    """
+    """An image in the batch: its request, its codes so far with those that are kept, and its slots."""
 
     name: str
     request: GenerationRequest
     uniforms: torch.Tensor
     codes: list[int]
-    rows: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)  # the conditional stream and, if it is guided, the unconditional
 
     @property
     def needs_guidance(self) -> bool:
@@ -151,6 +106,38 @@ class ContinuousBatch:
         self._streams: list[tuple[ActiveImage, int]] = []  # for each row in use its image, and which of its streams
         self._positions = torch.arange(self.cache.length, device=model.device)
         self._step = self._eager_step
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str,
+        slots: int = 64,
+        device: str = "cpu",
+        dtype: str = "float32",
+        compile: bool = False,
+        threads: int | None = None,
+    ) -> "ContinuousBatch":
+        """Load the generator.
+
+        Args:
+            folder (`str`): Folder of the generator: a checkpoint's `transformer`.
+            slots (`int`, *optional*, defaults to 64): See [`ContinuousBatch`].
+            device (`str`, *optional*, defaults to `"cpu"`): Device of the generator.
+            dtype (`str`, *optional*, defaults to `"float32"`): Type of its weights: float32, float16 or bfloat16.
+            compile (`bool`, *optional*, defaults to `False`): Whether to compile the step.
+            threads (`int`, *optional*): Number of torch's threads on a CPU.
+
+        Raises:
+            OSError, ValueError: If it can't be loaded.
+        """
+        transformers.utils.logging.disable_progress_bar()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        model = LlamaGenForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+        batch = cls(model.to(device).eval(), slots)
+        if compile:
+            batch.compile()
+        return batch
 
     def compile(self, **kwargs) -> None:
         """Compile the step, `fullgraph=True`; each number of rows gets a graph when it first occurs.

@@ -1,6 +1,7 @@
 """What LlamaGen does around its engine: prompts, classes and uploads become prefixes, codes become images."""
 
 import io
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -17,7 +18,7 @@ from ..modeling import LlamaGenForConditionalGeneration
 from ..parameters import describe
 from ..pipeline import AutoregressiveImagePipeline
 from ..sampling import check_sampling
-from .batch import GenerationRequest
+from .batch import ContinuousBatch, GenerationRequest
 from .mask import rows_to_keep
 
 
@@ -88,6 +89,11 @@ class LlamaGenFrontend(Frontend):
             if component is not None:
                 component.to(device)
         return cls(pipe, str(folder / "transformer"))
+
+    def batch_loader(self, slots: int, compile: bool = False, threads: int | None = None) -> partial[ContinuousBatch]:
+        """What a [`~llamagen_hf.serving.local_engine.LocalEngine`] loads, see [`ContinuousBatch.from_pretrained`]."""
+        device, dtype = str(self.pipe.device), str(self.pipe.transformer.dtype).removeprefix("torch.")
+        return partial(ContinuousBatch.from_pretrained, self.generator_folder, slots, device, dtype, compile, threads)
 
     def resolve_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         return settings | self.pipe.sampling_settings(**{name: settings.get(name) for name in SAMPLING_SETTINGS})
