@@ -60,7 +60,7 @@ class RunningServer:
 
     @property
     def pipe(self) -> AutoregressiveImagePipeline:
-        """What draws the same without a server."""
+        """A pipeline that generates the same images without a server."""
         pipe = AutoregressiveImagePipeline.from_pretrained(self.folder)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -111,7 +111,7 @@ class RunningCommand:
 
 @contextmanager
 def running_command(folder: Path, log: Path, *options: str, seconds: float = 300) -> Iterator[RunningCommand]:
-    """`llamagen serve` of a folder, as soon as it is ready; it is killed if it is still there in the end."""
+    """`llamagen serve` of a folder, once it is ready. It is killed at the end if it still runs."""
     running = RunningCommand(folder, log, *options)
     end = time.monotonic() + seconds
     try:

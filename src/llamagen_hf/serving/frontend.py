@@ -68,7 +68,7 @@ class Frontend(ABC):
 
     Attributes:
         sampling_fields (`type[BaseModel]`): The family's own fields of all requests.
-        edit_fields (`dict[str, tuple]`): Further ones of edits: types and defaults for [`~pydantic.create_model`].
+        edit_fields (`dict[str, tuple]`): Further ones of edits: types and defaults for pydantic's `create_model`.
     """
 
     sampling_fields: type[BaseModel]

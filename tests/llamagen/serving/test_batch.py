@@ -1,4 +1,4 @@
-"""Continuous batching: an image is what the pipeline draws alone, whoever joins and leaves beside it."""
+"""Continuous batching: an image is what the pipeline generates alone, whatever joins and leaves beside it."""
 
 import random
 
@@ -14,7 +14,7 @@ from llamagen_hf.llamagen.serving.scheduler import WaitingQueue
 
 
 def run(batch: ContinuousBatch, requests: list[GenerationRequest], joining: list[int]) -> dict[str, list[int]]:
-    """Draw everything; before step i, the next `joining[i]` images are added."""
+    """Generate all images; before step i, the next `joining[i]` are added."""
     drawn = {str(i): [] for i in range(len(requests))}
     names, most = iter(drawn), 0
     for count in joining + [len(requests)] * 1000:
@@ -73,7 +73,7 @@ def test_cancelled_images_leave_and_do_not_disturb():
         assert codes == (expected[: len(codes)] if name in (*running, waiting) else expected)
 
 
-def test_a_image_that_overflows_fails_alone():
+def test_an_image_that_overflows_fails_alone():
     model = build_transformer()
     with torch.no_grad():
         model.model.embed_tokens.weight[64 + 9] = torch.inf
@@ -106,7 +106,7 @@ def test_guidance_takes_two_rows_only_as_long_as_it_lasts():
 
 
 def test_new_images_are_read_a_few_at_a_time():
-    """Those who draw get a code at every step, however many join."""
+    """Active images get a code at every step, however many join."""
     batch = ContinuousBatch(build_transformer(conditioning="text"), slots=64, prefill_positions=48)
     first, *others = random_requests("text", 20)
     batch.add("first", first)
@@ -119,22 +119,22 @@ def test_new_images_are_read_a_few_at_a_time():
         assert len(batch.images) == 1 + 2 * step  # 24 positions each
 
 
-def test_line_is_fair_to_small_requests():
-    line = WaitingQueue(spacing=4)
+def test_the_queue_is_fair_to_small_requests():
+    queue = WaitingQueue(spacing=4)
     for place in range(6):
-        line.add(f"large {place}", GenerationRequest(seed=0, place=place))
+        queue.add(f"large {place}", GenerationRequest(seed=0, place=place))
     for number in range(3):
-        line.add(f"small {number}", GenerationRequest(seed=0))
-    line.discard("large 1")
-    order = [line.pop()[0] for _ in range(len(line))]
+        queue.add(f"small {number}", GenerationRequest(seed=0))
+    queue.discard("large 1")
+    order = [queue.pop()[0] for _ in range(len(queue))]
     assert order == ["large 0", "small 0", "small 1", "small 2", "large 2", "large 3", "large 4", "large 5"]
-    assert line.first() is None
-    # Nobody waits for ever: later ones overtake by a bounded number only.
-    line.add("large 0", GenerationRequest(seed=0))
-    line.add("large 1", GenerationRequest(seed=0, place=1))
+    assert queue.first() is None
+    # No image waits for ever: a bounded number of later ones overtake it.
+    queue.add("large 0", GenerationRequest(seed=0))
+    queue.add("large 1", GenerationRequest(seed=0, place=1))
     for number in range(20):
-        line.add(f"small {number}", GenerationRequest(seed=0))
-    order = [line.pop()[0] for _ in range(len(line))]
+        queue.add(f"small {number}", GenerationRequest(seed=0))
+    order = [queue.pop()[0] for _ in range(len(queue))]
     assert order.index("large 1") == 4
 
 
