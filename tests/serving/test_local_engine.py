@@ -118,10 +118,8 @@ def test_batches_of_any_family_are_run():
         await engine.start()
         try:
             requests = [EngineRequest(seed=first) for first in (0, 3)]
-            assert await asyncio.gather(*(generated_by(engine, one) for one in requests)) == [
-                [0, 1, 4, 9, 16],
-                [9, 16],
-            ]
+            results = await asyncio.gather(*(generated_by(engine, request) for request in requests))
+            assert results == [[0, 1, 4, 9, 16], [9, 16]]
         finally:
             await engine.stop()
 
