@@ -1,6 +1,6 @@
 """Metrics for Prometheus, at `/metrics`."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
@@ -28,7 +28,3 @@ class Metrics:
         self.url_bytes = add(Gauge, "url_store_bytes", "Size of the images that can be fetched.")
         self.ready = add(Gauge, "engine_ready", "1 if the engine takes requests.")
         self.engine = add(Gauge, "engine", "Statistics of the engine.", ("name",))
-
-    def text(self) -> bytes:
-        """All values in Prometheus' text format."""
-        return generate_latest(self.registry)

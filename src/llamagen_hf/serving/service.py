@@ -101,39 +101,6 @@ class ImageService:
             raise APIError(400, loss.sentence, param=param, code="unreadable_prompt")
         return loss and loss.sentence
 
-    def enqueue(self, count: int) -> None:
-        """Make `count` images pending.
-
-        Raises:
-            APIError: If the queue is full, or the engine is not ready.
-        """
-        if self.is_draining:
-            raise is_draining()
-        if not self.engine.is_ready:
-            raise engine_is_away()
-        limit = self.settings.max_pending
-        if self.pending + count > limit:
-            # Places become free one by one, as fast as the engine generates.
-            rate = min(self.engine.capacity, limit) / self.seconds_per_image
-            seconds = min(60.0, (self.pending + count - limit) / rate)
-            raise APIError(429, "The queue is full; try again later.", code="queue_full", retry_after=seconds)
-        self.pending += count
-
-    async def prepare(self, request: ImageRequest) -> tuple[EngineRequest, dict]:
-        """The request to the engine, and the parameters to store in the image, both with the seed 0.
-
-        Raises:
-            APIError: If something does not fit the checkpoint.
-        """
-        states = None
-        try:
-            if self.frontend.pipe.condition_kind == "text":
-                states = await self.encode_prompt(request.prompt)
-            prepared, parameters = await asyncio.to_thread(self.frontend.prepare, request, states)
-        except ValueError as error:
-            raise wrong_value(error, request.field_names) from error
-        return prepared, parameters | {"checkpoint": self.settings.model_name}
-
     def _write_files(self, items: list[tuple[list, EngineRequest, ImageRequest, dict]]) -> list[bytes]:
         """Files of latents, of all or the first ones, and the requests and parameters that belong to them."""
         images = self.frontend.decode([(prepared, latents) for latents, prepared, *_ in items])
@@ -183,7 +150,20 @@ class ActiveRequest:
         self.missing = [i for i, image in enumerate(self.images) if image is None]
         self.places = len(self.missing)
         if self.missing:
-            service.enqueue(self.places)
+            self._enqueue()
+
+    def _enqueue(self) -> None:
+        service, limit = self.service, self.service.settings.max_pending
+        if service.is_draining:
+            raise is_draining()
+        if not service.engine.is_ready:
+            raise engine_is_away()
+        if service.pending + self.places > limit:
+            # Places become free one by one, as fast as the engine generates.
+            rate = min(service.engine.capacity, limit) / service.seconds_per_image
+            seconds = min(60.0, (service.pending + self.places - limit) / rate)
+            raise APIError(429, "The queue is full; try again later.", code="queue_full", retry_after=seconds)
+        service.pending += self.places
 
     def _cached(self, index: int) -> GeneratedImage | None:
         found = None
@@ -226,7 +206,14 @@ class ActiveRequest:
         return self.images
 
     async def _generate_missing(self, report: Callable) -> None:
-        prepared, parameters = await self.service.prepare(self.request)
+        frontend, request, states = self.service.frontend, self.request, None
+        try:
+            if frontend.pipe.condition_kind == "text":
+                states = await self.service.encode_prompt(request.prompt)
+            prepared, parameters = await asyncio.to_thread(frontend.prepare, request, states)
+        except ValueError as error:
+            raise wrong_value(error, request.field_names) from error
+        parameters["checkpoint"] = self.service.settings.model_name
         await gather_or_cancel(
             *(
                 self._generate(
