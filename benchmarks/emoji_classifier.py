@@ -1,4 +1,4 @@
-"""The network that scores drawn emoji: what an image shows, in which style, and how well it fits a caption.
+"""The network that scores generated emoji: what an image shows, in which style, and how well it fits a caption.
 
 A small ResNet of transformers (arXiv 1512.03385) with a linear head for each label, and CLIP's contrastive pair of
 projections (arXiv 2103.00020) beside them, the text side being a bag of word pieces.
@@ -45,7 +45,7 @@ class EmojiClassifierConfig(ResNetConfig):
 
 
 class EmojiClassifier(PreTrainedModel):
-    """Features of images, and from them labels and the likeness to captions.
+    """Features of images, and from them labels and the similarity to captions.
 
     Args:
         config ([`EmojiClassifierConfig`]): Its sizes and classes.
@@ -60,7 +60,7 @@ class EmojiClassifier(PreTrainedModel):
         self.resnet = ResNetModel(config)
         self.dropout = nn.Dropout(config.feature_dropout)
         self.heads = nn.ModuleDict({label: nn.Linear(width, len(names)) for label, names in config.classes.items()})
-        self.picture_projection = nn.Linear(width, config.projection_dim)
+        self.picture_projection = nn.Linear(width, config.projection_dim)  # the name of a saved weight
         self.words = nn.EmbeddingBag(config.vocab_size, config.word_size, mode="mean", padding_idx=0)
         self.text_projection = nn.Sequential(
             nn.Linear(config.word_size, 2 * config.word_size),
@@ -87,9 +87,9 @@ class EmojiClassifier(PreTrainedModel):
         return F.normalize(self.text_projection(self.words(input_ids)), dim=-1)
 
     @torch.no_grad()
-    def look_at(self, pictures: Images) -> torch.Tensor:
+    def look_at(self, images: Images) -> torch.Tensor:
         """[`features`] of images that were opened at `image_size`."""
-        batches = (torch.from_numpy(batch).permute(0, 3, 1, 2) for batch in pictures.batches(BATCH_SIZE))
+        batches = (torch.from_numpy(batch).permute(0, 3, 1, 2) for batch in images.batches(BATCH_SIZE))
         return torch.cat([self.features(batch.float() / 127.5 - 1) for batch in batches])
 
 
@@ -111,7 +111,7 @@ def accuracies(model: EmojiClassifier, features: torch.Tensor, rows) -> dict[str
 
 
 def class_ids(rows, label: str, names: list[str]) -> torch.LongTensor:
-    """The classes of rows, as numbers of `names`: `(rows,)`."""
+    """The classes of rows, as indices into `names`: `(rows,)`."""
     values = list(rows[label])
     if isinstance(values[0], str):
         values = [names.index(name) for name in values]
@@ -125,11 +125,11 @@ def caption_precision(
     captions: list[str],
     num_candidates: int = 100,
 ) -> float:
-    """R-precision: how often an image is more like its own caption than all others of `num_candidates`.
+    """R-precision: how often an image is more similar to its own caption than to all others of `num_candidates`.
 
-    See [`~llamagen_hf.evaluation.text.r_precision`]; with fewer captions, it is among all of them.
+    See [`~llamagen_hf.evaluation.text.r_precision`]; with fewer captions, all of them are candidates.
     """
     with torch.no_grad():
         texts = model.embed_captions(tokenize_captions(tokenizer, captions))
-        pictures = model.embed_features(features)
-    return r_precision(pictures, texts, num_candidates=min(num_candidates, len(captions)))
+        images = model.embed_features(features)
+    return r_precision(images, texts, num_candidates=min(num_candidates, len(captions)))

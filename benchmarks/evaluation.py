@@ -2,8 +2,8 @@
 
 python benchmarks/evaluation.py [--count 50000] [--width 2048] [--metrics precision_recall frechet_distance]
 
-Each metric runs in a process of its own, whose peak memory is read off, less that of the features themselves. There is
-no peer to give a ratio to; the time is for planning.
+Each metric runs in its own process, which reports its peak memory, without that of the features. There is no other
+implementation to compare with; the time is for planning.
 """
 
 import argparse

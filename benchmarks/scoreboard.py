@@ -1,17 +1,17 @@
-"""How well a checkpoint draws emoji, by a small network that was trained to tell emoji apart.
+"""How well a checkpoint generates emoji, judged by a small network that was trained to tell emoji apart.
 
 make scoreboard [CHECKPOINT=FOLDER_OR_ID] [DATASET=../shared/data/emoji]
 python benchmarks/scoreboard.py [--checkpoint emoji] [--dataset ../shared/data/emoji] [--count 419]
 
-Takes captions of both splits at even distances and draws each once, caption i with the seed i. What is drawn, the
-captions' own images, and what the tokenizer makes of these, are measured side by side: the tokenizer's is the best
-that its generator could reach. A line of the first table is a set of images:
+Takes evenly spaced captions of both splits and generates one image for each, caption i with the seed i. The generated
+images, the captions' own images, and their reconstructions by the image tokenizer are measured side by side; the
+reconstructions are the best that the generator could reach. Each line of the first table is a set of images:
 
 - Frechet distance, precision and recall (k = 3) compare it with all images of a split, in the features of the
-  network in benchmarks/scoreboard, not of Inception: they are no FID, and compare with nothing that another network
-  measured. A set that is a part of the split it is compared with is nearly perfect by that.
+  network in benchmarks/scoreboard, not of Inception: they are not FID, and can't be compared with numbers of another
+  network. A set that is part of the split it is compared with scores nearly perfectly.
 - Accuracies: how often the network names the subgroup, style or group of the caption's row.
-- R-precision: how often it finds an image more like its own caption than 99 others of the set.
+- R-precision: how often it finds an image more similar to its own caption than to 99 others of the set.
 """
 
 import argparse
@@ -45,15 +45,15 @@ from llamagen_hf.training.record import public_name
 
 
 SPLITS = ("test", "train")
-BATCH_SIZE = 64  # images drawn and encoded together
+BATCH_SIZE = 64  # images generated and encoded together
 
 
 class Judge:
-    """The network that looks at images, and what it saw in those of each split.
+    """The network, and its features of the images of each split.
 
     Args:
         model (`EmojiClassifier`): The network.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): What it reads captions by.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Of the captions.
         splits (`dict[str, datasets.Dataset]`): Rows with images, captions and labels.
     """
 
@@ -63,7 +63,7 @@ class Judge:
         self.references = {split: self.look_at(rows) for split, rows in splits.items()}
 
     def look_at(self, source: Dataset | np.ndarray | Path | Images) -> torch.Tensor:
-        """Features `(n, d)` of whatever `open_images` opens."""
+        """Features `(n, d)` of images, anything that `open_images` takes."""
         return self.model.look_at(open_images(source, self.model.config.image_size))
 
     def score(self, source: Dataset | np.ndarray | Path | Images, rows: Dataset) -> dict[str, float]:
@@ -79,7 +79,7 @@ class Judge:
 
 
 def evenly(rows: Dataset, count: int) -> Dataset:
-    """`count` rows at even distances."""
+    """`count` evenly spaced rows."""
     return rows.select([i * len(rows) // count for i in range(count)])
 
 
@@ -91,7 +91,7 @@ def as_batches(rows: Dataset, size: int) -> Iterator[dict[str, torch.Tensor]]:
 
 @torch.no_grad()
 def reconstruct(pipe: AutoregressiveImagePipeline, rows: Dataset) -> np.ndarray:
-    """What the tokenizer makes of images: `(n, size, size, 3)`, uint8."""
+    """Reconstructions of images by the image tokenizer: `(n, size, size, 3)`, uint8."""
     images = torch.cat([pipe.vq_model(batch["images"]).sample for batch in as_batches(rows, pipe.image_size)])
     return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
@@ -116,8 +116,8 @@ def measure(pipe: AutoregressiveImagePipeline, judge: Judge, splits: dict[str, D
     """Everything the scoreboard shows.
 
     Args:
-        pipe ([`AutoregressiveImagePipeline`]): Draws from captions.
-        judge ([`Judge`]): Looks at the images.
+        pipe ([`AutoregressiveImagePipeline`]): Generates from captions.
+        judge ([`Judge`]): Scores the images.
         splits (`dict[str, datasets.Dataset]`): All rows of both splits.
         count (`int`): Captions of each split, and images of each set.
 
@@ -132,8 +132,8 @@ def measure(pipe: AutoregressiveImagePipeline, judge: Judge, splits: dict[str, D
         results["sets"][f"{split} images, reconstructed"] = judge.score(reconstruct(pipe, chosen), chosen)
         with tempfile.TemporaryDirectory() as folder:
             config = SamplingConfig(count, prompts=list(chosen["caption"]), batch_size=BATCH_SIZE)
-            drawn = sample_images(pipe, config, folder)
-            results["sets"][f"drawn for {split} captions"] = judge.score(drawn, chosen)
+            generated = sample_images(pipe, config, folder)
+            results["sets"][f"drawn for {split} captions"] = judge.score(generated, chosen)  # RESULTS.md's name
         results[split] = evaluate_tokenizer(pipe.vq_model, as_batches(chosen, pipe.image_size)) | losses(pipe, chosen)
     return results
 
@@ -175,12 +175,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="emoji", help="Folder or Hub id of a text-conditional pipeline.")
     parser.add_argument("--dataset", default="../shared/data/emoji", help="The emoji, as a folder.")
-    parser.add_argument("--count", type=int, default=419, help="Captions of each split to draw.")
+    parser.add_argument("--count", type=int, default=419, help="Captions of each split to generate from.")
     args = parser.parse_args()
     start = time.perf_counter()
     pipe = AutoregressiveImagePipeline.from_pretrained(args.checkpoint)
     if not pipe.is_text_conditional:
-        parser.error(f"{args.checkpoint} draws classes; the scoreboard needs a checkpoint that draws captions")
+        parser.error(f"{args.checkpoint} generates classes; the scoreboard needs a checkpoint that takes prompts")
     try:
         splits = {split: DataConfig(args.dataset).load(split) for split in SPLITS}
     except ValueError as error:

@@ -1,10 +1,10 @@
-"""Train the network that the scoreboard measures with, from the emoji's Parquet files.
+"""Train the network of the scoreboard on the emoji's Parquet files.
 
 OMP_NUM_THREADS=1 python benchmarks/train_scoreboard.py [--dataset ../shared/data/emoji] [--output FOLDER]
 
-It learns subgroup, style and group of an image, and to tell its caption from those of the other images of a batch.
-A twentieth of the training emoji is held out, in all styles, tones and genders at once, to choose settings by; the
-test split is measured once, in the end.
+It learns the subgroup, style and group of an image, and to tell its caption from those of other images in the batch.
+A twentieth of the training emoji, in all styles, tones and genders at once, is held out for choosing settings; the
+test split is measured once, at the end.
 """
 
 import argparse
@@ -37,25 +37,25 @@ from llamagen_hf.loading.checkpoint import EMOJI_CHECKPOINT
 
 
 LABELS = {"subgroup": 1.0, "style": 0.3, "group": 0.3}  # weights of their losses
-KEYWORDS, WORD_DROPOUT = 0.25, 0.1  # how often keywords stand for the caption, and a word is left out
+KEYWORDS, WORD_DROPOUT = 0.25, 0.1  # how often keywords replace the caption, and a word is dropped
 TONES_AND_GENDERS = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF", "200D", "2640", "2642", "27A1", "FE0F"}
 PEOPLE = {"1F468", "1F469", "1F9D1"}
 
 
 def is_held_out(hexcode: str) -> bool:
-    """Whether an emoji is one of the twentieth to choose by; the same for all its tones, genders and directions."""
+    """Whether an emoji is held out; the same for all its tones, genders and directions."""
     points = [point for point in hexcode.upper().split("-") if point not in TONES_AND_GENDERS]
     family = "-".join("person" if point in PEOPLE else point for point in points)
     return zlib.crc32(family.encode()) % 20 == 0
 
 
 def class_names(rows: Dataset) -> dict[str, list[str]]:
-    """Classes of each label: those of a class label, or the words of a column of words."""
+    """Classes of each label: the names of a `ClassLabel`, or the distinct texts of a column."""
     return {label: getattr(rows.features[label], "names", None) or sorted(set(rows[label])) for label in LABELS}
 
 
 class TrainingRows:
-    """Rows in memory, as batches that are changed at random.
+    """Rows in memory, as randomly augmented batches.
 
     Args:
         rows (`datasets.Dataset`): Images, captions and labels.
@@ -64,35 +64,35 @@ class TrainingRows:
     """
 
     def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: EmojiClassifierConfig):
-        pictures = open_images(rows, config.image_size).batches(len(rows))
-        self.pictures = torch.from_numpy(next(pictures)).permute(0, 3, 1, 2).contiguous()
+        (images,) = open_images(rows, config.image_size).batches(len(rows))
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         self.labels = {label: class_ids(rows, label, names) for label, names in config.classes.items()}
         captions, tags = list(rows["caption"]), list(rows["tags"])
         # An image's keywords in its style: words that the captions of other emoji may have.
         keywords = [f"{' '.join(tag)}, {text.rpartition(', ')[2]}" for tag, text in zip(tags, captions, strict=True)]
         self.texts = torch.stack([tokenize_captions(tokenizer, texts) for texts in (captions, keywords)])
-        # Mirrored, a text or a flag is another, and what faces left no longer does.
+        # Texts and flags change their meaning when mirrored, and so do captions that name a side.
         groups = config.classes["group"]
         letters = torch.tensor([name in ("symbols", "flags", "travel-places") for name in groups])
         sides = torch.tensor([" left" in text or " right" in text for text in captions])
         self.may_flip = ~(letters[self.labels["group"]] | sides)
 
     def batch(self, indices: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor, dict]:
-        """Images, captions or keywords with some words left out, and labels."""
-        pictures = change_images(self.pictures[indices].float() / 127.5 - 1, self.may_flip[indices])
+        """Augmented images, captions or keywords with some words dropped, and labels."""
+        images = change_images(self.images[indices].float() / 127.5 - 1, self.may_flip[indices])
         which = (torch.rand(len(indices)) < KEYWORDS).long()
         words = self.texts[which, indices]
         words = words.masked_fill(torch.rand(words.shape) < WORD_DROPOUT, 0)
-        return pictures, words, {label: values[indices] for label, values in self.labels.items()}
+        return images, words, {label: values[indices] for label, values in self.labels.items()}
 
 
-def change_images(pictures: torch.Tensor, may_flip: torch.Tensor) -> torch.Tensor:
-    """Move, scale and turn images a little, mirror half of those that may be, and change their colours slightly.
+def change_images(images: torch.Tensor, may_flip: torch.Tensor) -> torch.Tensor:
+    """Shift, scale and rotate images a little, mirror half of those that may be, and change their colours slightly.
 
-    What comes in from outside is white, and white stays white.
+    The padding is white, and white pixels stay white.
     """
-    count = len(pictures)
-    ink = 1 - pictures  # 0 where the image is white
+    count = len(images)
+    ink = 1 - images  # 0 where the image is white
     angle = (torch.rand(count) * 2 - 1) * math.radians(8)
     scale = 1 + (torch.rand(count) * 2 - 1) * 0.12
     mirror = torch.where(may_flip & (torch.rand(count) < 0.5), -1.0, 1.0)
@@ -104,15 +104,15 @@ def change_images(pictures: torch.Tensor, may_flip: torch.Tensor) -> torch.Tenso
     return (1 - ink * strength).clamp(-1, 1)
 
 
-def loss_of(model: EmojiClassifier, pictures: torch.Tensor, words: torch.Tensor, labels: dict) -> torch.Tensor:
+def loss_of(model: EmojiClassifier, images: torch.Tensor, words: torch.Tensor, labels: dict) -> torch.Tensor:
     """Cross-entropies of the labels, and InfoNCE in both directions (CLIP)."""
-    features = model.dropout(model.features(pictures.contiguous(memory_format=torch.channels_last)))
+    features = model.dropout(model.features(images.contiguous(memory_format=torch.channels_last)))
     losses = [
         LABELS[label] * F.cross_entropy(logits, labels[label], label_smoothing=0.1)
         for label, logits in model.classify(features).items()
     ]
     likeness = model.logit_scale.exp() * model.embed_features(features) @ model.embed_captions(words).T
-    pairs = torch.arange(len(pictures))
+    pairs = torch.arange(len(images))
     losses += [F.cross_entropy(likeness, pairs) / 2, F.cross_entropy(likeness.T, pairs) / 2]
     return sum(losses)
 

@@ -1,7 +1,7 @@
 """Write the API reference, `docs/api/*.md`, from the docstrings: `make docs`, or `python docs/make_api.py`.
 
-griffe reads the source and takes the docstrings apart; nothing of the package is imported. What is left to do here is
-to lay the parts out as Markdown that GitHub shows as it is, and to turn Hugging Face's cross references into links.
+griffe parses the source and the docstrings without importing the package. This script lays the parts out as Markdown
+for GitHub and turns Hugging Face's cross references into links.
 """
 
 import ast
@@ -15,31 +15,25 @@ import griffe
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "api"
 HEADER = "<!-- Written by docs/make_api.py from the docstrings. Change those, then run `make docs`. -->"
-# Whose objects docstrings may refer to.
+# Docstrings may refer to objects of these libraries.
 LIBRARIES = ("accelerate", "datasets", "diffusers", "gradio", "huggingface_hub", "peft", "torch", "transformers")
 WIDTH = 100  # of a signature on one line
 CROSS_REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\()")
 
-# What is public: for each page its title, what it is about, and the objects on it.
+# The public API: the title, the subject and the objects of each page. First the family, then the shared rooms.
 PAGES = {
     "pipeline": (
         "Pipeline",
-        "From a prompt or a class to images, and what comes with them.",
+        "From a prompt or a class to images.",
         [
             "llamagen.pipeline.AutoregressiveImagePipeline",
             "llamagen.pipeline_output.AutoregressiveImageOutput",
             "llamagen.pipeline_output.GenerationStep",
-            "reranking.Candidate",
-            "clip.CLIPScorer",
-            "clip.load_clip",
-            "provenance.save_png",
-            "provenance.read_parameters",
-            "images.reading.read_image",
         ],
     ),
     "models": (
         "Models",
-        "The tokenizer of diffusers' kind, the generator of transformers' kind, and their configuration.",
+        "The image tokenizer, a diffusers model, the generator, a transformers model, and their configuration.",
         [
             "llamagen.vq_model.LlamaGenVQModel",
             "llamagen.vq_model.LlamaGenVQEncoderOutput",
@@ -51,7 +45,7 @@ PAGES = {
     ),
     "decoding": (
         "Decoding and sampling",
-        "The loop that draws codes, and the pure functions between logits and a code.",
+        "The loop that generates codes, and the pure functions from logits to a code.",
         [
             "llamagen.decoding.CodeDecoder",
             "llamagen.sampling.sample",
@@ -61,12 +55,12 @@ PAGES = {
             "llamagen.sampling.filter_top_p",
             "llamagen.sampling.guide",
             "llamagen.sampling.is_guided",
-            "llamagen.sampling.check_sampling",
+            "llamagen.sampling.SamplingParams",
         ],
     ),
     "conversion": (
         "Conversion",
-        "Released LlamaGen files into the models of this package, behind `llamagen convert`.",
+        "From released LlamaGen files to the models of this package, as `llamagen convert` does it.",
         [
             "llamagen.conversion.convert_checkpoint",
             "llamagen.conversion.load_released",
@@ -75,13 +69,23 @@ PAGES = {
             "llamagen.conversion.convert_transformer_state_dict",
         ],
     ),
+    "images": (
+        "Images",
+        "Reading image files, PNG files with parameters, and scorers for the best of several images.",
+        [
+            "images.reading.read_image",
+            "provenance.save_png",
+            "provenance.read_parameters",
+            "reranking.Candidate",
+            "clip.CLIPScorer",
+            "clip.load_clip",
+        ],
+    ),
     "data": (
         "Data",
-        "The stages before the generator's training, and the settings of each: the keys of a recipe's sections.",
+        "Datasets, and the steps of `llamagen prepare`. Settings are the keys of a recipe's sections.",
         [
             "data.source.DataConfig",
-            "llamagen.training.extraction.CodeExtractionConfig",
-            "llamagen.training.extraction.extract_codes",
             "data.filtering.FilterConfig",
             "data.filtering.filter_rows",
             "data.scoring.ScoreConfig",
@@ -92,24 +96,26 @@ PAGES = {
     ),
     "training": (
         "Training",
-        "The two trainings and their settings: the keys of a recipe's sections.",
+        "The stages from images to a pipeline. Settings are the keys of a recipe's sections.",
         [
             "training.trainer.RunConfig",
             "llamagen.training.vq_config.TokenizerTrainingConfig",
             "llamagen.training.vq_trainer.train_tokenizer",
+            "llamagen.training.extraction.CodeExtractionConfig",
+            "llamagen.training.extraction.extract_codes",
             "llamagen.training.generator_config.GeneratorTrainingConfig",
             "llamagen.training.generator_trainer.train_generator",
         ],
     ),
     "evaluation": (
         "Evaluation",
-        "Metrics of images and of tokenizers, and what it takes to measure them.",
+        "Metrics of images and of image tokenizers, and the steps from images to a report.",
         [
-            "evaluation.frechet.frechet_distance",
-            "evaluation.frechet.FeatureStatistics",
+            "evaluation.metrics.frechet_distance",
+            "evaluation.metrics.FeatureStatistics",
             "evaluation.manifold.precision_recall",
-            "evaluation.inception_score.inception_score",
-            "evaluation.kernel.kernel_distance",
+            "evaluation.metrics.inception_score",
+            "evaluation.metrics.kernel_distance",
             "evaluation.images.open_images",
             "evaluation.images.Images",
             "evaluation.inception.InceptionFeatures",
@@ -117,13 +123,13 @@ PAGES = {
             "evaluation.statistics.ImageStatistics",
             "evaluation.statistics.compute_statistics",
             "evaluation.statistics.reference_statistics",
-            "evaluation.generation.evaluate_generation",
+            "evaluation.statistics.evaluate_generation",
             "evaluation.sampling.SamplingConfig",
             "evaluation.sampling.sample_images",
             "evaluation.presets.Preset",
             "evaluation.run.EvaluationConfig",
             "evaluation.run.evaluate",
-            "evaluation.text.evaluate_text",
+            "evaluation.text.embed_pairs",
             "evaluation.text.clip_score",
             "evaluation.text.r_precision",
             "autoencoders.load_autoencoder",
@@ -136,19 +142,19 @@ PAGES = {
     ),
     "vllm": (
         "vLLM",
-        "The generator on vLLM: an engine for servers, and the parts of it for those who run vLLM themselves.",
+        "The generator on vLLM: an engine for servers, and its parts for users of vLLM's own classes.",
         [
             "llamagen.vllm.engine.VLLMEngine",
-            "llamagen.vllm.start.engine_arguments",
-            "llamagen.vllm.settings.GenerationSettings",
-            "llamagen.vllm.settings.sampling_params",
-            "llamagen.vllm.settings.class_prompt",
-            "llamagen.vllm.settings.text_prompt",
+            "llamagen.vllm.engine_args.engine_arguments",
+            "llamagen.vllm.requests.GenerationSettings",
+            "llamagen.vllm.requests.sampling_params",
+            "llamagen.vllm.requests.class_prompt",
+            "llamagen.vllm.requests.text_prompt",
         ],
     ),
     "serving": (
         "Serving",
-        "The server behind `llamagen serve`, and the interface that its engines share.",
+        "The server behind `llamagen serve`, and the interface of its engines.",
         [
             "serving.settings.ServingSettings",
             "serving.service.ImageService",
@@ -163,12 +169,16 @@ PAGES = {
             "serving.server.serve",
         ],
     ),
-    "hub": ("Hub", "Publishing, behind `llamagen publish`.", ["publishing.publish.publish"]),
+    "hub": (
+        "Loading and publishing",
+        "Checkpoints of any family, from the Hub and to it.",
+        ["families.load_pipeline", "families.find_family", "families.Family", "publishing.publish.publish"],
+    ),
 }
 
 
 def load_package() -> griffe.Module:
-    """The package as griffe sees it."""
+    """Parse the package."""
     options = {"returns_named_value": False, "returns_multiple_items": False, "warnings": False}
     loader = griffe.GriffeLoader(search_paths=[ROOT / "src"], docstring_parser="google", docstring_options=options)
     package = loader.load("llamagen_hf")
@@ -177,12 +187,12 @@ def load_package() -> griffe.Module:
 
 
 def resolve(scope: griffe.Object, name: str) -> griffe.Object | griffe.Alias | None:
-    """What a cross reference in the docstring of `scope` means; `None` if it is an object of another library.
+    """Find the object of a cross reference in the docstring of `scope`; `None` if another library owns it.
 
-    Names are looked up in the object itself, around it, and in the package's root.
+    Names are looked up in the object itself, in its enclosing scopes, and in the package's root.
 
     Raises:
-        ValueError: If there is no such thing.
+        ValueError: If the object does not exist.
     """
     package = scope.package
     first, *rest = name.split(".")
@@ -199,7 +209,7 @@ def resolve(scope: griffe.Object, name: str) -> griffe.Object | griffe.Alias | N
 
 
 def broken_references(package: griffe.Module) -> list[str]:
-    """What is wrong with the cross references in all docstrings of the package, private ones included."""
+    """Return what is wrong with the cross references in all docstrings of the package, including private ones."""
     broken = []
 
     def visit(obj: griffe.Object) -> None:
@@ -217,18 +227,18 @@ def broken_references(package: griffe.Module) -> list[str]:
 
 
 def documented_members(cls: griffe.Class) -> list[griffe.Object | griffe.Alias]:
-    """Methods and properties with a docstring: the call, the class's own, those of our own base classes."""
+    """List methods and properties with a docstring: the call, then the class's own, then those of our base classes."""
     members = [member for name, member in cls.all_members.items() if name == "__call__" or not name.startswith("_")]
     members = [member for member in members if not member.is_class and member.docstring is not None]
     return sorted(members, key=lambda member: (member.name != "__call__", member.is_alias))
 
 
 class Reference:
-    """The pages, of which each links to all others."""
+    """The pages of the reference and the links between them."""
 
     def __init__(self):
         self.package = load_package()
-        self.places: dict[str, str] = {}  # of each object that has a heading: page and anchor
+        self.places: dict[str, str] = {}  # page and anchor of each object that has a heading
         for page, (_, _, names) in PAGES.items():
             for obj in map(self.package.__getitem__, names):
                 self.places[obj.path] = f"{page}.md#{slug(obj.name)}"
@@ -237,9 +247,9 @@ class Reference:
                     self.places[member.path] = self.places[member.canonical_path] = place
 
     def pages(self) -> dict[str, str]:
-        """All pages by their file names."""
+        """Return all pages by their file names."""
         pages = {}
-        contents = [HEADER, "# API reference", "Written from the docstrings of the code. `make docs` writes it anew."]
+        contents = [HEADER, "# API reference", "Generated from the docstrings by `make docs`."]
         for page, (title, about, names) in PAGES.items():
             objects = [self.package[name] for name in names]
             listed = "\n".join(f"- {self.link(obj, obj.name)}: {self.first_sentence(obj)}" for obj in objects)
@@ -249,7 +259,7 @@ class Reference:
         return pages | {"index.md": join(contents)}
 
     def describe(self, obj: griffe.Object, title: str) -> list[str]:
-        """The Markdown blocks of a class, a function or a property."""
+        """Return the Markdown blocks of a class, a function or a property."""
         level = "###" if "." in title else "##"
         blocks = [f"{level} `{title}`", f"```python\n{self.signature(obj, title)}\n```"]
         if obj.is_class and (bases := self.bases(obj)):
@@ -264,15 +274,15 @@ class Reference:
         return blocks
 
     def signature(self, obj: griffe.Object, title: str) -> str:
-        """How to import it, and how to call it."""
+        """Return how to import and how to call an object."""
         if obj.is_attribute:
-            return f"{title}: {obj.annotation}"
+            return f"{title}: {source(obj.annotation)}"
         module = self.package.path if obj.name in self.package.exports else obj.module.path
         start = "" if "." in title else f"from {module} import {obj.name}\n\n"
         if obj.is_class and ("__init__" not in obj.members or "dataclass" in obj.labels):
             return start.strip()
         shown = [show_parameter(parameter) for parameter in obj.parameters if parameter.name not in ("self", "cls")]
-        result = f" -> {obj.returns}" if obj.is_function and obj.returns is not None else ""
+        result = f" -> {source(obj.returns)}" if obj.is_function and obj.returns is not None else ""
         name = title.rpartition(".")[2] if obj.is_function and "classmethod" not in obj.labels else title
         line = f"{name}({', '.join(shown)}){result}"
         if len(line) > WIDTH:
@@ -280,7 +290,7 @@ class Reference:
         return start + line
 
     def section(self, obj: griffe.Object, section: griffe.DocstringSection) -> list[str]:
-        """The Markdown blocks of a part of a docstring."""
+        """Return the Markdown blocks of one section of a docstring."""
         kind, value = section.kind.value, section.value
         if kind == "text":
             return [self.linked(obj, value).replace("Example:\n", "**Example**\n")]
@@ -293,43 +303,43 @@ class Reference:
         elif kind == "raises":
             items = [f"- `{item.annotation}`: " + " ".join(item.description.split()) for item in value]
         elif kind in ("returns", "yields"):
-            # Where the docstring does not begin with a type, its text says what the signature's means.
+            # A text without a type describes the type of the signature.
             items = [
                 f"{item.annotation}: " * isinstance(item.annotation, str) + " ".join(item.description.split())
                 for item in value
             ]
         else:
-            raise ValueError(f"{obj.path} has a section {kind!r}, which docs/make_api.py can't lay out.")
+            raise ValueError(f"{obj.path} has a section {kind!r}, which docs/make_api.py does not support.")
         return [f"**{kind.capitalize()}**", self.linked(obj, "\n".join(items))]
 
     def fields(self, cls: griffe.Class) -> list[str]:
-        """The fields of a dataclass that say themselves, in their metadata, what they are."""
+        """Describe the fields of a dataclass whose metadata has a help text."""
         items = []
         for field in cls.members.values():
             if not isinstance(getattr(field, "value", None), griffe.ExprCall) or str(field.value.function) != "field":
                 continue
-            given = {argument.name: str(argument.value) for argument in field.value.arguments}
+            given = {argument.name: source(argument.value) for argument in field.value.arguments}
             if "metadata" not in given:
                 continue
             default = given.get("default", given.get("default_factory", "").removeprefix("lambda: "))
             default = {"dict": "{}", "list": "[]"}.get(default, default)
-            kind = f"`{field.annotation}`"
+            kind = f"`{source(field.annotation)}`"
             if default:
                 kind += ", *optional*" + (f", defaults to `{default}`" if default != "None" else "")
             items.append(f"- **{field.name}** ({kind}): {ast.literal_eval(given['metadata'])['help']}")
         return items
 
     def first_sentence(self, obj: griffe.Object) -> str:
-        """What the docstring begins with."""
+        """Return the first sentence of a docstring."""
         paragraph = " ".join(obj.docstring.value.split("\n\n")[0].split())
         return self.linked(obj, re.split(r"(?<=[.;:]) ", paragraph)[0].rstrip(".;:") + ".")
 
     def linked(self, scope: griffe.Object, text: str) -> str:
-        """Text in which the cross references ``[`Name`]`` and ``[`~module.Name`]`` are links, or just code."""
+        """Turn the cross references ``[`Name`]`` and ``[`~module.Name`]`` of a text into links, or into code."""
 
         def replace(match: re.Match) -> str:
             shortened, name = match.groups()
-            # A method keeps its class: `DiffusionPipeline.from_pretrained`, not `from_pretrained`.
+            # Methods keep their class: `DiffusionPipeline.from_pretrained`, not `from_pretrained`.
             label = re.search(r"([A-Z]\w*\.)?\w+$", name)[0] if shortened else name
             return self.link(resolve(scope, name), label)
 
@@ -340,7 +350,7 @@ class Reference:
         return f"[`{label}`]({place})" if place else f"`{label}`"
 
     def bases(self, cls: griffe.Class) -> list[str]:
-        """Base classes; in place of those of our own that have no page, theirs."""
+        """Return the base classes; those of ours without a page are replaced by their own bases."""
         found = []
         for name in map(str, cls.bases):
             base = resolve(cls, name)
@@ -350,16 +360,22 @@ class Reference:
 
 
 def show_parameter(parameter: griffe.Parameter) -> str:
-    """A parameter as the source writes it."""
+    """Write a parameter as in the source."""
     stars = {griffe.ParameterKind.var_positional: "*", griffe.ParameterKind.var_keyword: "**"}.get(parameter.kind, "")
-    annotation = f": {parameter.annotation}" if parameter.annotation is not None else ""
+    annotation = f": {source(parameter.annotation)}" if parameter.annotation is not None else ""
     if parameter.default is None or stars:
         return f"{stars}{parameter.name}{annotation}"
-    return parameter.name + (f"{annotation} = " if annotation else "=") + str(parameter.default)
+    return parameter.name + (f"{annotation} = " if annotation else "=") + source(parameter.default)
+
+
+def source(expression: griffe.Expr | str) -> str:
+    """Write an expression as in the source: griffe renders the strings of a `Literal` with single quotes."""
+    text = str(expression)
+    return text if '"' in text else text.replace("'", '"')
 
 
 def slug(title: str) -> str:
-    """The anchor that GitHub gives a heading made of a dotted name."""
+    """Return the anchor that GitHub gives a heading made of a dotted name."""
     return title.lower().replace(".", "")
 
 

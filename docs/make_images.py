@@ -1,6 +1,6 @@
-"""Draw the images of the README and the docs.
+"""Make the images of the README and the docs.
 
-python docs/make_images.py      # needs the extras of the tests, and chromium for the screenshots
+python docs/make_images.py      # needs the test dependencies, and chromium for the screenshots
 """
 
 import shutil
@@ -22,7 +22,7 @@ SIDE = 112
 
 
 def animate() -> None:
-    """Six images that appear code by code."""
+    """Write an animation of six images that appear code by code."""
     pipe = AutoregressiveImagePipeline.from_pretrained()
     steps = pipe.stream(PROMPTS, generator=[torch.Generator().manual_seed(seed) for seed in SEEDS], preview_every=2)
     frames = []
@@ -36,7 +36,7 @@ def animate() -> None:
 
 
 def photograph() -> None:
-    """The app in the middle of a drawing, and on a phone."""
+    """Write screenshots of the app: on a desktop during a generation, and on a phone."""
     demo = build_demo()
     _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
     with sync_playwright() as driver:

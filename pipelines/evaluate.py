@@ -1,4 +1,4 @@
-"""Stage 5: draw from checkpoints of any diffusers pipelines and measure them, on as many processes as there are.
+"""Stage 5: generate from checkpoints of any diffusers pipelines and measure them, on any number of processes.
 
 python pipelines/evaluate.py CHECKPOINT --reference VIRTUAL_imagenet256_labeled.npz --preset imagenet256_paper \
     --guidance-scale 2 --output runs/evaluation

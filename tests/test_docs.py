@@ -1,4 +1,4 @@
-"""The documentation is true: snippets run, commands exist, links lead somewhere, the reference is current."""
+"""The documentation is true: snippets run, commands, files and links exist, the API reference is current."""
 
 import re
 import runpy
@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import typer
+import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mdit_py_plugins.anchors import anchors_plugin
@@ -24,14 +25,14 @@ ROOT = Path(__file__).parents[1]
 PATTERNS = ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "spaces/**/*.md", "src/**/README.md")
 PAGES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
 PROSE = [path for path in PAGES if path.parent.name != "api"]
-# Pages that are run, and how many blocks of Python each has at least, so that none falls silent.
+# Pages whose snippets are run, with the least number of Python blocks, so that none is skipped unnoticed.
 RUNNABLE = {
     ROOT / "docs" / "quick_start.md": 6,
     ROOT / "docs" / "how_it_works.md": 6,
     ROOT / "docs" / "evaluation.md": 2,
 }
 GROUP = typer.main.get_command(llamagen_cli.app)
-STAGES = {"prepare", "train-tokenizer", "extract-codes", "train-generator"}  # which read their flags from a recipe
+STAGES = {"prepare", "train-tokenizer", "extract-codes", "train-generator"}  # their flags come from dataclasses
 
 # GitHub gives headings of all levels an anchor.
 markdown = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6)
@@ -42,13 +43,13 @@ def name(path: Path) -> str:
 
 
 def read(path: Path) -> list[Token]:
-    """The blocks and, in them, the inline parts of a page."""
+    """List the blocks of a page, each followed by its inline parts."""
     blocks = markdown.parse(path.read_text(encoding="utf-8"))
     return [token for block in blocks for token in (block, *(block.children or ()))]
 
 
 def blocks_of_code(path: Path, *languages: str) -> list[tuple[Token, bool]]:
-    """Fenced blocks, and whether a comment before them says that they are not run."""
+    """List fenced blocks, and whether a comment before them says that they are not run."""
     tokens, found = read(path), []
     for before, token in zip([None, *tokens], tokens, strict=False):
         if token.type == "fence" and token.info in languages:
@@ -58,12 +59,12 @@ def blocks_of_code(path: Path, *languages: str) -> list[tuple[Token, bool]]:
 
 
 def compile_block(token: Token, path: Path):
-    """A Python block, whose tracebacks name the page's lines."""
+    """Compile a Python block so that tracebacks show the page's line numbers."""
     return compile("\n" * (token.map[0] + 1) + token.content, name(path), "exec")
 
 
 def shell_commands(text: str) -> list[list[str]]:
-    """The words of each `llamagen` command; a script of `pipelines/` counts as the command that it is."""
+    """Split each `llamagen` command into words; a script of `pipelines/` counts as its command."""
     commands = []
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
@@ -78,7 +79,7 @@ def shell_commands(text: str) -> list[list[str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RUNNABLE, ids=name)
 def test_snippets_run(path, tmp_path, monkeypatch):
-    """As a reader would run them: from the top, Python and shell, in one folder."""
+    """Run Python and shell snippets from top to bottom in one folder, as a reader would."""
     monkeypatch.chdir(tmp_path)
     namespace, ran = {}, 0
     for token, is_marked in blocks_of_code(path, "python", "bash"):
@@ -103,11 +104,10 @@ def test_python_snippets_are_python(path):
 
 @pytest.fixture
 def recipes(tmp_path, monkeypatch):
-    """A folder like a reader's: a checkout with a recipe of one's own."""
+    """A checkout with the reader's own recipe as the working directory; stages only parse their flags."""
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
     shutil.copy(ROOT / "pipelines" / "recipes" / "own_images.yaml", tmp_path / "my_recipe.yaml")
     monkeypatch.chdir(tmp_path)
-    # Stages read their flags, and stop before the work.
     monkeypatch.setattr(
         stages, "run_stage", lambda description, function, *sections, args: parse_recipe("", *sections, args=args)
     )
@@ -119,14 +119,14 @@ def test_commands_exist(path, recipes):
         for words in shell_commands(token.content):
             check_command(words)
     for token in read(path):
-        # Running text cuts commands short, brackets what is optional, and names alternatives: "a | b".
+        # Running text abbreviates commands, puts options in brackets, and lists alternatives: "a | b".
         words = token.content.replace("[", "").replace("]", "").split()
         if token.type == "code_inline" and words[:1] == ["llamagen"] and len(words) > 1:
             check_options(words[1], [word for word in words if word.startswith("--")])
 
 
 def check_command(words: list[str]) -> None:
-    """Read a command's flags as the command line does, without its work."""
+    """Parse a command's flags as the command line does, without running it."""
     command, *arguments = words
     assert command in GROUP.commands, f"there is no `llamagen {command}`"
     if command not in STAGES:
@@ -150,14 +150,14 @@ def check_options(command: str, options: list[str]) -> None:
         ("python pipelines/train_generator.py \\\n  --config my_recipe.yaml --max_train_stops 1", "^2$"),
     ],
 )
-def test_commands_that_do_not_exist_are_noticed(text, message, recipes):
+def test_commands_that_do_not_exist_are_found(text, message, recipes):
     (words,) = shell_commands(text)
     with pytest.raises((Exception, SystemExit), match=message):
         check_command(words)
 
 
 class Addresses(HTMLParser):
-    """Where the links and images of a piece of HTML lead, and the anchors that it sets."""
+    """Targets of the links and images in HTML, and its anchors."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -191,7 +191,7 @@ def anchors(path: Path) -> set[str]:
 
 
 def broken_links(path: Path) -> list[str]:
-    """Relative links of a page that lead nowhere. Others are not followed."""
+    """List the relative links of a page that lead nowhere. Absolute ones are not checked."""
     broken = []
     for link in links(path):
         parts = urlsplit(link)
@@ -209,10 +209,62 @@ def test_links_lead_somewhere(path):
     assert broken_links(path) == []
 
 
-def test_links_that_lead_nowhere_are_noticed(tmp_path):
+def test_links_that_lead_nowhere_are_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# A title\n\n[there](#a-title) [not there](#title) [gone](gone.md) <img src='gone.png'>\n")
     assert broken_links(page) == ["#title", "gone.md", "gone.png"]
+
+
+FOLDERS = ("benchmarks", "docs", "pipelines", "spaces", "src", "tests")
+
+
+@pytest.mark.parametrize("path", PROSE, ids=name)
+def test_files_in_running_text_exist(path):
+    paths = [token.content for token in read(path) if token.type == "code_inline"]
+    paths = [text for text in paths if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./*-]*", text)]
+    assert [text for text in paths if not any(ROOT.glob(text.rstrip("/")))] == []
+
+
+def tree(path: Path) -> list[Path]:
+    """List the files and folders of a page's tree, whose lines hold a name and a description, indented by folder."""
+    (block, *_) = [token for token in read(path) if token.type == "fence" and token.content.startswith("src/")]
+    found, parents = [], []
+    for line in block.content.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents[depth:] = [line.split()[0]]
+        found.append(Path(*parents))
+    return found
+
+
+def test_the_tree_of_the_package_shows_every_folder_and_every_module_beside_them():
+    package = ROOT / "src" / "llamagen_hf"
+    folders = {path.parent for path in package.rglob("__init__.py")}
+    modules = {path for path in package.glob("*.py") if path.name != "__init__.py"}
+    assert {ROOT / path for path in tree(ROOT / "docs" / "contributing.md")} == folders | modules
+
+
+def modules(cell: str) -> list[str]:
+    """List the modules in a cell, of which all but the first omit their package: "`a.b.c`, `d`"."""
+    first, *rest = re.findall(r"`([\w.]+)`", cell)
+    return [first, *(f"{first.rpartition('.')[0]}.{name}" for name in rest)]
+
+
+def test_modules_that_moved_are_where_the_changelog_says():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`llamagen_hf.*`) \| (`llamagen_hf.*`) \|$", text, re.MULTILINE)
+    assert len(rows) > 20
+    for before, now in rows:
+        assert len(modules(before)) == len(modules(now))
+        for module in modules(now):
+            file = ROOT / "src" / module.replace(".", "/")
+            assert file.with_suffix(".py").is_file() or (file / "__init__.py").is_file(), module
+
+
+def test_commits_are_checked_by_the_ruff_that_the_project_pins():
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    (pinned,) = re.findall(r'"ruff==([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert hooks["repo"].endswith("/ruff-pre-commit") and hooks["rev"] == f"v{pinned}"
+    assert [hook["id"] for hook in hooks["hooks"]] == ["ruff-check", "ruff-format"]
 
 
 def test_every_page_is_in_the_index():

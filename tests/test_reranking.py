@@ -5,6 +5,17 @@ from PIL import Image
 from tiny import build_clip, generators
 
 from llamagen_hf.clip import CLIPScorer
+from llamagen_hf.reranking import rank_candidates
+
+
+def test_candidates_are_ranked_within_their_image():
+    assert rank_candidates([0.1, 0.9, 0.5, 3.0, 2.0, 4.0], 3) == [[1, 2, 0], [5, 3, 4]]
+    assert rank_candidates([1.0, 2.0, 1.0, 2.0], 4) == [[1, 3, 0, 2]]  # equal scores keep their order
+    assert rank_candidates([5.0, 1.0], 1) == [[0], [1]]
+    assert rank_candidates([], 2) == []
+    for scores, num_candidates in (([1.0, 2.0, 3.0], 2), ([1.0], 0)):
+        with pytest.raises(ValueError, match=f"{len(scores)} scores can't be divided into groups of {num_candidates}"):
+            rank_candidates(scores, num_candidates)
 
 
 def brightness(images, prompts):

@@ -68,7 +68,7 @@ def build_janus_model() -> JanusForConditionalGeneration:
         JanusConfig(
             text_config=sizes | {"model_type": "llama", "vocab_size": 64},
             vision_config=sizes
-            | {"image_size": 32, "patch_size": 2, "projection_dim": 16},  # as many patches as codes,
+            | {"image_size": 32, "patch_size": 2, "projection_dim": 16},  # as many patches as codes
             vq_config=JANUS | {"projection_dim": 16, "image_token_embed_dim": 16},
         )
     ).eval()

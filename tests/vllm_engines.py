@@ -13,8 +13,8 @@ from vllm.distributed import cleanup_dist_env_and_memory
 from llamagen_hf import AutoregressiveImagePipeline
 from llamagen_hf.llamagen.decoding import CodeDecoder
 from llamagen_hf.llamagen.sampling import draw_uniforms
-from llamagen_hf.llamagen.vllm.settings import GenerationSettings, class_prompt, sampling_params, text_prompt
-from llamagen_hf.llamagen.vllm.start import engine_arguments
+from llamagen_hf.llamagen.vllm.engine_args import engine_arguments
+from llamagen_hf.llamagen.vllm.requests import GenerationSettings, class_prompt, sampling_params, text_prompt
 
 
 def save_checkpoint(transformer, folder):

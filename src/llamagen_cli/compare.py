@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app import app, check_writable, find_device, one_sentence_errors
+from .app import app, check_writable, find_device, one_sentence_errors, quiet_loading
 
 
 @app.command()
@@ -17,15 +17,15 @@ def compare_tokenizers(
         list[str],
         typer.Argument(
             metavar="AUTOENCODER...",
-            help="Folders or Hub ids: LlamaGen's tokenizers, autoencoders of diffusers, Janus, or pipelines that have "
-            "one; emoji for the one that ships with llamagen.",
+            help="Folders or Hub ids: LlamaGen's tokenizers, autoencoders of diffusers, Janus, or pipelines with one; "
+            "emoji for the one that ships with llamagen.",
         ),
     ],
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Side to crop and resize to. Default: as the images are.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
-    count: Annotated[int | None, typer.Option(min=1, help="Take so many of the first images. Default: all.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Use only the first images. Default: all.")] = None,
     split: Annotated[str, typer.Option(help="Split of a dataset.")] = "test",
     inception: Annotated[
         Path | None, typer.Option(help="Inception's weights, torch-fidelity's file: adds the column rFID.")
@@ -39,54 +39,40 @@ def compare_tokenizers(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")] = None,
 ):
-    """Measure how close image tokenizers come to images, and print one table."""
+    """Measure how well image tokenizers reconstruct images, and print one table."""
     with one_sentence_errors():
         if output is not None:
             if output.suffix.lower() not in (".md", ".json"):
                 raise ValueError(f"The output {str(output)!r} must end in .md or .json.")
             check_writable(output)
         try:
-            table, facts = measure(
-                source, autoencoders, image_size, batch_size, count, split, inception, vgg16 if lpips else None, device
-            )
+            from llamagen_hf.autoencoders import load_autoencoder
+            from llamagen_hf.evaluation.images import open_images
+            from llamagen_hf.evaluation.inception import InceptionFeatures
+            from llamagen_hf.evaluation.reconstruction import PerceptualLoss
+            from llamagen_hf.evaluation.tokenizers import compare_tokenizers, evaluate_tokenizer
+            from llamagen_hf.files import replacing
+
+            quiet_loading()
+            device = find_device(device)
+            images = open_images(source, image_size, split)
+            extractor = None if inception is None else InceptionFeatures(inception, device)
+            perceptual_loss = PerceptualLoss.from_pretrained(vgg16).to(device) if lpips else None
+            results = []
+            for path in autoencoders:  # one at a time in memory
+                autoencoder = load_autoencoder(path).to(device)
+                results.append(
+                    evaluate_tokenizer(autoencoder, images, extractor, perceptual_loss, batch_size, count, name=path)
+                )
         except ImportError as error:
             raise ValueError(f"{error}; comparing tokenizers needs `pip install llamagen-hf[evaluation]`.") from error
+        text = table = compare_tokenizers(results)
         typer.echo(table)
         if output is not None:
-            text = table if output.suffix.lower() == ".md" else json.dumps(facts, indent=2, allow_nan=False)
-            partial = output.with_name(f".{output.name}.partial")
-            partial.write_text(f"{text}\n", encoding="utf-8")
-            partial.replace(output)
-
-
-def measure(source, paths, image_size, batch_size, count, split, inception, vgg16, device) -> tuple[str, dict]:
-    """The table, and the same as plain JSON, where infinity is `"inf"`."""
-    import diffusers
-    import transformers
-
-    from llamagen_hf.autoencoders import load_autoencoder
-    from llamagen_hf.evaluation.images import open_images
-    from llamagen_hf.evaluation.tokenizers import compare_tokenizers, evaluate_tokenizer
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
-    device = find_device(device)
-    images = open_images(source, image_size, split)
-    extractor = perceptual_loss = None
-    if inception is not None:
-        from llamagen_hf.evaluation.inception import InceptionFeatures
-
-        extractor = InceptionFeatures(inception, device)
-    if vgg16 is not None:
-        from llamagen_hf.evaluation.perceptual import PerceptualLoss
-
-        perceptual_loss = PerceptualLoss.from_pretrained(vgg16).to(device)
-    results = []
-    for path in paths:  # one at a time in memory
-        autoencoder = load_autoencoder(path).to(device)
-        results.append(
-            evaluate_tokenizer(autoencoder, images, extractor, perceptual_loss, batch_size, count, name=path)
-        )
-    numbers = [{key: "inf" if value == math.inf else value for key, value in result.items()} for result in results]
-    return compare_tokenizers(results), {"images": images.name, "tokenizers": numbers}
+            if output.suffix.lower() == ".json":
+                numbers = [
+                    {key: "inf" if value == math.inf else value for key, value in row.items()} for row in results
+                ]
+                text = json.dumps({"images": images.name, "tokenizers": numbers}, indent=2, allow_nan=False)
+            with replacing(output) as partial:
+                partial.write_text(f"{text}\n", encoding="utf-8")

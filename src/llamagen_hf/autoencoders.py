@@ -1,4 +1,4 @@
-"""Image tokenizers of several libraries, seen alike: pixels in, reconstruction and codes out."""
+"""Image tokenizers of several libraries behind one interface: pixels in, reconstruction and codes out."""
 
 import json
 from pathlib import Path
@@ -7,30 +7,29 @@ from typing import NamedTuple
 import diffusers
 import torch
 from diffusers import AutoencoderRAE, VQModel
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import JanusVQVAE
+from transformers.utils import cached_file
 
 from .families import own_class
 from .loading.checkpoint import EMOJI_CHECKPOINT, is_shipped
 
 
-# What pipelines call their autoencoder, the first that is there being meant.
+# Names that pipelines give their autoencoder, in order of preference.
 COMPONENTS = ("vq_model", "vqvae", "vae", "movq")
-# Janus as a whole holds its tokenizer under these names.
+# A whole Janus model stores its tokenizer under this prefix.
 JANUS_KEYS = {r"^model\.vqmodel\.": ""}
 PROBE_SIZE = 128  # a multiple of every factor in use
 
 
 class RoundTrip(NamedTuple):
-    """What became of images.
+    """Images after encoding and decoding.
 
     Args:
         pixels (`torch.Tensor` of shape `(batch, 3, height, width)`): The reconstructions, nominally in [-1, 1].
-        latents (`torch.Tensor` of shape `(batch, channels, h, w)`): What is between encoder and decoder.
-        codes (`torch.LongTensor` of shape `(batch, ...)`, *optional*): Those of a codebook.
+        latents (`torch.Tensor` of shape `(batch, channels, h, w)`): The input of the decoder.
+        codes (`torch.LongTensor` of shape `(batch, ...)`, *optional*): Indices into a codebook.
     """
 
     pixels: torch.Tensor
@@ -39,13 +38,13 @@ class RoundTrip(NamedTuple):
 
 
 class AutoencoderFacts(NamedTuple):
-    """What an autoencoder is.
+    """Sizes of an autoencoder.
 
     Args:
-        downsample_factor (`int`): Pixels along each side of one cell of the latents.
-        channels (`int`): Numbers in a cell: of a latent, or of a codebook vector.
+        downsample_factor (`int`): Pixels along each side of one position of the latents.
+        channels (`int`): Width of a latent, or of a codebook vector.
         codes (`int`, *optional*): Size of the codebook; `None` for continuous latents.
-        parameters (`int`): Encoder and decoder together.
+        parameters (`int`): Number of parameters, encoder and decoder together.
         image_size (`int`, *optional*): The only side it takes, in pixels; `None` for any multiple of the factor.
     """
 
@@ -61,17 +60,17 @@ def load_autoencoder(path: str | Path, subfolder: str | None = None, **kwargs) -
 
     Args:
         path (`str` or `os.PathLike`): A [`LlamaGenVQModel`], any autoencoder of diffusers (`AutoencoderKL`, `VQModel`,
-            `AutoencoderTiny`, `AutoencoderDC`, ...) or a `JanusVQVAE` of transformers. Of a whole pipeline its
-            component `vq_model`, `vqvae`, `vae` or `movq` is taken, of a whole Janus its tokenizer. `"emoji"` is the
-            checkpoint that ships with the package; a folder of that name is `"./emoji"`.
-        subfolder (`str`, *optional*): Where in it the autoencoder is, if not there.
-        kwargs: As for `from_pretrained` of the model, such as `revision` or `dtype`, by default float32.
+            `AutoencoderTiny`, `AutoencoderDC`, ...) or a `JanusVQVAE` of transformers. From a whole pipeline the
+            component `vq_model`, `vqvae`, `vae` or `movq` is loaded, from a whole Janus its tokenizer. `"emoji"` is
+            the checkpoint that ships with the package; a folder of that name is `"./emoji"`.
+        subfolder (`str`, *optional*): Folder of the autoencoder, below `path`.
+        kwargs: As for the model's `from_pretrained`, such as `revision` or `dtype`; float32 by default.
 
     Returns:
         `torch.nn.Module`: The autoencoder, in evaluation mode.
 
     Raises:
-        OSError: In one sentence, if there is none, or if its weights are damaged or incomplete.
+        OSError: If there is none, or if its weights are damaged or incomplete.
 
     Example:
 
@@ -82,9 +81,7 @@ def load_autoencoder(path: str | Path, subfolder: str | None = None, **kwargs) -
     'LlamaGenVQModel'
     ```
     """
-    name = str(path)
-    path = EMOJI_CHECKPOINT if is_shipped(path) else Path(path).expanduser()
-    path = str(path)
+    name, path = str(path), str(EMOJI_CHECKPOINT if is_shipped(path) else Path(path).expanduser())
     hub = {key: kwargs[key] for key in ("cache_dir", "local_files_only", "revision", "token") if key in kwargs}
     if subfolder is None:
         components = _read_json(path, "model_index.json", hub) or {}
@@ -96,7 +93,7 @@ def load_autoencoder(path: str | Path, subfolder: str | None = None, **kwargs) -
     if config is None:
         where = "" if subfolder is None else f" in {subfolder!r}"
         raise OSError(
-            f"There is no autoencoder {name!r}: no folder and no repository, in the cache or within reach, that has a "
+            f"There is no autoencoder {name!r}: no folder and no cached or reachable repository has a "
             f"config.json{where}."
         )
     kind = config.get("_class_name", config.get("model_type"))
@@ -106,16 +103,14 @@ def load_autoencoder(path: str | Path, subfolder: str | None = None, **kwargs) -
     else:
         loader = own_class(str(kind)) or getattr(diffusers, str(kind), None)
     if not (hasattr(loader, "encode") and hasattr(loader, "decode")):
-        raise OSError(
-            f"{name!r} holds no autoencoder but {kind}; expected one of diffusers, a LlamaGenVQModel or a JanusVQVAE."
-        )
+        raise OSError(f"{name!r} holds {kind}, not an autoencoder of diffusers, a LlamaGenVQModel or a JanusVQVAE.")
     try:
         autoencoder, loaded = loader.from_pretrained(path, **options)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".:")
         raise OSError(f"The weights of {name!r} can't be loaded: {reason}.") from error
     if missing := sorted(loaded["missing_keys"]):
-        raise OSError(f"The weights of {name!r} miss {len(missing)} parameters, such as {missing[0]}.")
+        raise OSError(f"The weights of {name!r} lack {len(missing)} parameters, such as {missing[0]}.")
     return autoencoder.eval()
 
 
@@ -143,56 +138,41 @@ def load_tokenizer(path: str, **kwargs) -> nn.Module:
 
 
 def _read_json(path: str, file: str, options: dict) -> dict | None:
-    """The content of a file of a folder or repository; `None` if it can't be had."""
-    if Path(path).is_dir():
-        found = Path(path, options.get("subfolder", ""), file)
-        return json.loads(found.read_text(encoding="utf-8")) if found.is_file() else None
+    """The content of a file in a folder or repository; `None` if it is not there or not reachable."""
     try:
-        return json.loads(Path(hf_hub_download(path, file, **options)).read_text(encoding="utf-8"))
-    except (EntryNotFoundError, HFValidationError, HTTPError, OSError):
+        found = cached_file(path, file, **options)
+    except OSError:
         return None
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
 
 
 @torch.no_grad()
 def reconstruct(autoencoder: nn.Module, pixels: torch.Tensor) -> RoundTrip:
     """Encode images and decode them again.
 
-    Of a posterior, that of a KL autoencoder, the mean is taken and nothing is drawn. Scaling and shift factors, which
-    are for the diffusion model in between, are left out: a round trip would undo them.
+    For a posterior, that of a KL autoencoder, the mean is decoded and nothing is sampled. Scaling and shift factors,
+    which are for a diffusion model in between, are left out: a round trip would undo them.
 
     Args:
-        autoencoder (`torch.nn.Module`): What [`load_autoencoder`] gives.
+        autoencoder (`torch.nn.Module`): What [`load_autoencoder`] returns.
         pixels (`torch.Tensor` of shape `(batch, 3, height, width)`): Pixels in [-1, 1], on its device, of any dtype.
     """
     pixels = pixels.to(autoencoder.dtype)
     if hasattr(autoencoder, "decode_codes"):
         encoded = autoencoder.encode(pixels)
         return RoundTrip(autoencoder.decode(encoded.quantized).sample, encoded.quantized, encoded.codes)
-    for kind, through in ADAPTERS.items():
-        if isinstance(autoencoder, kind):
-            return through(autoencoder, pixels)
-    return _through_latents(autoencoder, pixels)
-
-
-def _through_vq_model(autoencoder: VQModel, pixels: torch.Tensor) -> RoundTrip:
-    latents = autoencoder.encode(pixels).latents
-    _, _, (_, _, codes) = autoencoder.quantize(latents)
-    return RoundTrip(autoencoder.decode(latents).sample, latents, codes.view(len(pixels), -1))
-
-
-def _through_janus(autoencoder: JanusVQVAE, pixels: torch.Tensor) -> RoundTrip:
-    encoded = autoencoder.encode(pixels)
-    codes = encoded.image_tokens.view(len(pixels), -1)
-    return RoundTrip(autoencoder.decode(codes), encoded.quantized_last_hidden_state, codes)
-
-
-def _through_rae(autoencoder: AutoencoderRAE, pixels: torch.Tensor) -> RoundTrip:
-    latents = autoencoder.encode((pixels + 1) / 2).latent  # alone among them it has pixels in [0, 1]
-    return RoundTrip(autoencoder.decode(latents).sample * 2 - 1, latents)
-
-
-def _through_latents(autoencoder: nn.Module, pixels: torch.Tensor) -> RoundTrip:
-    """Any other autoencoder of diffusers; one of videos takes an image as a video of one frame."""
+    if isinstance(autoencoder, VQModel):
+        latents = autoencoder.encode(pixels).latents
+        _, _, (_, _, codes) = autoencoder.quantize(latents)
+        return RoundTrip(autoencoder.decode(latents).sample, latents, codes.view(len(pixels), -1))
+    if isinstance(autoencoder, JanusVQVAE):
+        encoded = autoencoder.encode(pixels)
+        codes = encoded.image_tokens.view(len(pixels), -1)
+        return RoundTrip(autoencoder.decode(codes), encoded.quantized_last_hidden_state, codes)
+    if isinstance(autoencoder, AutoencoderRAE):
+        latents = autoencoder.encode((pixels + 1) / 2).latent  # the only one with pixels in [0, 1]
+        return RoundTrip(autoencoder.decode(latents).sample * 2 - 1, latents)
+    # An autoencoder of videos takes an image as a video of one frame.
     is_video = any(isinstance(module, nn.Conv3d) for module in autoencoder.encoder.modules())
     encoded = autoencoder.encode(pixels.unsqueeze(2) if is_video else pixels)
     latents = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
@@ -200,18 +180,11 @@ def _through_latents(autoencoder: nn.Module, pixels: torch.Tensor) -> RoundTrip:
     return RoundTrip(sample.squeeze(2), latents.squeeze(2)) if is_video else RoundTrip(sample, latents)
 
 
-ADAPTERS = {
-    VQModel: _through_vq_model,
-    JanusVQVAE: _through_janus,
-    AutoencoderRAE: _through_rae,
-}
-
-
 def describe_autoencoder(autoencoder: nn.Module) -> AutoencoderFacts:
-    """What an autoencoder is, found by sending a blank image through it.
+    """Find the sizes of an autoencoder by sending a blank image through it.
 
     Raises:
-        ValueError: In one sentence, if it is none of RGB images.
+        ValueError: If it is not an autoencoder of RGB images.
     """
     size = codes = None
     if isinstance(autoencoder, JanusVQVAE):
@@ -226,10 +199,11 @@ def describe_autoencoder(autoencoder: nn.Module) -> AutoencoderFacts:
     try:
         result = reconstruct(autoencoder, blank)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{type(autoencoder).__name__} takes no RGB images: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{type(autoencoder).__name__} does not take RGB images: {reason}") from error
     if result.pixels.shape != blank.shape:
         raise ValueError(
-            f"{type(autoencoder).__name__} makes {tuple(result.pixels.shape)} of images {tuple(blank.shape)}; "
+            f"{type(autoencoder).__name__} turns images {tuple(blank.shape)} into {tuple(result.pixels.shape)}; "
             "expected the same shape."
         )
     channels, side_of_latents = result.latents.shape[1], result.latents.shape[-1]

@@ -16,35 +16,36 @@ def load_clip(path: str, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a CLIP model of transformers and its processor from a folder or the Hub.
 
     Args:
-        path (`str` or `os.PathLike`): CLIP, or one that has its methods: SigLIP, MetaCLIP 2, Chinese-CLIP, ...
+        path (`str` or `os.PathLike`): CLIP, or a model with its methods: SigLIP, MetaCLIP 2, Chinese-CLIP, ...
         kwargs: As for `AutoModel.from_pretrained`, such as `dtype` or `revision`.
 
     Returns:
-        `tuple[PreTrainedModel, ProcessorMixin]`: The model, ready to be measured with, and its processor.
+        `tuple[PreTrainedModel, ProcessorMixin]`: The model, in evaluation mode, and its processor.
 
     Raises:
-        OSError: In one sentence, if there is no model, or none with embeddings of images and texts.
+        OSError: If there is no model, or it does not embed images and texts.
     """
     try:
         model, processor = AutoModel.from_pretrained(path, **kwargs), AutoProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise OSError(f"There is no CLIP model with a processor at {str(path)!r}: {_first_line(error)}") from error
+        reason = str(error).strip().split("\n")[0]
+        raise OSError(f"There is no CLIP model with a processor at {str(path)!r}: {reason}") from error
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-        raise OSError(f"{str(path)!r} holds no CLIP model but {type(model).__name__}.")
+        raise OSError(f"{str(path)!r} holds {type(model).__name__}, not a CLIP model.")
     return model.eval(), processor
 
 
 def embed_images(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    pictures: Iterable[Image.Image | np.ndarray],
+    images: Iterable[Image.Image | np.ndarray],
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """CLIP's embeddings of images, whatever `read_image` reads: (images, width) of length 1, in float32."""
+    """Embed images with CLIP, anything that `read_image` takes: `(images, width)` of length 1, in float32."""
     embeddings = []
-    for batch in _batches(pictures, batch_size):
-        images = [read_image(image) for image in batch]
-        inputs = processor.image_processor(images, return_tensors="pt").to(model.device, model.dtype)
+    for batch in _batches(images, batch_size):
+        batch = [read_image(image) for image in batch]
+        inputs = processor.image_processor(batch, return_tensors="pt").to(model.device, model.dtype)
         embeddings.append(F.normalize(model.get_image_features(**inputs).pooler_output.float(), dim=-1))
     return torch.cat(embeddings)
 
@@ -52,10 +53,10 @@ def embed_images(
 def embed_texts(
     model: PreTrainedModel, processor: ProcessorMixin, texts: Iterable[str], batch_size: int = 64
 ) -> torch.Tensor:
-    """CLIP's embeddings of texts, (texts, width) of length 1, in float32; what CLIP can't read is cut off."""
+    """Embed texts with CLIP, truncated to its longest input: `(texts, width)` of length 1, in float32."""
     length = min(model.config.text_config.max_position_embeddings, processor.tokenizer.model_max_length)
     options = {"truncation": True, "max_length": length, "return_tensors": "pt", "padding": True}
-    if model.config.model_type.startswith("siglip"):  # trained to read its padding, for which it has no mask
+    if model.config.model_type.startswith("siglip"):  # trained on padded texts without a mask
         options |= {"padding": "max_length", "return_attention_mask": False}
     embeddings = []
     for batch in _batches(texts, batch_size):
@@ -70,17 +71,14 @@ def _batches(values: Iterable, batch_size: int) -> Iterator[list]:
         yield batch
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
 class CLIPScorer:
-    """Scores images by the cosine between CLIP's embeddings of image and prompt, for `num_candidates`.
+    """Scores images by the cosine between CLIP's embeddings of image and prompt: a `scorer` for `num_candidates`.
 
     Args:
         model ([`~transformers.CLIPModel`]): A CLIP model of transformers.
         processor ([`~transformers.ProcessorMixin`]): Its processor.
-        template (`str`, *optional*, defaults to `"a photo of {}"`): What CLIP reads, `{}` being the prompt.
+        template (`str`, *optional*, defaults to `"a photo of {}"`): The text that CLIP reads, with `{}` for the
+            prompt.
 
     Example:
 

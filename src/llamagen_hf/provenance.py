@@ -6,12 +6,16 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 
 # The text chunk that image tools agree on for generation parameters.
 KEY = "parameters"
+
+# Left out of the parameters where a drawing does not need them.
+DEFAULTS = {"seed_index": 0, "batch_size": 1, "batch_index": 0, "generator_device": "cpu", "prefix_codes": []}
 
 
 def write_png(image: Image.Image, file: BinaryIO, parameters: dict) -> None:
@@ -85,3 +89,49 @@ def in_common(parameters: list[dict]) -> dict:
         name: value for name, value in parameters[0].items() if all(other.get(name) == value for other in parameters)
     }
     return common | {"seeds": [each["seed"] for each in parameters]}
+
+
+def fresh_seed(generator: torch.Generator) -> int | None:
+    """The seed of a generator that nothing was drawn from yet, else `None`."""
+    seed = generator.initial_seed()
+    fresh = torch.Generator(generator.device).manual_seed(seed)
+    return seed if torch.equal(generator.get_state(), fresh.get_state()) else None
+
+
+def describe(
+    conditions: list[dict],
+    settings: dict,
+    generators: list[torch.Generator],
+    facts: dict,
+    own: list[dict] | None = None,
+) -> list[dict]:
+    """The parameters of each image of a call.
+
+    Args:
+        conditions (`list[dict]`): For each image its condition, such as `{"prompt": "a cat"}`, or nothing.
+        settings (`dict`): Sampling settings, none of them `None`.
+        generators (`list[torch.Generator]`): The generator that each image draws from. One that stands here several
+            times serves these images one after the other.
+        facts (`dict`): What is the same for all: checkpoint, device, dtype, versions.
+        own (`list[dict]`, *optional*): More of each image.
+
+    Returns:
+        `list[dict]`: The condition and the settings; `seed`, `None` if the generator was used before; `seed_index`,
+        how many images of this call its generator drew before; `generator_device`; `batch_size` and `batch_index`,
+        since the last bits of an image may depend on them; and the facts.
+    """
+    seeds = {id(generator): fresh_seed(generator) for generator in generators}
+    uses: dict[int, int] = {}
+    described = []
+    for index, generator in enumerate(generators):
+        optional = {
+            "seed_index": uses.get(id(generator), 0),
+            "batch_size": len(generators),
+            "batch_index": index,
+            "generator_device": generator.device.type,
+        } | (own[index] if own else {})
+        uses[id(generator)] = optional["seed_index"] + 1
+        parameters = conditions[index] | settings | {"seed": seeds[id(generator)]}
+        parameters |= {name: value for name, value in optional.items() if value != DEFAULTS.get(name)}
+        described.append(parameters | facts)
+    return described

@@ -1,4 +1,4 @@
-"""Best of n: several images for the same image, ranked."""
+"""Best of n: several candidates for the same image, ranked by a score."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,19 +8,20 @@ import torch
 from PIL import Image
 
 
-# Images and the prompts (or class names) that they were drawn for to a score each; higher is better.
+# From images and the prompts (or class names) they were generated for to one score each; higher is better.
 Scorer = Callable[[list[Image.Image], list[str | None]], Sequence[float]]
 
 
 @dataclass
 class Candidate:
-    """One of several images drawn for the same image.
+    """One of several candidates for the same image.
 
     Args:
-        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The image, in the output type of the drawing.
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The image, in the output type of the call.
         score (`float`): The scorer's; higher is better.
         codes (`torch.LongTensor` of shape `(grid_size, grid_size)`): Its codes.
-        parameters (`dict`): What made it, as in [`~llamagen_hf.llamagen.pipeline_output.AutoregressiveImageOutput`].
+        parameters (`dict`): What it was generated from, as in
+            [`~llamagen_hf.llamagen.pipeline_output.AutoregressiveImageOutput`].
     """
 
     image: Any
@@ -30,12 +31,34 @@ class Candidate:
 
 
 def score_images(scorer: Scorer, images: list[Image.Image], prompts: list[str | None]) -> list[float]:
-    """The scores of images.
+    """The scores of images, each with its prompt or class name.
 
     Raises:
-        ValueError: If the scorer does not give a finite number for each image.
+        ValueError: If the scorer does not return a finite number for each image.
     """
     scores = torch.as_tensor(scorer(images, prompts)).flatten()
     if len(scores) != len(images) or not scores.isfinite().all():
         raise ValueError(f"`scorer` must give a finite number for each of {len(images)} images; it gave {scores}.")
     return scores.tolist()
+
+
+def rank_candidates(scores: Sequence[float], num_candidates: int) -> list[list[int]]:
+    """Rank the candidates of each image.
+
+    Args:
+        scores (`Sequence[float]`): The score of every candidate; those of one image stand together.
+        num_candidates (`int`): Candidates per image.
+
+    Returns:
+        `list[list[int]]`: For each image the positions of its candidates in `scores`, best first. Candidates of equal
+        score keep their order.
+
+    Raises:
+        ValueError: If the scores do not divide into groups of `num_candidates`.
+    """
+    if num_candidates < 1 or len(scores) % num_candidates:
+        raise ValueError(f"{len(scores)} scores can't be divided into groups of {num_candidates} candidates.")
+    return [
+        sorted(range(first, first + num_candidates), key=lambda i: scores[i], reverse=True)
+        for first in range(0, len(scores), num_candidates)
+    ]

@@ -392,7 +392,7 @@ def test_images_of_other_weights_are_refused_or_drawn_anew(tmp_path):
 
 def test_what_is_no_evaluation_is_never_removed(tmp_path):
     (tmp_path / "000000.png").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="is not empty and holds no images that were drawn"):
+    with pytest.raises(ValueError, match="is not empty and holds no images that were generated"):
         draw(build_class_pipeline(), tmp_path, overwrite=True)
     assert (tmp_path / "000000.png").read_bytes() == b"mine"
 

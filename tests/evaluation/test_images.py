@@ -12,13 +12,17 @@ from tiny_evaluation import Thumbnails
 
 from llamagen_hf.evaluation import frechet_distance
 from llamagen_hf.evaluation import statistics as statistics_module
-from llamagen_hf.evaluation.generation import evaluate_generation
 from llamagen_hf.evaluation.images import open_images
 from llamagen_hf.evaluation.npz import NpzImages, write_images
-from llamagen_hf.evaluation.statistics import ImageStatistics, compute_statistics, reference_statistics
+from llamagen_hf.evaluation.statistics import (
+    ImageStatistics,
+    compute_statistics,
+    evaluate_generation,
+    reference_statistics,
+)
 
 
-def pictures(count=12, side=8, seed=0):
+def random_images(count=12, side=8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
@@ -49,7 +53,7 @@ def as_dataset(values):
 
 
 def test_all_sources_give_the_same_images(tmp_path):
-    values = pictures()
+    values = random_images()
     write_images(tmp_path / "batch.npz", values, len(values))
     as_dataset(values).to_parquet(str(tmp_path / "rows" / "test.parquet"))
     ordered = [values[i] for i in sorted(range(12), key=lambda i: (i % 3, i))]
@@ -73,7 +77,7 @@ def test_all_sources_give_the_same_images(tmp_path):
 
 
 def test_an_npz_is_what_numpy_writes_and_reads(tmp_path):
-    values = pictures()
+    values = random_images()
     np.savez(tmp_path / "theirs.npz", values, np.arange(12))  # with labels, as ADM samples classes
     assert np.array_equal(np.stack(list(NpzImages(tmp_path / "theirs.npz"))), values)
     np.savez_compressed(tmp_path / "small.npz", values)
@@ -82,30 +86,30 @@ def test_an_npz_is_what_numpy_writes_and_reads(tmp_path):
     assert np.array_equal(np.load(tmp_path / "ours.npz")["arr_0"], values)
 
 
-def test_a_batch_that_can_not_be_written_leaves_nothing(tmp_path):
-    values = list(pictures())
+def test_a_failed_write_leaves_no_file(tmp_path):
+    values = list(random_images())
     with pytest.raises(ValueError, match="There are 12 images, not 13"):
         write_images(tmp_path / "a.npz", values, 13)
     with pytest.raises(ValueError, match=r"Image 12 is uint8 \(4, 4, 3\), the first uint8 \(8, 8, 3\)"):
-        write_images(tmp_path / "a.npz", [*values, pictures(1, 4)[0]], 13)
+        write_images(tmp_path / "a.npz", [*values, random_images(1, 4)[0]], 13)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_batches_are_refused_in_words(tmp_path):
-    values = pictures()
+def test_damaged_batches_are_refused(tmp_path):
+    values = random_images()
     np.savez(tmp_path / "whole.npz", values)
     whole = (tmp_path / "whole.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.npz").write_text("no archive")
-    np.savez(tmp_path / "other.npz", pictures=values)
+    np.savez(tmp_path / "other.npz", images=values)
     np.savez(tmp_path / "grey.npz", values[..., 0])
     np.savez(tmp_path / "alpha.npz", np.concatenate([values, values[..., :1]], axis=3))
     np.savez(tmp_path / "floats.npz", values / 255)
     np.savez(tmp_path / "objects.npz", np.array([{}], dtype=object))
     for name, message in {
-        "cut": "is no .npz file, or is damaged",
-        "text": "is no .npz file, or is damaged",
-        "other": "holds no images: it has no arr_0, but pictures",
+        "cut": "is not an .npz file, or is damaged",
+        "text": "is not an .npz file, or is damaged",
+        "other": "holds no images: it has no arr_0, but images",
         "grey": r"uint8 \(12, 8, 8\); expected uint8 \(n, height, width, 3\)",
         "alpha": r"uint8 \(12, 8, 8, 4\); expected",
         "floats": r"float64 \(12, 8, 8, 3\); expected",
@@ -116,8 +120,8 @@ def test_damaged_batches_are_refused_in_words(tmp_path):
             open_images(tmp_path / f"{name}.npz")
 
 
-def test_a_batch_whose_data_are_short_is_named(tmp_path):
-    values = pictures()
+def test_a_truncated_batch_is_named(tmp_path):
+    values = random_images()
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (12, 8, 8, 3)})
     with zipfile.ZipFile(tmp_path / "short.npz", "w") as archive:
@@ -126,8 +130,8 @@ def test_a_batch_whose_data_are_short_is_named(tmp_path):
         list(open_images(tmp_path / "short.npz"))
 
 
-def test_images_that_can_not_be_used_are_named_or_skipped(tmp_path):
-    folder = save_folder(tmp_path / "own", pictures())
+def test_unusable_images_are_named_or_skipped(tmp_path):
+    folder = save_folder(tmp_path / "own", random_images())
     (folder / "broken.png").write_bytes((folder / "0" / "000.png").read_bytes()[:60])
     with pytest.raises(ValueError, match="broken.png.*can't be read"):
         list(open_images(folder))
@@ -145,13 +149,13 @@ def test_grey_and_opaque_images_become_rgb():
 
 
 def test_images_of_several_sizes_need_one(tmp_path):
-    mixed = [Image.fromarray(pictures(1, side)[0]) for side in (8, 16)]
+    mixed = [Image.fromarray(random_images(1, side)[0]) for side in (8, 16)]
     with pytest.raises(ValueError, match="differ in size: image 0 is 8 x 8 pixels, image 1 16 x 16; give a size"):
         list(open_images(mixed))
     assert [value.shape for value in open_images(mixed, image_size=4)] == [(4, 4, 3)] * 2
 
 
-def test_what_is_no_source_of_images_is_refused_in_words(tmp_path):
+def test_other_sources_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for source, message in {
         str(tmp_path / "empty"): "can't be read",
@@ -160,11 +164,11 @@ def test_what_is_no_source_of_images_is_refused_in_words(tmp_path):
         with pytest.raises(ValueError, match=message):
             open_images(source)
     for source, message in (
-        (pictures().astype(np.float32), "The array is float32"),
-        (pictures()[0], r"The array is uint8 \(8, 8, 3\)"),
+        (random_images().astype(np.float32), "The array is float32"),
+        (random_images()[0], r"The array is uint8 \(8, 8, 3\)"),
         ([1, 2], "must hold PIL images alone"),
         ([], "There are no images"),
-        (datasets.Dataset.from_dict({"text": ["a"]}), "no dataset with a column 'image'"),
+        (datasets.Dataset.from_dict({"text": ["a"]}), "not a dataset with a column 'image'"),
     ):
         with pytest.raises(ValueError, match=message):
             open_images(source)
@@ -172,7 +176,7 @@ def test_what_is_no_source_of_images_is_refused_in_words(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_statistics_do_not_depend_on_batches(batch_size):
-    images = open_images(pictures(40))
+    images = open_images(random_images(40))
     found = compute_statistics(images, Thumbnails(), batch_size, progress=False)
     whole = compute_statistics(images, Thumbnails(), 40, progress=False)
     assert torch.equal(found.features, whole.features) and torch.equal(found.logits, whole.logits)
@@ -181,10 +185,10 @@ def test_statistics_do_not_depend_on_batches(batch_size):
 
 
 def test_saved_statistics_are_loaded_and_adms_names_are_in_them(tmp_path):
-    found = compute_statistics(open_images(pictures(40)), Thumbnails(), progress=False)
+    found = compute_statistics(open_images(random_images(40)), Thumbnails(), progress=False)
     found.save(tmp_path / "statistics.npz")
     loaded = ImageStatistics.load(tmp_path / "statistics.npz")
-    other = compute_statistics(open_images(pictures(40, seed=1)), Thumbnails(), progress=False)
+    other = compute_statistics(open_images(random_images(40, seed=1)), Thumbnails(), progress=False)
     assert evaluate_generation(found, other) == pytest.approx(evaluate_generation(loaded, other), rel=1e-9)
     assert (loaded.name, loaded.count, loaded.image_size) == ("array", 40, (8, 8))
     with np.load(tmp_path / "statistics.npz", allow_pickle=False) as file:
@@ -194,12 +198,12 @@ def test_saved_statistics_are_loaded_and_adms_names_are_in_them(tmp_path):
 
 
 def test_reference_statistics_are_computed_once_for_the_same_content(tmp_path):
-    folder, extractor = save_folder(tmp_path / "own", pictures()), Thumbnails()
+    folder, extractor = save_folder(tmp_path / "own", random_images()), Thumbnails()
     first = reference_statistics(folder, extractor, progress=False)
-    again = reference_statistics(save_folder(tmp_path / "copy", pictures()), extractor, progress=False)
+    again = reference_statistics(save_folder(tmp_path / "copy", random_images()), extractor, progress=False)
     assert extractor.seen == 12 and torch.equal(first.features, again.features)
     assert (first.name, again.name) == ("own", "copy")
-    changed = pictures()
+    changed = random_images()
     changed[3, 0, 0, 0] += 1
     reference_statistics(save_folder(tmp_path / "own", changed), extractor, progress=False)
     assert extractor.seen == 24
@@ -208,7 +212,7 @@ def test_reference_statistics_are_computed_once_for_the_same_content(tmp_path):
 
 
 def test_moments_of_adms_batch_come_from_the_file_and_neighbours_from_its_images(tmp_path):
-    everything, some = pictures(60), pictures(60)[:20]
+    everything, some = random_images(60), random_images(60)[:20]
     whole = compute_statistics(open_images(everything), Thumbnails(), progress=False)
     moments = {"mu": whole.pool.mean, "sigma": whole.pool.covariance}
     moments |= {"mu_s": whole.spatial.mean, "sigma_s": whole.spatial.covariance}
@@ -225,14 +229,14 @@ def test_moments_of_adms_batch_come_from_the_file_and_neighbours_from_its_images
         reference_statistics(tmp_path / "nothing.npz", Thumbnails(), progress=False)
 
 
-def test_comparisons_that_mean_nothing_are_refused_in_words():
+def test_meaningless_comparisons_are_refused():
     small, large = (
-        compute_statistics(open_images(pictures(9, side)), Thumbnails(), progress=False) for side in (8, 4)
+        compute_statistics(open_images(random_images(9, side)), Thumbnails(), progress=False) for side in (8, 4)
     )
     with pytest.raises(ValueError, match="has images of 8 x 8 pixels, the samples 'array' of 4 x 4"):
         evaluate_generation(small, large)
     with pytest.raises(ValueError, match="'array' has 1 image"):
-        compute_statistics(open_images(pictures(1)), Thumbnails(), progress=False)
+        compute_statistics(open_images(random_images(1)), Thumbnails(), progress=False)
 
 
 def test_real_images_are_nearer_than_noise():
@@ -242,6 +246,6 @@ def test_real_images_are_nearer_than_noise():
         compute_statistics(open_images(values), Thumbnails(), progress=False)
         for values in (ramps[:30].astype(np.uint8), ramps[30:].astype(np.uint8))
     )
-    noise = compute_statistics(open_images(pictures(30)), Thumbnails(), progress=False)
+    noise = compute_statistics(open_images(random_images(30)), Thumbnails(), progress=False)
     near, far = evaluate_generation(one, other), evaluate_generation(one, noise)
     assert near["fid"] < far["fid"] and near["kid"] < far["kid"] and near["recall"] > far["recall"]

@@ -17,9 +17,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tiny import build_class_pipeline
 
-from llamagen_hf.evaluation.metric import METRICS
-from llamagen_hf.evaluation.plots import Point, plot, tick_texts, ticks
 from llamagen_hf.evaluation.report import REPORT, REPORT_FILES, model_index_results, read_report, write_report
+from llamagen_hf.evaluation.report.html import Point, plot, tick_texts, ticks
+from llamagen_hf.evaluation.report.results import METRICS
 from llamagen_hf.publishing.cards import write_card
 from llamagen_hf.publishing.publications import open_publication
 
@@ -77,7 +77,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def picture(color="red", size=(300, 200)) -> Image.Image:
+def flat_image(color="red", size=(300, 200)) -> Image.Image:
     return Image.new("RGB", size, color)
 
 
@@ -87,9 +87,9 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     notes = PngInfo()
     notes.add_text("parameters", "from the secret folder")
-    picture("blue").save(root / "sample.png", pnginfo=notes)
-    images = {EVIL: [picture()] * 9, "class 0": [root / "sample.png"]}
-    samples = [(picture(), EVIL), (root / "sample.png", ""), (picture("green", (16, 16)), "a fish")]
+    flat_image("blue").save(root / "sample.png", pnginfo=notes)
+    images = {EVIL: [flat_image()] * 9, "class 0": [root / "sample.png"]}
+    samples = [(flat_image(), EVIL), (root / "sample.png", ""), (flat_image("green", (16, 16)), "a fish")]
     write_report(root / "evaluation", RESULTS, samples, images)
     return root / "evaluation"
 
@@ -268,8 +268,8 @@ def test_no_path_of_this_machine(tmp_path):
         "scores": [{"name": f"{tmp_path}/classes/{i}", "score": 1.0 * i} for i in range(4)],
         "versions": {"torch": "2.13.0+cpu"},
     }
-    images = {f"{tmp_path}/classes/0": [picture()]}
-    write_report(tmp_path / "evaluation", results, [(picture(), f"{tmp_path}/x/drawn.png")], images)
+    images = {f"{tmp_path}/classes/0": [flat_image()]}
+    write_report(tmp_path / "evaluation", results, [(flat_image(), f"{tmp_path}/x/drawn.png")], images)
     for name in ("report.json", "report.md", "report.html"):
         text = re.sub(r"base64,[\w+/=]*", "", (tmp_path / "evaluation" / name).read_text(encoding="utf-8"))
         for place in (str(tmp_path), str(Path.cwd()), "/weights.pt", "up/inception.pt"):
@@ -347,7 +347,7 @@ def test_a_damaged_report_is_not_published(tmp_path):
     (tmp_path / REPORT).write_text(whole[:100], encoding="utf-8")
     with pytest.raises(OSError, match="report.json is damaged"):
         open_publication(tmp_path)
-    for text, message in (("{}", "The results hold no metrics"), ("[]", "The results are no dict")):
+    for text, message in (("{}", "The results hold no metrics"), ("[]", "The results are not a dict")):
         (tmp_path / REPORT).write_text(text, encoding="utf-8")
         with pytest.raises(OSError, match=f"report.json is damaged: {message}"):
             write_card(open_publication(tmp_path), "user/fish", pipe, [0], False, None)

@@ -51,7 +51,7 @@ def test_a_checkpoint_images_and_the_reference_itself_on_one_table(tmp_path, ref
     assert own["sampling"]["guidance_scale"] == 4.0 and own["sampling"]["conditions"] == "balanced classes"
     assert "sampling" not in images
     assert own["reference"] == {"name": "reference.npz", "count": 9}
-    again = run(tmp_path, reference, own["samples"])[0]  # what was drawn, as images
+    again = run(tmp_path, reference, own["samples"])[0]  # the generated images, as images
     assert again["metrics"] == own["metrics"]
 
 
@@ -124,7 +124,7 @@ def test_two_subjects_of_one_name_would_share_a_folder(tmp_path, reference):
         run(tmp_path, reference, tmp_path / "a" / "own", tmp_path / "b" / "own")
 
 
-def test_prompts_are_drawn_in_turn(tmp_path, reference):
+def test_prompts_repeat_in_order(tmp_path, reference):
     build_text_pipeline().save_pretrained(tmp_path / "text")
     (result,) = run(tmp_path, reference, tmp_path / "text", prompts=["a cat", "a red apple"], count=5)
     assert result["count"] == 5 and result["sampling"]["conditions"] == "2 prompts"
@@ -155,7 +155,7 @@ leave_processes()
 
 
 @pytest.mark.slow
-def test_two_processes_draw_and_one_measures(tmp_path, reference, monkeypatch):
+def test_two_processes_generate_and_one_measures(tmp_path, reference, monkeypatch):
     monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "cache"))
     build_class_pipeline().save_pretrained(tmp_path / "own")
     (tmp_path / "worker.py").write_text(WORKER)
@@ -172,7 +172,7 @@ def test_what_is_a_checkpoint(tmp_path):
     assert not is_checkpoint(str(tmp_path)) and not is_checkpoint("./nowhere") and not is_checkpoint("batch.npz")
 
 
-def test_subjects_that_are_not_there_are_named(tmp_path, reference):
+def test_missing_subjects_are_named(tmp_path, reference):
     with pytest.raises(ValueError, match="there is no such folder"):
         run(tmp_path, reference, "./nowhere")
     with pytest.raises(OSError, match="There is no file"):
@@ -188,11 +188,14 @@ def test_arguments_and_prompts_of_the_command_line(tmp_path):
     }
     (tmp_path / "prompts.txt").write_text("a cat\n\n  the sun \n", encoding="utf-8")
     assert read_prompts(tmp_path / "prompts.txt") == ["a cat", "the sun"]
-    for words, message in (
-        (["--argument", "top_k"], "expected name=value"),
-        (["--prompts", str(tmp_path / "none.txt")], "can't be read"),
-        (["--dtype", "float8"], "expected float32, float16 or bfloat16"),
+    for words, message, exit_code in (
+        (["--argument", "top_k"], "expected name=value", 1),
+        (["--prompts", str(tmp_path / "none.txt")], "can't be read", 1),
+        (["--dtype", "float8"], "'float8' is not one of 'float32', 'float16', 'bfloat16'", 2),
+        (["--classes", "all"], "'all' is not one of 'random', 'balanced'", 2),
+        (["--preset", "paper"], "'paper' is not one of 'imagenet256_paper', 'demo'", 2),
     ):
         command = ["evaluate", "emoji", "--reference", "a.npz", "--output", str(tmp_path / "out"), *words]
         result = CliRunner().invoke(llamagen_cli.app, command)
-        assert result.exit_code == 1 and message in " ".join(result.output.split()), result.output
+        output = " ".join(result.output.replace("│", " ").split())
+        assert result.exit_code == exit_code and message in output, result.output

@@ -1,4 +1,4 @@
-"""Drawing many images: by index, whatever draws them; with our pipelines and those of diffusers."""
+"""Generating many images: by index, on any number of processes; with our pipelines and those of diffusers."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_images_are_those_of_the_pipeline_with_the_seed_of_their_index(tmp_path)
             assert np.array_equal(np.array(image), np.array(expected))
 
 
-def test_prompts_go_round(tmp_path):
+def test_prompts_repeat(tmp_path):
     pipe = build_text_pipeline()
     prompts = ["a red apple", "a cat", "the sun"]
     draw(pipe, tmp_path / "own", prompts=prompts)
@@ -53,7 +53,7 @@ def test_random_classes_do_not_depend_on_count_or_batches(tmp_path):
     assert seen["few"] == seen["many"][:4] and len(set(seen["many"])) > 2
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_images(tmp_path):
+def test_a_killed_run_resumes_and_ends_with_the_same_images(tmp_path):
     pipe = build_class_pipeline()
     whole = contents(draw(pipe, tmp_path / "whole"))
     cut = draw(pipe, tmp_path / "cut")
@@ -61,23 +61,23 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_images(tmp_path):
         (cut / f"{index:06d}.png").unlink()
     (cut / ".000001.png.123").write_bytes(b"half")
     untouched = (cut / "000004.png").stat().st_mtime_ns
-    drawn = []
-    pipe.transformer.register_forward_hook(lambda *_: drawn.append(1))
+    calls = []
+    pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
     assert contents(draw(pipe, cut)) | whole == whole
-    steps = len(drawn)
+    steps = len(calls)
     draw(pipe, cut)
-    assert len(drawn) == steps > 0  # nothing was left to do
+    assert len(calls) == steps > 0  # nothing was left to do
     assert (cut / "000000.png").is_file() and (cut / "000004.png").stat().st_mtime_ns >= untouched
 
 
 def test_a_folder_of_other_images_is_refused(tmp_path):
     pipe = build_class_pipeline()
     draw(pipe, tmp_path / "own")
-    with pytest.raises(ValueError, match="drawn with another arguments, seed; take another folder"):
+    with pytest.raises(ValueError, match="generated with another arguments, seed; take another folder"):
         draw(pipe, tmp_path / "own", seed=3, arguments={"top_k": 5})
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "mine.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="is not empty and holds no images that were drawn"):
+    with pytest.raises(ValueError, match="is not empty and holds no images that were generated"):
         draw(pipe, tmp_path / "foreign")
 
 
@@ -92,7 +92,7 @@ def test_a_complete_folder_is_packed_in_order(tmp_path):
     (folder / "000003.png").unlink()
     with pytest.raises(ValueError, match="holds 6 of 7 images"):
         pack_images(folder, tmp_path / "other.npz")
-    with pytest.raises(OSError, match="holds no images that were drawn for an evaluation"):
+    with pytest.raises(OSError, match="holds no images that were generated for an evaluation"):
         pack_images(tmp_path, tmp_path / "other.npz")
 
 
@@ -108,7 +108,7 @@ def test_images_are_resized_before_they_are_clamped(tmp_path):
         assert image.size == (4, 4) and np.array_equal(np.array(image), expected)
 
 
-def test_a_diffusion_pipeline_draws_classes_by_the_same_rules(tmp_path):
+def test_a_diffusion_pipeline_generates_classes_by_the_same_rules(tmp_path):
     pipe = build_dit_pipeline()
     settings = {"classes": "balanced", "arguments": {"num_inference_steps": 2, "guidance_scale": 2.0}}
     whole = contents(draw(pipe, tmp_path / "own", count=4, batch_size=2, **settings))
@@ -120,12 +120,12 @@ def test_a_diffusion_pipeline_draws_classes_by_the_same_rules(tmp_path):
             assert np.abs(np.array(image) / 255 - pair.images[index]).max() < 0.51 / 255
 
 
-def test_what_a_pipeline_can_not_draw_is_refused_in_words(tmp_path):
+def test_conditions_that_a_pipeline_does_not_take_are_refused(tmp_path):
     for pipe, settings, message in (
-        (build_text_pipeline(), {}, "draws no classes; give it prompts"),
-        (build_class_pipeline(), {"prompts": ["a cat"]}, "draws no prompts; leave them out"),
-        (build_dit_pipeline(), {"prompts": ["a cat"]}, "DiTPipeline draws no prompts"),
-        (build_dit_pipeline(), {"arguments": {"top_k": 3}}, "DiTPipeline takes no top_k"),
+        (build_text_pipeline(), {}, "does not take classes; give it prompts"),
+        (build_class_pipeline(), {"prompts": ["a cat"]}, "does not take prompts; leave them out"),
+        (build_dit_pipeline(), {"prompts": ["a cat"]}, "DiTPipeline does not take prompts"),
+        (build_dit_pipeline(), {"arguments": {"top_k": 3}}, "DiTPipeline does not take top_k"),
     ):
         with pytest.raises(ValueError, match=message):
             draw(pipe, tmp_path / "own", **settings)

@@ -25,8 +25,7 @@ from llamagen_hf.autoencoders import describe_autoencoder, load_autoencoder, rec
 from llamagen_hf.evaluation import frechet_distance  # noqa: E402
 from llamagen_hf.evaluation.images import open_images  # noqa: E402
 from llamagen_hf.evaluation.inception import ImageFeatures  # noqa: E402
-from llamagen_hf.evaluation.perceptual import PerceptualLoss  # noqa: E402
-from llamagen_hf.evaluation.reconstruction import psnr, ssim  # noqa: E402
+from llamagen_hf.evaluation.reconstruction import PerceptualLoss, psnr, ssim  # noqa: E402
 from llamagen_hf.evaluation.tokenizers import compare_tokenizers, evaluate_tokenizer  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import evaluate_tokenizer as evaluate_in_training  # noqa: E402
 
@@ -36,7 +35,7 @@ def small_probe(monkeypatch):
     monkeypatch.setattr(autoencoders, "PROBE_SIZE", 32)
 
 
-def pictures(count: int = 5, size: int = 32) -> np.ndarray:
+def random_images(count: int = 5, size: int = 32) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
@@ -45,7 +44,7 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
 
 
 def evaluate(autoencoder, images=None, **kwargs):
-    images = pictures() if images is None else images
+    images = random_images() if images is None else images
     return evaluate_tokenizer(autoencoder, images, progress=False, **kwargs)
 
 
@@ -82,7 +81,7 @@ def forward(kind: str, autoencoder: nn.Module, pixels: torch.Tensor) -> torch.Te
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip_and_facts_of_every_kind(kind):
-    autoencoder, pixels = build_autoencoder(kind), to_pixels(pictures())
+    autoencoder, pixels = build_autoencoder(kind), to_pixels(random_images())
     _, factor, channels, codes = KINDS[kind]
     result = reconstruct(autoencoder, pixels)
     assert result.pixels.std() > 0
@@ -95,7 +94,7 @@ def test_round_trip_and_facts_of_every_kind(kind):
 
 
 def test_codes_are_those_that_are_decoded():
-    pixels = to_pixels(pictures())
+    pixels = to_pixels(random_images())
     llamagen, vq, janus = (build_autoencoder(kind) for kind in ("llamagen", "vq", "janus"))
     with torch.no_grad():
         result = reconstruct(llamagen, pixels)
@@ -119,7 +118,7 @@ def test_numbers_do_not_depend_on_the_batch_size(kind):
 
 
 def test_numbers_are_means_over_images_and_equal_those_of_the_training():
-    autoencoder, pixels = build_autoencoder("llamagen"), to_pixels(pictures())
+    autoencoder, pixels = build_autoencoder("llamagen"), to_pixels(random_images())
     found = evaluate(autoencoder, batch_size=2)
     expected = evaluate_in_training(autoencoder, [{"images": part} for part in pixels.split(2)])
     assert {key: found[key] for key in expected} == pytest.approx(expected)
@@ -134,17 +133,17 @@ def test_numbers_are_means_over_images_and_equal_those_of_the_training():
 def test_rfid_and_lpips():
     autoencoder, extractor, perceptual_loss = build_autoencoder("kl"), QuarterMeans(), PerceptualLoss()
     found = evaluate(autoencoder, extractor=extractor, perceptual_loss=perceptual_loss, batch_size=2)
-    sample = reconstruct(autoencoder, to_pixels(pictures())).pixels.clamp(-1, 1)
+    sample = reconstruct(autoencoder, to_pixels(random_images())).pixels.clamp(-1, 1)
     rounded = ((sample + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    expected = frechet_distance(extractor(pictures()).pool, extractor(rounded).pool)
+    expected = frechet_distance(extractor(random_images()).pool, extractor(rounded).pool)
     assert found["rfid"] == pytest.approx(expected, rel=1e-6) and expected > 0
-    assert found["lpips"] == pytest.approx(perceptual_loss(sample, to_pixels(pictures())).mean().item(), rel=1e-5)
+    assert found["lpips"] == pytest.approx(perceptual_loss(sample, to_pixels(random_images())).mean().item(), rel=1e-5)
 
 
-def test_of_a_posterior_the_mean_is_taken():
+def test_the_mean_of_a_posterior_is_decoded():
     autoencoder = build_autoencoder("kl")
     nn.init.constant_(autoencoder.quant_conv.bias[3:].data, 3.0)  # a wide posterior
-    pixels = to_pixels(pictures())
+    pixels = to_pixels(random_images())
     with torch.no_grad():
         mean = autoencoder.encode(pixels).latent_dist.mean
         assert not torch.equal(autoencoder.encode(pixels).latent_dist.sample(), mean)
@@ -157,7 +156,7 @@ def test_of_a_posterior_the_mean_is_taken():
 
 def test_a_perfect_tokenizer():
     autoencoder = black_out(build_autoencoder("tiny"))
-    black = np.zeros_like(pictures())
+    black = np.zeros_like(random_images())
     found = evaluate(autoencoder, black, extractor=QuarterMeans(), name="copy")
     assert found["psnr"] == math.inf and found["ssim"] == pytest.approx(1) and found["rfid"] == 0
     assert "| inf | 1.000 |" in compare_tokenizers([found])
@@ -170,7 +169,7 @@ def test_a_collapsed_codebook():
 
 def test_count_takes_the_first_images():
     autoencoder = build_autoencoder("kl")
-    assert evaluate(autoencoder, count=3, batch_size=2) == evaluate(autoencoder, pictures()[:3], batch_size=2)
+    assert evaluate(autoencoder, count=3, batch_size=2) == evaluate(autoencoder, random_images()[:3], batch_size=2)
     with pytest.raises(ValueError, match="`count` is 6; 'array' has 5 images"):
         evaluate(autoencoder, count=6)
 
@@ -181,23 +180,23 @@ def test_half_precision_runs_in_its_own_dtype():
 
 
 @pytest.mark.parametrize("kind", ["llamagen", "kl", "vq", "dc"])
-def test_sizes_that_are_no_multiple_of_the_factor(kind):
+def test_sizes_must_be_multiples_of_the_factor(kind):
     with pytest.raises(ValueError, match="images are 33 x 33 pixels; for x both sides must be multiples of 2"):
-        evaluate(build_autoencoder(kind), pictures(size=33), name="x")
+        evaluate(build_autoencoder(kind), random_images(size=33), name="x")
 
 
 @pytest.mark.parametrize("kind", ["janus", "rae"])
 def test_tokenizers_of_one_size(kind):
     with pytest.raises(ValueError, match="images are 64 x 64 pixels; .* takes 32 x 32 only"):
-        evaluate(build_autoencoder(kind), pictures(size=64))
+        evaluate(build_autoencoder(kind), random_images(size=64))
 
 
-def test_autoencoders_that_can_not_be_measured():
+def test_autoencoders_that_are_refused():
     grey = AutoencoderKL(in_channels=1, out_channels=1, block_out_channels=(4,), norm_num_groups=2)
-    with pytest.raises(ValueError, match="AutoencoderKL takes no RGB images"):
+    with pytest.raises(ValueError, match="AutoencoderKL does not take RGB images"):
         evaluate(grey)
     one_way = AutoencoderKL(in_channels=3, out_channels=1, block_out_channels=(4,), norm_num_groups=2)
-    with pytest.raises(ValueError, match=r"AutoencoderKL makes \(1, 1, 32, 32\) of images \(1, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"AutoencoderKL turns images \(1, 3, 32, 32\) into \(1, 1, 32, 32\)"):
         evaluate(one_way)
     broken = build_autoencoder("kl")
     nn.init.constant_(broken.decoder.conv_out.bias, torch.nan)
@@ -211,7 +210,7 @@ def test_saved_equals_loaded(kind, tmp_path):
     autoencoder.save_pretrained(tmp_path)
     loaded = load_autoencoder(tmp_path)
     assert type(loaded) is type(autoencoder) and not loaded.training and loaded.dtype == torch.float32
-    pixels = to_pixels(pictures())
+    pixels = to_pixels(random_images())
     assert torch.equal(reconstruct(loaded, pixels).pixels, reconstruct(autoencoder, pixels).pixels)
 
 
@@ -223,8 +222,8 @@ def build_latent_diffusion() -> LDMPipeline:
     return LDMPipeline(build_autoencoder("vq"), unet, DDIMScheduler())
 
 
-def test_of_a_whole_pipeline_the_autoencoder_is_meant(tmp_path):
-    pixels = to_pixels(pictures())
+def test_a_whole_pipeline_gives_its_autoencoder(tmp_path):
+    pixels = to_pixels(random_images())
     diffusion, ours, janus = build_latent_diffusion(), build_class_pipeline(), build_janus_model()
     for name, whole, part in (
         ("ldm", diffusion, diffusion.vqvae), ("ours", ours, ours.vq_model), ("janus", janus, janus.model.vqmodel)
@@ -237,10 +236,10 @@ def test_of_a_whole_pipeline_the_autoencoder_is_meant(tmp_path):
     assert type(load_autoencoder("emoji")).__name__ == "LlamaGenVQModel"
 
 
-def test_what_can_not_be_loaded(tmp_path):
+def test_errors_of_loading(tmp_path):
     build_latent_diffusion().save_pretrained(tmp_path / "ldm")
     index = tmp_path / "ldm" / "model_index.json"
-    with pytest.raises(OSError, match="holds no autoencoder but UNet2DModel"):
+    with pytest.raises(OSError, match="holds UNet2DModel, not an autoencoder"):
         load_autoencoder(tmp_path / "ldm", subfolder="unet")
     index.write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"]}))
     with pytest.raises(OSError, match="has no component vq_model, vqvae, vae or movq"):
@@ -264,7 +263,7 @@ def test_what_can_not_be_loaded(tmp_path):
             from safetensors.torch import save_file
 
             save_file(state, weights)
-        with pytest.raises(OSError, match="miss 1 parameters, such as decoder.conv_in.weight"):
+        with pytest.raises(OSError, match="lack 1 parameters, such as decoder.conv_in.weight"):
             load_autoencoder(folder)
 
 
@@ -335,7 +334,7 @@ def invoke(*arguments):
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("compare")
     (path / "images").mkdir()
-    for i, image in enumerate(pictures(4, 40)):
+    for i, image in enumerate(random_images(4, 40)):
         Image.fromarray(image).save(path / "images" / f"{i}.png")
     build_autoencoder("kl").save_pretrained(path / "kl")
     build_vq_model().save_pretrained(path / "ours")

@@ -53,7 +53,7 @@ def test_the_last_code_that_it_changes_is_drawn_on(build):
 
 @pytest.mark.parametrize("bad", [0, torch.zeros(1, 1), torch.zeros(2, 2, dtype=torch.long), torch.full((2, 1), 64)])
 def test_codes_that_cannot_be_drawn_on_are_refused(bad):
-    with pytest.raises(ValueError, match="The callback gave back `codes`"):
+    with pytest.raises(ValueError, match="The callback returned `codes`"):
         draw(build_class_pipeline(), build_class_pipeline, callback_on_step_end=lambda *_: {"codes": bad})
 
 

@@ -144,7 +144,7 @@ def test_a_truncated_file_is_one_sentence(tmp_path, suffix):
 
         save_file({"w": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:-900])
-    with pytest.raises(ValueError, match=f"^file{suffix} is damaged or no checkpoint.$"):
+    with pytest.raises(ValueError, match=f"^file{suffix} is damaged or not a checkpoint.$"):
         load_released(path)
 
 
@@ -169,7 +169,7 @@ def test_averaged_weights_are_taken_and_it_is_said(tmp_path, monkeypatch):
         content = {"model": {"w": torch.zeros(1)}, "ema": ema, "optimizer": {"state": {}}, "steps": 5, "args": args}
         torch.save(content, tmp_path / "vq.pt")
         assert load_released(tmp_path / "vq.pt") == {"w": torch.full((1,), value)}
-    assert said == ["vq.pt holds averaged weights (ema), which are taken."]
+    assert said == ["vq.pt holds averaged weights (ema); using those."]
 
 
 def test_a_converted_text_checkpoint_cleans_by_the_released_rules():
@@ -216,11 +216,11 @@ def test_a_converted_folder_draws(released_files, tmp_path):
     [
         ({"variant": "B"}, "64 wide with 2 layers.*variant B is 768 wide with 12"),
         ({"variant": "S"}, "There is no variant 'S'"),
-        ({"image_size": 70}, "70 is no multiple of the tokenizer's 16"),
+        ({"image_size": 70}, "70 is not a multiple of the tokenizer's 16"),
         ({"text": True}, "class-conditional, not text-conditional"),
         ({"transformer_checkpoint": "none.pt"}, "There is no file 'none.pt'"),
         ({"id2label": {i: "name" for i in range(1, 11)}}, "The 10 class names must have the ids 0..9"),
-        ({"id2label": {0: "one"}}, "The 1 class names must have the ids 0..9, one for each class."),
+        ({"id2label": {0: "one"}}, "The 1 class names must have the ids 0..9, one name per class."),
     ],
 )
 def test_a_failed_conversion_leaves_nothing(released_files, tmp_path, change, message):
@@ -239,7 +239,7 @@ def test_a_failed_conversion_leaves_nothing(released_files, tmp_path, change, me
 
 def test_output_that_exists_or_cannot_be_written(released_files):
     arguments = (released_files / "vq.pt", released_files / "c2i.pt", "tiny", 64)
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         convert_checkpoint(*arguments, output=released_files)
     with pytest.raises(ValueError, match="can't be written"):
         convert_checkpoint(*arguments, output=released_files / "vq.pt" / "out")
@@ -282,7 +282,7 @@ def test_variants_have_the_released_number_of_parameters(variant, millions):
 )
 def test_files_of_another_kind_are_called_damaged(tmp_path, content):
     (tmp_path / "file.pt").write_bytes(content)
-    with pytest.raises(ValueError, match="^file.pt (is damaged or no checkpoint|holds no model weights).$"):
+    with pytest.raises(ValueError, match="^file.pt (is damaged or not a checkpoint|holds no model weights).$"):
         load_released(tmp_path / "file.pt")
 
 

@@ -101,7 +101,7 @@ def test_what_it_cannot_do_it_says(text, classes):
         ({}, "text-conditional: pass `prompt_embeds`"),
         ({"inputs": expected[:, :1]}, "text-conditional: pass `prompt_embeds`"),
         ({"prompt_embeds": condition["prompt_embeds"][:, 1:]}, r"shape \(2, 11, 16\); expected \(batch, 12, 16\)"),
-        (condition | {"inputs": expected}, "All 16 codes are given: there is none left to draw"),
+        (condition | {"inputs": expected}, "All 16 codes are given: none is left to generate"),
         (condition | {"guidance_scale": 2.0}, "can't guide without a class"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -233,9 +233,9 @@ def test_class_model_refuses_text():
     "sizes, message",
     [
         ({"hidden_size": 30, "num_attention_heads": 4}, "`hidden_size` .30. must be a multiple"),
-        ({"hidden_size": 24, "num_attention_heads": 4}, "divisible by 4, these are 6 wide"),
+        ({"hidden_size": 24, "num_attention_heads": 4}, "divisible by 4, but `head_dim` is 6"),
         ({"conditioning": "image"}, "expected 'class' or 'text'"),
-        ({"condition_length": 5}, "A class is one position"),
+        ({"condition_length": 5}, "A class takes one position"),
     ],
 )
 def test_sizes_that_do_not_fit(sizes, message):

@@ -20,7 +20,7 @@ from tiny import (
 from llamagen_hf import AutoregressiveImagePipeline
 from llamagen_hf.arguments import FieldError
 from llamagen_hf.conditioning.text import encode_tokens
-from llamagen_hf.llamagen.inputs import SAMPLING_SETTINGS
+from llamagen_hf.llamagen.sampling import NEUTRAL
 
 
 def codes_of(pipe, **arguments):
@@ -357,7 +357,7 @@ def test_errors_say_which_argument_they_are_about():
         (classes, {"prompt": "a"}, "prompt"),
         (classes, {"class_labels": "unicorn"}, "class_labels"),
         (classes, {"class_labels": 99}, "class_labels"),
-        *[(classes, {"class_labels": 1, name: -2}, name) for name in SAMPLING_SETTINGS],
+        *[(classes, {"class_labels": 1, name: -2}, name) for name in NEUTRAL],
     ]:
         with pytest.raises(FieldError) as caught:
             pipe(**arguments)

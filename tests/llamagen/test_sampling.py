@@ -3,7 +3,7 @@ import torch
 from tiny import generators
 
 from llamagen_hf.llamagen.sampling import (
-    check_sampling,
+    SamplingParams,
     draw,
     draw_uniforms,
     filter_top_k,
@@ -113,4 +113,4 @@ def test_uniforms_of_an_image_depend_on_its_generator_alone():
 def test_settings_out_of_range(setting):
     (name,) = setting
     with pytest.raises(ValueError, match=f"^`{name}` is .*; expected .*$"):
-        check_sampling(**setting)
+        SamplingParams(**setting).check_sampling()

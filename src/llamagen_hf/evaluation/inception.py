@@ -1,4 +1,4 @@
-"""The features that papers measure: TensorFlow's Inception of 2015, as torch-fidelity computes it."""
+"""The features behind the metrics of papers: TensorFlow's Inception of 2015, as torch-fidelity computes it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ import numpy as np
 import torch
 
 
-SPATIAL_CHANNELS = 7  # of the first branch of Inception's block mixed_6, of which ADM takes so many for sFID
+SPATIAL_CHANNELS = 7  # the channels of the first branch of Inception's block mixed_6 that ADM uses for sFID
 
 
 @dataclass
 class ImageFeatures:
-    """What metrics are computed from.
+    """The features of a batch that metrics are computed from.
 
     Args:
-        pool (`torch.Tensor` of shape `(n, d)`): A feature vector an image: FID, KID, precision and recall.
-        spatial (`torch.Tensor` of shape `(n, e)`, *optional*): Features with a place: sFID.
-        logits (`torch.Tensor` of shape `(n, classes)`, *optional*): A classifier's: the Inception Score.
+        pool (`torch.Tensor` of shape `(n, d)`): One vector per image, for FID, KID, precision and recall.
+        spatial (`torch.Tensor` of shape `(n, e)`, *optional*): Features that keep positions, for sFID.
+        logits (`torch.Tensor` of shape `(n, classes)`, *optional*): A classifier's logits, for the Inception Score.
     """
 
     pool: torch.Tensor
@@ -28,7 +28,7 @@ class ImageFeatures:
 
 
 class FeatureExtractor(Protocol):
-    """Turns images into features. `fingerprint` changes with anything that changes them."""
+    """Turns images into features. `fingerprint` changes whenever the features do."""
 
     fingerprint: str
 
@@ -39,8 +39,8 @@ class FeatureExtractor(Protocol):
 class InceptionFeatures:
     """Inception's features as ADM's `evaluator.py` takes them from TensorFlow's graph.
 
-    Network, weights and the resize to 299 pixels are torch-fidelity's, which equal TensorFlow's. For sFID the features
-    of `mixed_6/conv` are added: 7 channels at 17 x 17 places. The logits are without bias, as ADM's are.
+    Network, weights and the resize to 299 pixels are torch-fidelity's, which equal TensorFlow's. The features of
+    `mixed_6/conv` are added for sFID: 7 channels at 17 x 17 positions. The logits have no bias, as ADM's.
 
     Args:
         weights (`str` or `os.PathLike`, *optional*): A file with Inception's weights in torch-fidelity's layout,
@@ -48,8 +48,8 @@ class InceptionFeatures:
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where to compute.
 
     Raises:
-        ImportError: If torch-fidelity, or torchvision which it imports, is not there.
-        OSError: In one sentence, if the weights can't be read or fetched.
+        ImportError: If torch-fidelity, or torchvision which it imports, is not installed.
+        OSError: If the weights can't be read or downloaded.
     """
 
     def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu"):
@@ -77,7 +77,7 @@ class InceptionFeatures:
             ) from error
         except OSError as error:
             raise OSError(
-                f"Inception's weights can't be fetched ({error}); get the file elsewhere and pass its path."
+                f"Inception's weights can't be downloaded ({error}); get the file elsewhere and pass its path."
             ) from error
         self.device = device
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
@@ -91,7 +91,7 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> ImageFeatures:
-        """Features of images `(n, height, width, 3)`, uint8: 2048 an image, 2023 spatial ones, 1008 logits."""
+        """Features of images `(n, height, width, 3)`, uint8: 2048 pooled, 2023 spatial, and 1008 logits per image."""
         pool, logits = self.network(torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device))
         spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)  # in TensorFlow's order
         return ImageFeatures(pool.cpu(), spatial.float().cpu(), logits.cpu())

@@ -1,42 +1,42 @@
-"""Precision and recall by the neighbourhoods of images' features (arXiv 1904.06991), as ADM measures them."""
+"""Precision and recall from nearest neighbours of features (arXiv 1904.06991), as ADM measures them."""
 
 import math
 
-import numpy as np
 import torch
 
-from .features import as_features, check_same_width
+from ..arguments import is_count
+from .metrics import Features, as_features, check_same_width
 
 
-# Distances that ADM's evaluator looks at together. Where one of them overflows half precision, all are computed again.
+# Rows and columns of distances that ADM's evaluator computes together. If one of them overflows half precision, it
+# computes the whole block in single precision.
 BLOCK = 10_000
-ROWS = 2_000  # of a block that are compared with radii at a time
-# How TensorFlow adds up half-precision numbers on a CPU: at most so many in one go, in lanes, with four accumulators.
+ROWS = 2_000  # rows of a block compared with the radii at a time
+# How TensorFlow sums half-precision numbers on a CPU: at most LEAF at once, in LANES lanes and ACCUMULATORS sums.
 LANES, ACCUMULATORS, LEAF = 8, 4, 1_600
 
 
-def precision_recall(
-    reference_features: np.ndarray | torch.Tensor, sample_features: np.ndarray | torch.Tensor, k: int = 3
-) -> tuple[float, float]:
+def precision_recall(reference_features: Features, sample_features: Features, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), as ADM's `evaluator.py` prints them.
 
     An image's neighbourhood reaches to its k-th nearest neighbour in its own set. Precision is the share of samples
-    in the neighbourhood of some reference image, recall that of reference images in the neighbourhood of a sample.
+    in the neighbourhood of some reference image; recall is the share of reference images in the neighbourhood of
+    some sample.
 
-    The numbers that papers quote come from distances in half precision, which ADM takes wherever none of them
-    overflows, and half precision is coarse: its last place is about a thousandth of a number. So these are computed in
-    the same arithmetic, in the order in which TensorFlow sums on a CPU; exact distances would give other shares.
+    The numbers that papers quote come from distances in half precision, which ADM uses wherever none of them
+    overflows. Half precision rounds to about a thousandth of a number, so this function computes in the same
+    arithmetic and in TensorFlow's order of summation on a CPU; exact distances would give other shares.
 
     Args:
         reference_features (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Features of the reference images.
-        sample_features (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Those of the images to judge.
-        k (`int`, *optional*, defaults to 3): Which neighbour a neighbourhood reaches to.
+        sample_features (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Features of the images to judge.
+        k (`int`, *optional*, defaults to 3): The neighbour that sets the size of a neighbourhood.
 
     Returns:
-        `tuple[float, float]`: Precision and recall, in [0, 1]. Needs memory for 10,000 times 10,000 distances at most.
+        `tuple[float, float]`: Precision and recall, in [0, 1]. Memory holds at most 10,000 x 10,000 distances.
 
     Raises:
-        ValueError: In one sentence, if there are not more than `k` features, if they are not finite, or of two widths.
+        ValueError: If there are not more than `k` features, if they are not finite, or if their widths differ.
 
     Example:
 
@@ -49,7 +49,7 @@ def precision_recall(
     (1.0, 1.0)
     ```
     """
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+    if not is_count(k):
         raise ValueError(f"`k` is {k}; expected an integer of at least 1.")
     reference = as_features(reference_features, "reference features", k + 1).float()
     samples = as_features(sample_features, "sample features", k + 1).float()
@@ -69,7 +69,7 @@ def precision_recall(
 
 
 def _radii(features: torch.Tensor, k: int) -> torch.Tensor:
-    """Squared distance `(n,)` of each feature to its k-th nearest neighbour, itself not counted."""
+    """Squared distance `(n,)` from each feature to its k-th nearest neighbour, not counting itself."""
     radii = torch.empty(len(features))
     for i, rows in _blocks(features):
         nearest = torch.empty(len(rows), 0)
@@ -86,7 +86,7 @@ def _blocks(features: torch.Tensor):
 
 
 def _distances(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Squared distances `(n, m)` between float32 features, in half precision if it holds all of them."""
+    """Squared distances `(n, m)` between float32 features, in half precision unless one of them overflows."""
     distances = _squares_and_products(rows.half(), columns.half(), _half_sums)
     if distances.isfinite().all():
         return distances.float()
@@ -94,24 +94,22 @@ def _distances(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 def _squares_and_products(rows: torch.Tensor, columns: torch.Tensor, add_up) -> torch.Tensor:
-    # Each operation rounds to the type of the features, bar the sums of products, which are float32 as in TensorFlow.
-    products = _products(rows.float(), columns.float()).to(rows.dtype)
+    # Every operation rounds to the dtype of the features, except sums of products: TensorFlow keeps them in float32.
+    if min(len(rows), len(columns)) > 1:
+        products = rows.float() @ columns.float().T
+    else:  # repeated, because a matrix-vector product rounds differently from a product of two matrices
+        products = rows.float().repeat(2, 1) @ columns.float().repeat(2, 1).T
+        products = products[: len(rows), : len(columns)]
+    products = products.to(rows.dtype)
     distances = products.mul_(-2).add_(add_up(rows * rows)[:, None]).add_(add_up(columns * columns))
     return distances.clamp_(min=0)
-
-
-def _products(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    if min(len(rows), len(columns)) > 1:
-        return rows @ columns.T
-    # The product of a matrix and a vector has other rounding than that of two matrices.
-    return (rows.repeat(2, 1) @ columns.repeat(2, 1).T)[: len(rows), : len(columns)]
 
 
 def _half_sums(values: torch.Tensor) -> torch.Tensor:
     """Sums `(n,)` of the rows of half-precision values `(n, d)`, rounded as TensorFlow rounds them on a CPU.
 
-    It halves rows longer than `LEAF`; adds up vectors of `LANES` neighbours in `ACCUMULATORS` accumulators, and the
-    leftover vectors to their sum; adds up the lanes in float32; then the values that fill no vector.
+    TensorFlow halves rows longer than `LEAF`; sums vectors of `LANES` neighbours in `ACCUMULATORS` accumulators, then
+    the leftover vectors; sums the lanes in float32; and adds the values that do not fill a vector last.
     """
     width = values.shape[1]
     if width > LEAF:

@@ -1,6 +1,5 @@
 """Batches of images as `.npz`, the format of ADM's evaluator, read and written image by image."""
 
-import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,22 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import replacing
+
 
 ARRAY = "arr_0"  # what numpy.savez calls the first array, as ADM's sampling scripts write it
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class NpzImages:
-    """The images of an `.npz`, read from the disk as they are asked for.
-
-    Args:
-        path (`str` or `os.PathLike`): The file.
-
-    Attributes:
-        shape (`tuple[int, int, int, int]`): Number, height, width and 3.
+    """The images of an `.npz`, read from disk one at a time. `shape` is their number, height, width and 3.
 
     Raises:
-        OSError: In one sentence, if the file is no `.npz`, is damaged, or has no array `arr_0`.
-        ValueError: In one sentence, if that array holds no 8-bit RGB images.
+        OSError: If the file is missing or damaged, is not an `.npz`, or has no array `arr_0`.
+        ValueError: If that array does not hold 8-bit RGB images.
     """
 
     def __init__(self, path: str | Path):
@@ -50,53 +46,52 @@ class NpzImages:
     @contextmanager
     def _open(self) -> Iterator[tuple]:
         """The array's data, its shape and its dtype."""
-        name = f"{ARRAY}.npy"
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                if name not in archive.namelist():
-                    names = ", ".join(member.removesuffix(".npy") for member in archive.namelist()) or "nothing"
-                    raise OSError(f"{self.path.name!r} holds no images: it has no {ARRAY}, but {names}.")
-                with archive.open(name) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                    if version not in read:
-                        raise ValueError(f"{self.path.name!r} has an array of an unknown format, {version}.")
-                    shape, is_fortran, dtype = read[version](file)
-                    if is_fortran:
-                        raise ValueError(f"{self.path.name!r} has its array in Fortran order; save it in C order.")
-                    yield file, shape, dtype
-        except FileNotFoundError as error:
-            raise OSError(f"There is no file {str(self.path)!r}.") from error
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise OSError(f"{self.path.name!r} is no .npz file, or is damaged: {error}.") from error
+        with _open_archive(self.path) as archive:
+            if f"{ARRAY}.npy" not in archive.namelist():
+                names = ", ".join(name.removesuffix(".npy") for name in archive.namelist()) or "nothing"
+                raise OSError(f"{self.path.name!r} holds no images: it has no {ARRAY}, but {names}.")
+            with archive.open(f"{ARRAY}.npy") as file:
+                version = np.lib.format.read_magic(file)
+                if version not in HEADERS:
+                    raise ValueError(f"{self.path.name!r} has an array of an unknown format, {version}.")
+                shape, is_fortran, dtype = HEADERS[version](file)
+                if is_fortran:
+                    raise ValueError(f"{self.path.name!r} has its array in Fortran order; save it in C order.")
+                yield file, shape, dtype
+
+
+@contextmanager
+def _open_archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except FileNotFoundError as error:
+        raise OSError(f"There is no file {str(path)!r}.") from error
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise OSError(f"{Path(path).name!r} is not an .npz file, or is damaged: {error}.") from error
+
+
+def array_names(path: str | Path) -> list[str]:
+    """Names of the arrays in an `.npz`; an `OSError` if the file is missing, damaged, or not an `.npz`."""
+    with _open_archive(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def read_arrays(path: str | Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that an `.npz` holds, without running any code in it.
-
-    Raises:
-        OSError: In one sentence, if the file is no `.npz` or is damaged.
-    """
+    """Read those of the named arrays that an `.npz` holds, without running code in it; errors as [`array_names`]."""
+    held = set(array_names(path))
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names if name in file.files}
-    except FileNotFoundError as error:
-        raise OSError(f"There is no file {str(path)!r}.") from error
-    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
-        raise OSError(f"{Path(path).name!r} is no .npz file, or is damaged: {error}.") from error
+            return {name: file[name] for name in names if name in held}
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise OSError(f"{Path(path).name!r} is not an .npz file, or is damaged: {error}.") from error
 
 
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
     """Write arrays as `.npz`, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def write_images(path: str | Path, images: Iterable[np.ndarray], count: int) -> None:
@@ -105,15 +100,13 @@ def write_images(path: str | Path, images: Iterable[np.ndarray], count: int) -> 
     Args:
         path (`str` or `os.PathLike`): The file, replaced if it exists.
         images (`Iterable[np.ndarray]`): Images `(height, width, 3)`, uint8, all of one size.
-        count (`int`): How many there are, which the file says at its beginning.
+        count (`int`): The number of images; the file states it at its beginning.
 
     Raises:
-        ValueError: In one sentence, if they are of different sizes or not as many.
+        ValueError: If the images differ in size, or their number is not `count`.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     written, shape = 0, None
-    try:
+    with replacing(path) as partial:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
             with archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as file:
                 for image in images:
@@ -127,6 +120,3 @@ def write_images(path: str | Path, images: Iterable[np.ndarray], count: int) -> 
                     written += 1
         if written != count:
             raise ValueError(f"There are {written} images, not {count}.")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,9 +1,11 @@
-"""One evaluation from its beginning to its numbers: draw, compare, say with what."""
+"""One evaluation from start to finish: generate, compare, and state the settings."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import diffusers
 import torch
@@ -15,16 +17,15 @@ from ..families import find_family
 from ..loading.checkpoint import EMOJI_CHECKPOINT, is_shipped
 from ..local_paths import public_name
 from ..processes import this_process
-from .generation import evaluate_generation
 from .images import open_images
 from .inception import FeatureExtractor
-from .presets import Preset, check_reference, get_preset
-from .sampling import SamplingConfig, sample_images
-from .statistics import compute_statistics, reference_statistics
+from .presets import Preset, PresetName, check_reference, get_preset
+from .sampling import ClassChoice, SamplingConfig, sample_images
+from .statistics import compute_statistics, evaluate_generation, reference_statistics
 from .text import clip_score, embed_pairs, prompt_clip_scores, r_precision
 
 
-R_PRECISION_PROMPTS = 100  # to choose from, where there are as many
+R_PRECISION_PROMPTS = 100  # candidates, where there are as many prompts
 
 
 @dataclass
@@ -32,33 +33,34 @@ class EvaluationConfig:
     """What to evaluate, and against what.
 
     Args:
-        subjects (`list[str]`): Checkpoints of any diffusers pipelines, to be drawn from; or images, as
+        subjects (`list[str]`): Checkpoints of any diffusers pipelines to generate from; or images, as
             [`~llamagen_hf.evaluation.images.open_images`] takes them.
         reference (`str`): Images or statistics, as for
             [`~llamagen_hf.evaluation.statistics.reference_statistics`].
-        output_dir (`str`): Folder for the images that are drawn.
-        preset (`str`, *optional*): A name in [`~llamagen_hf.evaluation.presets.PRESETS`]; what is given beside it
-            has precedence.
-        count (`int`, *optional*): Images to draw of each checkpoint; the preset's, or as many as the reference has.
-        prompts (`list[str]`, *optional*): What to draw; by default classes.
+        output_dir (`str`): Folder for the generated images.
+        preset (`str`, *optional*): A name in [`~llamagen_hf.evaluation.presets.PRESETS`]; the other settings take
+            precedence over it.
+        count (`int`, *optional*): Number of images to generate from each checkpoint; by default the preset's, or that
+            of the reference.
+        prompts (`list[str]`, *optional*): Prompts to generate from; by default classes.
         classes, seed, batch_size, num_classes: As in [`~llamagen_hf.evaluation.sampling.SamplingConfig`].
         guidance_scales (`list[float]`, *optional*): Evaluate with each of them; by default with the checkpoint's own.
-        arguments (`dict`, *optional*): More for the pipelines' calls.
-        image_size (`int`, *optional*): Side that all images are brought to; the preset's by default.
-        split (`str`, *optional*, defaults to `"test"`): Of a dataset.
+        arguments (`dict`, *optional*): More arguments for the pipelines' calls.
+        image_size (`int`, *optional*): Side in pixels to bring all images to; the preset's by default.
+        split (`str`, *optional*, defaults to `"test"`): Split of a dataset.
         skip_bad (`bool`, *optional*, defaults to `False`): Leave out, and count, images that can't be used.
-        device (`str`, *optional*, defaults to `"cpu"`): Where to draw.
-        dtype (`str`, *optional*, defaults to `"float32"`): Of the checkpoints.
-        overwrite (`bool`, *optional*, defaults to `False`): Draw anew what an earlier run drew into `output_dir`.
+        device (`str`, *optional*, defaults to `"cpu"`): Where to generate.
+        dtype (`str`, *optional*, defaults to `"float32"`): Dtype of the checkpoints.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace what an earlier run generated into `output_dir`.
     """
 
     subjects: list[str]
     reference: str
     output_dir: str
-    preset: str | None = None
+    preset: PresetName | None = None
     count: int | None = None
     prompts: list[str] | None = None
-    classes: str = "random"
+    classes: ClassChoice = "random"
     num_classes: int | None = None
     seed: int = 0
     batch_size: int = 32
@@ -68,7 +70,7 @@ class EvaluationConfig:
     split: str = "test"
     skip_bad: bool = False
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     overwrite: bool = False
 
 
@@ -78,23 +80,24 @@ def evaluate(
     clip: tuple[PreTrainedModel, ProcessorMixin] | None = None,
     progress: bool = True,
 ) -> list[dict]:
-    """Draw from checkpoints as needed, and compare their images with the reference.
+    """Generate from checkpoints where needed, and compare the images with the reference.
 
     Args:
-        config ([`EvaluationConfig`]): What, and against what.
-        extractor ([`~llamagen_hf.evaluation.inception.FeatureExtractor`]): Features; those of
-            [`~llamagen_hf.evaluation.inception.InceptionFeatures`] make the numbers FID, sFID and so on.
-        clip (`tuple`, *optional*): A CLIP model and its processor, for CLIP score and R-precision of prompts, and the
-            `scores` of each.
-        progress (`bool`, *optional*, defaults to `True`): Show bars with the time left.
+        config ([`EvaluationConfig`]): What to evaluate, and against what.
+        extractor ([`~llamagen_hf.evaluation.inception.FeatureExtractor`]): Features; with those of
+            [`~llamagen_hf.evaluation.inception.InceptionFeatures`] the numbers are FID, sFID and so on.
+        clip (`tuple`, *optional*): A CLIP model and its processor, for CLIP score, R-precision and the `scores` of
+            prompts.
+        progress (`bool`, *optional*, defaults to `True`): Show progress bars.
 
     Returns:
         `list[dict]`: For each subject what [`~llamagen_hf.evaluation.report.write_report`] takes, and `samples`, the
-            folder or file with its images. Of several guidance scales the one with the lowest FID counts, and all
-            are in `sweep`. On all processes but the first the list is empty.
+            folder or file with its images. With several guidance scales the result is that of the lowest FID, and
+            `sweep` holds all. On all processes but the first the list is empty.
 
     Raises:
-        OSError or ValueError: In one sentence, if something is not there or does not fit.
+        OSError: If a checkpoint, a file or a folder is missing or damaged.
+        ValueError: If the settings, the subjects and the reference do not fit each other.
     """
     preset = None if config.preset is None else get_preset(config.preset)
     titles = [public_name(subject) for subject in config.subjects]
@@ -107,7 +110,7 @@ def evaluate(
         reference = reference_statistics(config.reference, extractor, config.batch_size, progress, **options)
     count = config.count or (preset.count if preset else reference.count)
     if count == 0:
-        raise ValueError(f"{reference.name!r} does not say of how many images it is; set `count`.")
+        raise ValueError(f"{reference.name!r} does not state its number of images; set `count`.")
     if preset is not None:
         check_reference(preset, reference, count)
     common = {
@@ -116,32 +119,32 @@ def evaluate(
         "features": extractor.fingerprint[:24],
         "device": config.device,
         "date": date.today().isoformat(),
-        "versions": versions(),
+        "versions": {"llamagen_hf": version("llamagen-hf")}
+        | {library.__name__: library.__version__ for library in (torch, transformers, diffusers)},
     }
 
-    def measure(source, prompts: list[str] | None) -> dict:
-        # Of what was drawn with prompts nothing may be left out: the others would move to wrong prompts.
+    def measure(source: str | Path, prompts: list[str] | None) -> dict:
+        # No image generated from prompts may be left out: the others would shift to wrong prompts.
         images = open_images(source, **options | {"skip_bad": config.skip_bad and prompts is None})
         samples = compute_statistics(images, extractor, config.batch_size, progress)
         if preset is not None:
             check_reference(preset, reference, samples.count)
-        metrics, scores = evaluate_generation(reference, samples), {}
+        metrics = evaluate_generation(reference, samples)
+        facts = {"count": samples.count, "image_size": list(samples.image_size[::-1]), "metrics": metrics}
         if clip is not None and prompts is not None:
-            said = [prompts[index % len(prompts)] for index in range(samples.count)]
-            pairs = embed_pairs(images, said, *clip)
+            pairs = embed_pairs(images, [prompts[index % len(prompts)] for index in range(samples.count)], *clip)
             metrics["clip_score"] = clip_score(*pairs)
-            different = list(dict.fromkeys(said))
+            different = list(dict.fromkeys(prompts[: samples.count]))
             if len(different) > 1:
-                others = min(R_PRECISION_PROMPTS, len(different))
-                metrics["r_precision"] = r_precision(*pairs, num_candidates=others)
+                metrics["r_precision"] = r_precision(*pairs, num_candidates=min(R_PRECISION_PROMPTS, len(different)))
                 named = zip(different, prompt_clip_scores(*pairs), strict=True)
-                scores = {"score_metric": "clip_score", "scores": [{"name": n, "score": s} for n, s in named]}
-        facts = {"count": samples.count, "image_size": list(samples.image_size[::-1]), "metrics": metrics} | scores
-        facts |= {"left_out_files": images.left_out} if images.left_out else {}
+                facts |= {"score_metric": "clip_score", "scores": [{"name": n, "score": s} for n, s in named]}
+        if images.left_out:
+            facts["left_out_files"] = images.left_out
         return facts | ({"skipped_images": len(images.skipped)} if images.skipped else {})
 
     results = []
-    for subject in config.subjects:
+    for subject, title in zip(config.subjects, titles, strict=True):
         measured = []
         for scale, source, facts in _images_of(subject, config, preset, count, image_size, progress):
             if state.is_main_process:
@@ -150,14 +153,14 @@ def evaluate(
         if measured:
             _, best = min(measured, key=lambda entry: entry[1]["metrics"]["fid"])
             if len(measured) > 1:
-                best = best | {"sweep": [{"guidance_scale": scale} | one["metrics"] for scale, one in measured]}
-            results.append({"title": public_name(subject)} | best)
+                best["sweep"] = [{"guidance_scale": scale} | one["metrics"] for scale, one in measured]
+            results.append({"title": title} | best)
     state.wait_for_everyone()
     return results
 
 
 def is_checkpoint(subject: str) -> bool:
-    """Whether a subject is a pipeline to draw from, by what is there, or a Hub id by its form."""
+    """Whether a subject is a pipeline to generate from: the shipped one, a folder of one, or by its form a Hub id."""
     if is_shipped(subject):
         return True
     path = Path(subject).expanduser()
@@ -167,15 +170,11 @@ def is_checkpoint(subject: str) -> bool:
 
 
 def load_subject(subject: str, device: str, dtype: str) -> DiffusionPipeline:
-    """A pipeline of any kind.
-
-    Raises:
-        OSError: In one sentence, if there is none, or diffusers can't load it.
-    """
+    """Load a pipeline of any kind; an `OSError` if it is missing, or diffusers can't load it."""
     try:
         index = DiffusionPipeline.load_config(EMOJI_CHECKPOINT if is_shipped(subject) else subject)
     except (OSError, ValueError) as error:
-        raise OSError(f"There is no pipeline {subject!r} to draw from: {str(error).splitlines()[0]}") from error
+        raise OSError(f"There is no pipeline {subject!r} to generate from: {str(error).splitlines()[0]}") from error
     if family := find_family(index["_class_name"]):
         pipe = family.pipeline_class.from_pretrained(subject, dtype=getattr(torch, dtype))
     else:
@@ -183,38 +182,26 @@ def load_subject(subject: str, device: str, dtype: str) -> DiffusionPipeline:
     return pipe.to(device)
 
 
-def versions() -> dict[str, str]:
-    """Of what numbers depend on."""
-    libraries = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"llamagen_hf": version("llamagen-hf")} | libraries | {"diffusers": diffusers.__version__}
-
-
-def _images_of(subject, config: EvaluationConfig, preset: Preset | None, count, image_size, progress):
-    """For each guidance scale: the scale, where the images are, and facts on the drawing if there was one."""
+def _images_of(
+    subject: str, config: EvaluationConfig, preset: Preset | None, count: int, image_size: int | None, progress: bool
+) -> Iterator[tuple[float | None, str | Path, dict]]:
+    """For each guidance scale: the scale, where the images are, and the settings if they were generated."""
     if not is_checkpoint(subject):
         yield None, subject, {}
         return
-    pipe = load_subject(subject, config.device, config.dtype)
+    pipe, title = load_subject(subject, config.device, config.dtype), public_name(subject)
+    same = ("prompts", "classes", "num_classes", "batch_size", "seed", "overwrite")
     for scale in config.guidance_scales or [None]:
         arguments = (preset.sampling if preset else {}) | config.arguments
         if scale is not None:
             arguments = arguments | {"guidance_scale": scale}
         sampling = SamplingConfig(
-            count=count,
-            prompts=config.prompts,
-            classes=config.classes,
-            num_classes=config.num_classes,
-            image_size=image_size,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            arguments=arguments,
-            overwrite=config.overwrite,
+            count, image_size=image_size, arguments=arguments, **{name: getattr(config, name) for name in same}
         )
-        title = public_name(subject)
         folder = Path(config.output_dir) / "samples" / (title if scale is None else f"{title}-guidance-{scale:g}")
         source = sample_images(pipe, sampling, folder, progress)
         settings = {"seed": config.seed, "batch_size": config.batch_size, "dtype": config.dtype, **arguments}
         if hasattr(pipe, "sampling_settings"):
             settings |= pipe.sampling_settings(**arguments)
-        said = f"{len(config.prompts)} prompts" if config.prompts else f"{config.classes} classes"
-        yield scale, source, {"checkpoint": subject, "sampling": settings | {"conditions": said}}
+        settings["conditions"] = f"{len(config.prompts)} prompts" if config.prompts else f"{config.classes} classes"
+        yield scale, source, {"checkpoint": subject, "sampling": settings}

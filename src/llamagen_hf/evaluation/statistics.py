@@ -1,4 +1,4 @@
-"""Statistics of a set of images: computed once, kept by content, exchanged as `.npz`."""
+"""Statistics of a set of images, cached by content, and the metrics that compare two sets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,30 +8,31 @@ import torch
 from huggingface_hub import cached_assets_path
 from tqdm.auto import tqdm
 
-from .frechet import FeatureStatistics
 from .images import Images, open_images
 from .inception import FeatureExtractor
-from .npz import read_arrays, write_arrays
+from .manifold import precision_recall
+from .metrics import FeatureStatistics, frechet_distance, inception_score, kernel_distance
+from .npz import array_names, read_arrays, write_arrays
 
 
 # Names in ADM's reference batches, and ours beside them.
 MOMENTS = ("mu", "sigma", "mu_s", "sigma_s")
-READING = 2  # part of the cache's names; to be raised whenever images are read otherwise
 OURS = ("features", "logits", "count", "image_size", "name")
+READING = 2  # part of the names in the cache; raise it whenever the way images are read changes
 
 
 @dataclass
 class ImageStatistics:
-    """What metrics need to know of a set of images.
+    """What metrics need to know about a set of images.
 
     Args:
-        name (`str`): What they are called in reports.
-        count (`int`): How many images the features are of.
-        image_size (`tuple[int, int]`, *optional*): Their height and width.
-        pool ([`FeatureStatistics`]): Of their features.
-        spatial ([`FeatureStatistics`], *optional*): Of their spatial features.
+        name (`str`): What reports call the set.
+        count (`int`): Number of images; 0 if unknown.
+        image_size (`tuple[int, int]`, *optional*): Height and width of the images.
+        pool ([`FeatureStatistics`]): Statistics of their features.
+        spatial ([`FeatureStatistics`], *optional*): Statistics of their spatial features.
         features (`torch.Tensor` of shape `(count, d)`, *optional*): The features themselves.
-        logits (`torch.Tensor` of shape `(count, classes)`, *optional*): The classifier's.
+        logits (`torch.Tensor` of shape `(count, classes)`, *optional*): The classifier's logits.
     """
 
     name: str
@@ -43,66 +44,52 @@ class ImageStatistics:
     logits: torch.Tensor | None = None
 
     def save(self, path: str | Path) -> None:
-        """Write everything as `.npz`; ADM's evaluator takes its FID and sFID from such a file too.
+        """Write everything as `.npz`. ADM's evaluator can compute FID and sFID from such a file.
 
-        It finds them under `mu`, `sigma`, `mu_s` and `sigma_s`. For precision and recall it needs the images, which
+        It reads `mu`, `sigma`, `mu_s` and `sigma_s`. For precision and recall it needs the images, which
         [`~llamagen_hf.evaluation.npz.write_images`] writes.
         """
         arrays = {"mu": self.pool.mean, "sigma": self.pool.covariance}
         if self.spatial is not None:
             arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
-        if self.features is not None:
-            arrays["features"] = self.features
-        if self.logits is not None:
-            arrays["logits"] = self.logits
-        if self.image_size is not None:
-            arrays["image_size"] = np.array(self.image_size)
-        write_arrays(
-            path, count=np.array(self.count), name=np.array(self.name), **{k: np.asarray(v) for k, v in arrays.items()}
-        )
+        arrays |= {name: getattr(self, name) for name in OURS}
+        write_arrays(path, **{name: np.asarray(value) for name, value in arrays.items() if value is not None})
 
     @classmethod
     def load(cls, path: str | Path) -> "ImageStatistics":
         """Read what [`save`] wrote, or the moments of one of ADM's reference batches.
 
         Raises:
-            OSError: In one sentence, if the file is damaged, or holds no such statistics.
+            OSError: If the file is damaged, or does not hold such statistics.
         """
         arrays = read_arrays(path, (*MOMENTS, *OURS))
         if not {"mu", "sigma"} <= set(arrays):
-            raise OSError(f"{Path(path).name!r} holds no statistics: it has no mu and sigma.")
-        count = int(arrays.get("count", 0))
+            raise OSError(f"{Path(path).name!r} does not hold statistics: it has no mu and sigma.")
+        count, size = int(arrays.get("count", 0)), arrays.get("image_size")
+        pool, spatial = (
+            FeatureStatistics.from_moments(arrays[mean], arrays[covariance], max(count, 2)) if mean in arrays else None
+            for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s"))
+        )
         features, logits = (
             torch.from_numpy(arrays[name]) if name in arrays else None for name in ("features", "logits")
         )
-        spatial = None
-        if "mu_s" in arrays:
-            spatial = FeatureStatistics.from_moments(arrays["mu_s"], arrays["sigma_s"], max(count, 2))
-        size = arrays.get("image_size")
-        return cls(
-            name=str(arrays.get("name", Path(path).name)),
-            count=count,
-            image_size=None if size is None else tuple(size.tolist()),
-            pool=FeatureStatistics.from_moments(arrays["mu"], arrays["sigma"], max(count, 2)),
-            spatial=spatial,
-            features=features,
-            logits=logits,
-        )
+        size = None if size is None else tuple(size.tolist())
+        return cls(str(arrays.get("name", Path(path).name)), count, size, pool, spatial, features, logits)
 
 
 def compute_statistics(
     images: Images, extractor: FeatureExtractor, batch_size: int = 64, progress: bool = True
 ) -> ImageStatistics:
-    """Statistics of images.
+    """Compute the statistics of images.
 
     Args:
         images ([`~llamagen_hf.evaluation.images.Images`]): The images.
-        extractor ([`~llamagen_hf.evaluation.inception.FeatureExtractor`]): Gives their features.
+        extractor ([`~llamagen_hf.evaluation.inception.FeatureExtractor`]): Turns them into features.
         batch_size (`int`, *optional*, defaults to 64): Images at a time.
-        progress (`bool`, *optional*, defaults to `True`): Show a bar with the time left.
+        progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
     Raises:
-        ValueError: In one sentence, if there are fewer than two images that can be used, or one can't be.
+        ValueError: If fewer than two images can be used, or one can't be read and bad images are not skipped.
     """
     pool, spatial, features, logits, size = FeatureStatistics(), FeatureStatistics(), [], [], None
     with tqdm(total=len(images), desc=images.name, unit="image", disable=not progress) as bar:
@@ -132,29 +119,28 @@ def compute_statistics(
 def reference_statistics(
     source, extractor: FeatureExtractor, batch_size: int = 64, progress: bool = True, **kwargs
 ) -> ImageStatistics:
-    """Statistics of reference images, computed once for the same images and the same extractor.
+    """Statistics of reference images, computed once per content and extractor and then cached.
 
     Args:
-        source: What [`~llamagen_hf.evaluation.images.open_images`] takes, `kwargs` being its options; or an `.npz`
-            that holds statistics. Of one of ADM's reference batches the moments are taken, which are those of its
-            whole data set, and its images for precision, recall and KID, just as ADM's evaluator does.
+        source: What [`~llamagen_hf.evaluation.images.open_images`] takes, with `kwargs` as its options; or an `.npz`
+            that holds statistics. From one of ADM's reference batches come the moments, which are those of its whole
+            data set, and the images for precision, recall and KID, just as in ADM's evaluator.
         extractor, batch_size, progress: As for [`compute_statistics`].
 
     Returns:
-        [`ImageStatistics`]: Kept in the assets cache of huggingface_hub.
+        [`ImageStatistics`]: Cached in the assets folder of huggingface_hub.
 
     Raises:
-        OSError or ValueError: In one sentence, if there are no images there, or not such.
+        OSError: If a file is missing or damaged.
+        ValueError: If there are no usable images.
     """
     given = None
     if isinstance(source, (str, Path)) and Path(source).suffix == ".npz":
-        held = read_arrays(source, ("mu", "features"))
+        held = array_names(source)
         if "mu" in held:
             given = ImageStatistics.load(source)
-        if "features" in held:
-            return given
-        if given is not None and not _has_images(source):
-            return given
+            if "features" in held or "arr_0" not in held:
+                return given
     images = open_images(source, **kwargs)
     folder = cached_assets_path("llamagen-hf", namespace="evaluation", subfolder="statistics")
     path = folder / f"{READING}-{images.fingerprint()[:32]}-{extractor.fingerprint[-32:]}.npz"
@@ -170,6 +156,34 @@ def reference_statistics(
     return statistics
 
 
-def _has_images(path: str | Path) -> bool:
-    with np.load(path, allow_pickle=False) as file:
-        return "arr_0" in file.files
+def evaluate_generation(reference: ImageStatistics, samples: ImageStatistics, k: int = 3) -> dict[str, float]:
+    """Compare images with a reference, by every metric of generation.
+
+    Args:
+        reference ([`~llamagen_hf.evaluation.statistics.ImageStatistics`]): Statistics of the reference images.
+        samples ([`~llamagen_hf.evaluation.statistics.ImageStatistics`]): Statistics of the images to judge.
+        k (`int`, *optional*, defaults to 3): The neighbour for precision and recall.
+
+    Returns:
+        `dict[str, float]`: `fid`; `sfid`, `inception_score`, `precision`, `recall`, `kid` and `kid_std`, each where
+        both sides have the features it needs.
+
+    Raises:
+        ValueError: If the images differ in size, or there are too few.
+    """
+    sizes = reference.image_size, samples.image_size
+    if None not in sizes and sizes[0] != sizes[1]:
+        (height, width), (other_height, other_width) = sizes
+        raise ValueError(
+            f"The reference {reference.name!r} has images of {width} x {height} pixels, the samples "
+            f"{samples.name!r} of {other_width} x {other_height}; bring both to one size."
+        )
+    metrics = {"fid": frechet_distance(reference.pool, samples.pool)}
+    if reference.spatial is not None and samples.spatial is not None:
+        metrics["sfid"] = frechet_distance(reference.spatial, samples.spatial)
+    if samples.logits is not None:
+        metrics["inception_score"] = inception_score(samples.logits)
+    if reference.features is not None and samples.features is not None:
+        metrics["precision"], metrics["recall"] = precision_recall(reference.features, samples.features, k)
+        metrics["kid"], metrics["kid_std"] = kernel_distance(reference.features, samples.features)
+    return metrics

@@ -9,96 +9,81 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..clip import embed_images, embed_texts
-from .features import as_features
+from .metrics import Features, as_features
 
 
-IMAGES_AT_A_TIME = 64  # each with the embeddings of its prompts, in float64
+IMAGES_AT_A_TIME = 64  # each with the embeddings of its candidate prompts, in float64
 
 
-def clip_score(
-    image_embeddings: np.ndarray | torch.Tensor,
-    text_embeddings: np.ndarray | torch.Tensor,
-    prompt_of: Sequence[int] | None = None,
-) -> float:
+def clip_score(image_embeddings: Features, text_embeddings: Features, prompt_of: Sequence[int] | None = None) -> float:
     """100 times the mean cosine between the embeddings of an image and of its prompt.
 
-    That is what papers on image generation report as CLIP score. CLIPScore as first defined (arXiv 2104.08718)
-    multiplies by 2.5 instead, counts a negative cosine as 0, and has CLIP read "A photo depicts" before the text.
+    Papers on image generation report this as CLIP score. CLIPScore as first defined (arXiv 2104.08718) multiplies by
+    2.5 instead, clips negative cosines to 0, and prepends "A photo depicts" to the text. Scores of different CLIP
+    models, or with different templates, can't be compared.
 
     Args:
-        image_embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Of the images, of any length.
-        text_embeddings (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Of the prompts.
+        image_embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Embeddings of the images, of any length.
+        text_embeddings (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Embeddings of the prompts.
         prompt_of (`Sequence[int]`, *optional*): The row of each image's prompt; by default that of the image.
 
     Returns:
         `float`: In [-100, 100].
 
     Raises:
-        ValueError: In one sentence, if embeddings are not finite, or do not fit each other.
+        ValueError: If embeddings are not finite, or do not fit each other.
 
     Example:
 
     ```python
-    >>> import torch
-    >>> from llamagen_hf.evaluation.text import clip_score
+    >>> from llamagen_hf.clip import load_clip
+    >>> from llamagen_hf.evaluation.text import clip_score, embed_pairs, r_precision
 
-    >>> images, texts = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    >>> round(clip_score(images, texts))
-    80
+    >>> prompts = ["a red apple", "a green leaf"]
+    >>> embeddings = embed_pairs(pipe(prompts).images, prompts, *load_clip("openai/clip-vit-base-patch32"))
+    >>> clip_score(*embeddings), r_precision(*embeddings, num_candidates=2)
     ```
     """
-    images, texts, prompt_of = _fitting(image_embeddings, text_embeddings, prompt_of)
+    images, texts, prompt_of = _normalise(image_embeddings, text_embeddings, prompt_of)
     return 100 * (images * texts[prompt_of]).sum(-1).mean().item()
 
 
 def prompt_clip_scores(
-    image_embeddings: np.ndarray | torch.Tensor,
-    text_embeddings: np.ndarray | torch.Tensor,
-    prompt_of: Sequence[int] | None = None,
+    image_embeddings: Features, text_embeddings: Features, prompt_of: Sequence[int] | None = None
 ) -> list[float]:
-    """The CLIP score of each prompt: that of its own images, of which there is one at least.
-
-    Args:
-        image_embeddings, text_embeddings, prompt_of: As for [`clip_score`].
-
-    Returns:
-        `list[float]`: `m` scores in [-100, 100].
-
-    Raises:
-        ValueError: As for [`clip_score`].
-    """
-    images, texts, prompt_of = _fitting(image_embeddings, text_embeddings, prompt_of)
+    """The CLIP score of each prompt over its own images, of which there must be at least one; as [`clip_score`]."""
+    images, texts, prompt_of = _normalise(image_embeddings, text_embeddings, prompt_of)
     fits = 100 * (images * texts[prompt_of]).sum(-1)
     counts = prompt_of.bincount(minlength=len(texts))
     return (prompt_of.bincount(fits, minlength=len(texts)) / counts).tolist()
 
 
 def r_precision(
-    image_embeddings: np.ndarray | torch.Tensor,
-    text_embeddings: np.ndarray | torch.Tensor,
+    image_embeddings: Features,
+    text_embeddings: Features,
     prompt_of: Sequence[int] | None = None,
     num_candidates: int = 100,
     seed: int = 0,
 ) -> float:
     """The share of images that fit their own prompt better than `num_candidates - 1` others.
 
-    As AttnGAN introduced it (arXiv 1711.10485), with the cosine of CLIP's embeddings. The others are drawn for each
-    image, without repetition, from the rest of the texts. If the own text is among t that fit equally well, and
-    better than all others, the image counts as 1/t: what a draw among them would give on average. So a model that
-    finds everything alike gets 1 / num_candidates.
+    As introduced by AttnGAN (arXiv 1711.10485), with the cosine of CLIP's embeddings. The others are drawn for each
+    image, without repetition, from the rest of the texts. If the own text is one of t texts that fit equally well and
+    better than all others, the image counts as 1/t, the expectation of a random choice among them. A model that
+    scores all texts alike thus gets 1 / num_candidates.
 
     Args:
-        image_embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Of the images, of any length.
-        text_embeddings (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Of different prompts.
+        image_embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Embeddings of the images, of any length.
+        text_embeddings (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Embeddings of different prompts.
         prompt_of (`Sequence[int]`, *optional*): The row of each image's prompt; by default that of the image.
-        num_candidates (`int`, *optional*, defaults to 100): Prompts to choose from, the own one among them.
-        seed (`int`, *optional*, defaults to 0): Of the draw.
+        num_candidates (`int`, *optional*, defaults to 100): Prompts to choose from, including the image's own.
+        seed (`int`, *optional*, defaults to 0): Seed of the random choice of other prompts.
 
     Returns:
         `float`: In [0, 1].
 
     Raises:
-        ValueError: In one sentence, if embeddings are not finite, do not fit each other, or are too few.
+        ValueError: If embeddings are not finite, do not fit each other, or are too few.
 
     Example:
 
@@ -111,14 +96,18 @@ def r_precision(
     1.0
     ```
     """
-    images, texts, prompt_of = _fitting(image_embeddings, text_embeddings, prompt_of)
-    _check_candidates(num_candidates, len(texts))
+    images, texts, prompt_of = _normalise(image_embeddings, text_embeddings, prompt_of)
+    if not 2 <= num_candidates <= len(texts):
+        raise ValueError(
+            f"R-precision among {num_candidates} prompts needs as many different ones, and at least 2; "
+            f"there are {len(texts)}."
+        )
     rng, credit = np.random.default_rng(seed), 0.0
     for start in range(0, len(images), IMAGES_AT_A_TIME):
         own = prompt_of[start : start + IMAGES_AT_A_TIME, None]
         drawn = [rng.choice(len(texts) - 1, num_candidates - 1, replace=False) for _ in own]
         others = torch.from_numpy(np.stack(drawn))
-        others += others >= own  # over the gap that the own prompt leaves
+        others += others >= own  # skip the own prompt
         candidates = texts[torch.cat([own, others], dim=1)]
         # Not as a matrix product: equal texts must score equally to the last digit.
         scores = (images[start : start + IMAGES_AT_A_TIME, None] * candidates).sum(-1)
@@ -139,14 +128,20 @@ def embed_pairs(
     """CLIP's embeddings of images and of their different prompts, as the functions here take them.
 
     Args:
-        images, prompts, model, processor, template, batch_size: As for [`evaluate_text`].
+        images (`Iterable`): PIL images, uint8 arrays `(height, width, 3)`, or
+            [`~llamagen_hf.evaluation.images.Images`]. One batch at a time is in memory.
+        prompts (`Sequence[str]`): The prompt or class name of each image. Several images may share one.
+        model ([`~transformers.PreTrainedModel`]): A CLIP model, see [`~llamagen_hf.clip.load_clip`].
+        processor ([`~transformers.ProcessorMixin`]): Its processor.
+        template (`str`, *optional*, defaults to `"{}"`): The text that CLIP reads, with `{}` for the prompt.
+        batch_size (`int`, *optional*, defaults to 64): Images, and texts, at a time.
 
     Returns:
-        Image embeddings `(n, d)`; text embeddings `(m, d)`, of each prompt in the order in which it first comes; and
-        the row of each image's prompt.
+        Image embeddings `(n, d)`; text embeddings `(m, d)`, of each prompt in the order of first appearance; and the
+        row of each image's prompt.
 
     Raises:
-        ValueError: In one sentence, if there are not as many images as prompts.
+        ValueError: If there are not as many images as prompts.
     """
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
     image_embeddings = embed_images(model, processor, images, batch_size)
@@ -156,80 +151,22 @@ def embed_pairs(
     return image_embeddings, text_embeddings, [rows[prompt] for prompt in prompts]
 
 
-def evaluate_text(
-    images: Iterable[Image.Image | np.ndarray],
-    prompts: Sequence[str],
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    template: str = "{}",
-    batch_size: int = 64,
-    num_candidates: int | None = 100,
-    seed: int = 0,
-) -> dict[str, float]:
-    """CLIP score and R-precision of images.
-
-    Numbers of different CLIP models, or with different templates, can't be compared.
-
-    Args:
-        images (`Iterable`): PIL images, uint8 arrays `(height, width, 3)`, or
-            [`~llamagen_hf.evaluation.images.Images`]. One batch at a time is held.
-        prompts (`Sequence[str]`): The prompt or class name of each. Several images may share one: R-precision
-            chooses among different prompts.
-        model ([`~transformers.PreTrainedModel`]): A CLIP model, see [`~llamagen_hf.clip.load_clip`].
-        processor ([`~transformers.ProcessorMixin`]): Its processor.
-        template (`str`, *optional*, defaults to `"{}"`): What CLIP reads, `{}` being the prompt.
-        batch_size (`int`, *optional*, defaults to 64): Images, and texts, at a time.
-        num_candidates (`int`, *optional*, defaults to 100): As for [`r_precision`]; `None` leaves it out.
-        seed (`int`, *optional*, defaults to 0): As for [`r_precision`].
-
-    Returns:
-        `dict[str, float]`: `clip_score` in [-100, 100] and `r_precision` in [0, 1].
-
-    Raises:
-        ValueError: In one sentence, if there are not as many images as prompts, or too few different prompts.
-
-    Example:
-
-    ```python
-    >>> from llamagen_hf.clip import load_clip
-    >>> from llamagen_hf.evaluation.text import evaluate_text
-
-    >>> prompts = ["a red apple", "a green leaf"]
-    >>> model, processor = load_clip("openai/clip-vit-base-patch32")
-    >>> evaluate_text(pipe(prompts).images, prompts, model, processor, num_candidates=2)
-    ```
-    """
-    if num_candidates is not None:  # before the work
-        _check_candidates(num_candidates, len(set(prompts)))
-    pairs = embed_pairs(images, prompts, model, processor, template, batch_size)
-    metrics = {"clip_score": clip_score(*pairs)}
-    if num_candidates is not None:
-        metrics["r_precision"] = r_precision(*pairs, num_candidates, seed)
-    return metrics
-
-
-def _check_candidates(num_candidates: int, num_texts: int) -> None:
-    if not 2 <= num_candidates <= num_texts:
-        raise ValueError(
-            f"R-precision among {num_candidates} prompts needs so many different ones, and at least 2; "
-            f"there are {num_texts}."
-        )
-
-
-def _fitting(images, texts, prompt_of) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
+def _normalise(
+    images: Features, texts: Features, prompt_of: Sequence[int] | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
     """Embeddings of length 1 in float64, and the row of each image's prompt."""
     images = F.normalize(as_features(images, "image embeddings", 1).double(), dim=-1)
     texts = F.normalize(as_features(texts, "text embeddings", 1).double(), dim=-1)
     if images.shape[1] != texts.shape[1]:
         raise ValueError(
             f"The image embeddings are {images.shape[1]} wide and the text embeddings {texts.shape[1]}; "
-            "they must be alike."
+            "they must be equal."
         )
     if prompt_of is None:
         if len(images) != len(texts):
             raise ValueError(
                 f"There are {len(images)} image embeddings and {len(texts)} text embeddings; "
-                "without `prompt_of` there must be as many."
+                "without `prompt_of` their numbers must be equal."
             )
         return images, texts, torch.arange(len(images))
     prompt_of = torch.as_tensor(prompt_of)

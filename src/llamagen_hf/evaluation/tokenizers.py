@@ -1,7 +1,6 @@
-"""How close image tokenizers come to the images that they are given, side by side."""
+"""Comparison of image tokenizers by their reconstructions."""
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,15 +8,14 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..autoencoders import AutoencoderFacts, describe_autoencoder, reconstruct
-from .frechet import FeatureStatistics, frechet_distance
+from ..autoencoders import describe_autoencoder, reconstruct
 from .images import Images, open_images
 from .inception import FeatureExtractor
-from .perceptual import PerceptualLoss
-from .reconstruction import ReconstructionMetrics
+from .metrics import FeatureStatistics, frechet_distance
+from .reconstruction import PerceptualLoss, ReconstructionMetrics
 
 
-# Columns of the table: heading, key, and how its value is written.
+# Columns of the table: heading, key, and format of the value.
 COLUMNS = (
     ("rFID", "rfid", "{:.2f}"),
     ("PSNR", "psnr", "{:.2f}"),
@@ -38,34 +36,34 @@ def evaluate_tokenizer(
     name: str | None = None,
     progress: bool = True,
 ) -> dict[str, float | int | str | None]:
-    """Send images through a tokenizer and measure what comes back.
+    """Encode and decode images, and measure the reconstructions.
 
-    PSNR, SSIM and LPIPS are means over single images. PSNR is infinite if an image comes back without any error.
-    SSIM is that of Wang et al. 2004, with its Gaussian window, for pixels in [0, 1]; LlamaGen's own script takes
-    7 x 7 pixels alike and a range of 2, which gives higher numbers. For rFID, reconstructions are rounded to 8 bits.
-    Of continuous latents the mean of the posterior is decoded.
+    PSNR, SSIM and LPIPS are means over images. PSNR is infinite if a reconstruction has no error. SSIM is that of
+    Wang et al. 2004, with its Gaussian window, for pixels in [0, 1]; LlamaGen's own script uses a uniform window of
+    7 x 7 pixels and a range of 2, which gives higher numbers. For rFID, reconstructions are rounded to 8 bits. For
+    continuous latents, the mean of the posterior is decoded.
 
     Args:
-        autoencoder (`torch.nn.Module`): What [`~llamagen_hf.autoencoders.load_autoencoder`] gives. It is
-            run on its own device, in its own dtype.
+        autoencoder (`torch.nn.Module`): What [`~llamagen_hf.autoencoders.load_autoencoder`] returns. It runs on its
+            own device, in its own dtype.
         images ([`~llamagen_hf.evaluation.images.Images`]): The images, or what
             [`~llamagen_hf.evaluation.images.open_images`] takes without options.
         extractor ([`~llamagen_hf.evaluation.inception.FeatureExtractor`], *optional*): Adds rFID, the Frechet distance
-            between the features of the images and of their reconstructions; FID for Inception's.
-        perceptual_loss ([`~llamagen_hf.evaluation.perceptual.PerceptualLoss`], *optional*): Adds LPIPS.
+            between the features of the images and of their reconstructions; FID if they are Inception's.
+        perceptual_loss ([`~llamagen_hf.evaluation.reconstruction.PerceptualLoss`], *optional*): Adds LPIPS.
         batch_size (`int`, *optional*, defaults to 32): Images at a time; the numbers do not depend on it.
-        count (`int`, *optional*): Take so many of the first images; by default all.
-        name (`str`, *optional*): What to call the tokenizer; by default its class.
-        progress (`bool`, *optional*, defaults to `True`): Show a bar with the time left.
+        count (`int`, *optional*): Use only the first `count` images.
+        name (`str`, *optional*): Name of the tokenizer; by default its class.
+        progress (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
     Returns:
-        `dict`: `name`, `images` (how many), `downsample_factor`, `codes` (`None` for continuous latents), `channels`,
-        `parameters`, `psnr` in dB and `ssim`; `rfid` and `lpips` if asked for; of a codebook `codebook_usage` in
-        [0, 1] and `codebook_perplexity`.
+        `dict`: `name`, `images` (their number), `downsample_factor`, `codes` (`None` for continuous latents),
+        `channels`, `parameters`, `psnr` in dB and `ssim`; `rfid` and `lpips` if requested; with a codebook
+        `codebook_usage` in [0, 1] and `codebook_perplexity`.
 
     Raises:
-        ValueError: In one sentence, if the size of the images does not fit the tokenizer, if there are too few, or
-            if what comes back is not finite.
+        ValueError: If the size of the images does not fit the tokenizer, if there are too few, or if a reconstruction
+            is not finite.
 
     Example:
 
@@ -87,16 +85,25 @@ def evaluate_tokenizer(
     metrics = ReconstructionMetrics(facts.codes, autoencoder.device, perceptual_loss)
     reference, samples = FeatureStatistics(), FeatureStatistics()
     with tqdm(total=count or len(images), desc=name, unit="image", disable=not progress) as bar:
-        for batch in _batches(islice(images, count), batch_size):
-            _check_size(name, facts, *batch.shape[1:3])
+        for batch in images.batches(batch_size, count):
+            height, width = batch.shape[1:3]
+            if facts.image_size is not None and (height, width) != (facts.image_size, facts.image_size):
+                side = facts.image_size
+                raise ValueError(f"The images are {width} x {height} pixels; {name} takes {side} x {side} only.")
+            if height % facts.downsample_factor or width % facts.downsample_factor:
+                raise ValueError(
+                    f"The images are {width} x {height} pixels; for {name} both sides must be multiples of "
+                    f"{facts.downsample_factor}."
+                )
             pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).to(autoencoder.device).float() / 127.5 - 1
             result = reconstruct(autoencoder, pixels)
             if not result.pixels.isfinite().all():
                 raise ValueError(f"{name} gives NaN or infinity in {autoencoder.dtype}; try float32.")
             metrics.add(pixels, result.pixels, result.codes)
             if extractor is not None:
+                rounded = ((result.pixels.float() + 1) * 127.5).round().clamp(0, 255).byte()
                 reference.update(extractor(batch).pool)
-                samples.update(extractor(_to_uint8(result.pixels)).pool)
+                samples.update(extractor(rounded.permute(0, 2, 3, 1).cpu().numpy()).pool)
             bar.update(len(batch))
     values = {
         "name": name,
@@ -112,16 +119,16 @@ def evaluate_tokenizer(
 
 
 def compare_tokenizers(results: Sequence[dict]) -> str:
-    """One Markdown table of several tokenizers.
+    """Write the results of several tokenizers as one Markdown table.
 
     Args:
-        results (`Sequence[dict]`): What [`evaluate_tokenizer`] gave for each, of the same images.
+        results (`Sequence[dict]`): What [`evaluate_tokenizer`] returned for each, on the same images.
 
     Returns:
-        `str`: A row each, with `–` for what was not measured.
+        `str`: One row per tokenizer, with `–` for metrics that were not measured.
 
     Raises:
-        ValueError: In one sentence, if they were measured on different numbers of images.
+        ValueError: If the results are of different numbers of images.
     """
     counts = [result["images"] for result in results]
     if len(set(counts)) != 1:
@@ -136,25 +143,3 @@ def compare_tokenizers(results: Sequence[dict]) -> str:
         name = result["name"].replace("|", "\\|")
         rows.append([name, str(result["downsample_factor"]), latents, f"{result['parameters'] / 1e6:.1f}M", *values])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _batches(pictures: Iterator[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-    while batch := list(islice(pictures, batch_size)):
-        yield np.stack(batch)
-
-
-def _to_uint8(pixels: torch.Tensor) -> np.ndarray:
-    """Pixels `(batch, 3, height, width)` in [-1, 1] as images `(batch, height, width, 3)`."""
-    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _check_size(name: str, facts: AutoencoderFacts, height: int, width: int) -> None:
-    factor = facts.downsample_factor
-    if facts.image_size is not None and (height, width) != (facts.image_size, facts.image_size):
-        raise ValueError(
-            f"The images are {width} x {height} pixels; {name} takes {facts.image_size} x {facts.image_size} only."
-        )
-    if height % factor or width % factor:
-        raise ValueError(
-            f"The images are {width} x {height} pixels; for {name} both sides must be multiples of {factor}."
-        )

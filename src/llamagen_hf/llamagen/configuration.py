@@ -10,39 +10,41 @@ from ..conditioning.text import check_prompt_cleaning
 class LlamaGenConfig(PreTrainedConfig):
     r"""Sizes and conditioning of [`LlamaGenForConditionalGeneration`]. The defaults are the released LlamaGen-B.
 
-    Codes are the ids 0..`vocab_size` - 1. In class mode, class `c` is id `vocab_size + c` and the null class of
-    classifier-free guidance is id `vocab_size + num_classes`.
+    Codes have the ids 0..`vocab_size` - 1. In class mode, class `c` has the id `vocab_size + c`, and the null class of
+    classifier-free guidance has the id `vocab_size + num_classes`.
 
     Args:
         vocab_size (`int`, *optional*, defaults to 16384): Number of codes, and rows of the output head.
         hidden_size (`int`, *optional*, defaults to 768): Width of the residual stream.
-        intermediate_size (`int`, *optional*): Width of the SwiGLU; 8/3 `hidden_size` rounded up to a multiple of 256.
+        intermediate_size (`int`, *optional*):
+            Width of the SwiGLU; by default 8/3 of `hidden_size`, rounded up to a multiple of 256.
         num_hidden_layers (`int`, *optional*, defaults to 12): Decoder layers.
         num_attention_heads (`int`, *optional*, defaults to 12): Attention heads.
         head_dim (`int`, *optional*):
-            Their width, a multiple of 4; `hidden_size // num_attention_heads` by default.
-        num_key_value_heads (`int`, *optional*): Key and value heads; as many as `num_attention_heads` by default.
+            Width of a head, a multiple of 4; by default `hidden_size // num_attention_heads`.
+        num_key_value_heads (`int`, *optional*): Key and value heads; by default `num_attention_heads`.
         rms_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the norms.
         rope_theta (`float`, *optional*, defaults to 10000): Base of the 2D rotary embedding.
         grid_size (`int`, *optional*, defaults to 16): Side of the code grid; an image has `grid_size ** 2` codes.
         conditioning (`str`, *optional*, defaults to `"class"`): `"class"` or `"text"`.
         num_classes (`int`, *optional*, defaults to 1000): Number of classes, class mode only.
-        condition_length (`int`, *optional*): Positions before the first code: 1 in class mode, else 120 by default.
+        condition_length (`int`, *optional*): Positions before the first code: 1 in class mode, by default 120 in text
+            mode.
         condition_dim (`int`, *optional*, defaults to 2048): Width of the text encoder's states, text mode only.
         prompt_cleaning (`str`, *optional*, defaults to `"unicode"`):
-            How prompts are cleaned, text mode only, see [`~llamagen_hf.conditioning.text.clean_prompt`]. A saved
-            configuration that does not say it means `"released"`.
+            How prompts are cleaned, text mode only; see [`~llamagen_hf.conditioning.text.clean_prompt`]. A saved
+            configuration without this field means `"released"`.
         id2label (`dict[int, str]`, *optional*): Class names, class mode only.
         embedding_dropout (`float`, *optional*, defaults to 0.1): Dropout of the input embeddings.
         residual_dropout (`float`, *optional*, defaults to 0.1): Dropout of the attention's output.
         ffn_dropout (`float`, *optional*, defaults to 0.1): Dropout of the SwiGLU's output.
         attention_dropout (`float`, *optional*, defaults to 0.0): Dropout of the attention weights.
         condition_dropout (`float`, *optional*, defaults to 0.1):
-            Chance that training replaces a condition by the null condition, which classifier-free guidance needs.
+            Probability that training replaces a condition by the null condition, which classifier-free guidance needs.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of new weights.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassClassValidationError: If sizes do not fit together.
+        huggingface_hub.errors.StrictDataclassClassValidationError: If the sizes do not fit together.
     """
 
     model_type = "llamagen"
@@ -75,7 +77,7 @@ class LlamaGenConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     tie_word_embeddings: bool = False
-    # What transformers' Llama layers read beside the fields above.
+    # transformers' Llama layers read these, too.
     hidden_act: str = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -90,7 +92,7 @@ class LlamaGenConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.condition_length is None:
             self.condition_length = 1 if self.conditioning == "class" else 120
-        # Without names the base class would make up "LABEL_0", "LABEL_1".
+        # Without names, the base class would invent "LABEL_0", "LABEL_1".
         named = self.id2label is not None
         super().__post_init__(**kwargs)
         if not named:
@@ -98,11 +100,11 @@ class LlamaGenConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        # Checkpoints were saved before there was a choice, and all prompts were cleaned by the released rules then.
+        # Checkpoints that predate this field were trained on prompts cleaned by the released rules.
         return super().from_dict({"prompt_cleaning": "released"} | config_dict, **kwargs)
 
     def validate_architecture(self):
-        """Check that the sizes fit together; called on construction and on change."""
+        """Check that the sizes fit together. Called on construction and on every change."""
         if self.conditioning not in ("class", "text"):
             raise ValueError(f"`conditioning` is {self.conditioning!r}; expected 'class' or 'text'.")
         check_prompt_cleaning(self.prompt_cleaning)
@@ -112,21 +114,21 @@ class LlamaGenConfig(PreTrainedConfig):
                 f"({self.num_attention_heads})."
             )
         if self.head_dim % 4:
-            raise ValueError(f"2D RoPE needs heads of a width divisible by 4, these are {self.head_dim} wide.")
+            raise ValueError(f"2D RoPE needs a head width divisible by 4, but `head_dim` is {self.head_dim}.")
         if self.conditioning == "class" and self.condition_length != 1:
-            raise ValueError(f"A class is one position, but `condition_length` is {self.condition_length}.")
+            raise ValueError(f"A class takes one position, but `condition_length` is {self.condition_length}.")
 
     @property
     def null_class_id(self) -> int:
-        """Input id of the null class, which stands for no condition in class mode."""
+        """Input id of the null class, which stands for "no condition" in class mode."""
         return self.vocab_size + self.num_classes
 
     @property
     def num_codes(self) -> int:
-        """Codes of one image."""
+        """Number of codes of an image."""
         return self.grid_size**2
 
     @property
     def max_position_embeddings(self) -> int:
-        """Positions of the condition and of one image."""
+        """Length of the longest sequence: the condition and the codes of one image."""
         return self.condition_length + self.num_codes

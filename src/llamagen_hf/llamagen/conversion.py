@@ -1,4 +1,4 @@
-"""Released LlamaGen checkpoints (FoundationVision/LlamaGen) into this package's models."""
+"""Conversion of the released LlamaGen checkpoints (FoundationVision/LlamaGen) into this package's models."""
 
 import argparse
 import re
@@ -34,10 +34,10 @@ VARIANTS = {
     "7B": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32},
 }
 
-# What torch says of a pickle that is whole but wants more than weights.
+# Parts of torch's messages about an intact pickle that holds more than weights.
 REFUSED_PICKLES = ("Unsupported global", "Unsupported class", "call reduce", "instantiate")
 
-# Our tokenizer names to the released ones, replaced one after the other.
+# Names of the image tokenizer's weights, ours to released, replaced one after the other.
 VQ_NAMES = {
     "encoder.down_blocks.": "encoder.conv_blocks.",
     "decoder.up_blocks.": "decoder.conv_blocks.",
@@ -57,7 +57,7 @@ VQ_NAMES = {
     ".conv_norm_out.": ".norm_out.",
 }
 
-# Released generator names to ours. `wqkv` and the class embeddings are not renamed but taken apart and put together.
+# Names of the generator's weights, released to ours. `wqkv` is split and class embeddings are appended, see below.
 TRANSFORMER_KEYS = [
     (r"^layers\.(\d+)\.attention\.wo\.", r"model.layers.\1.self_attn.o_proj."),
     (r"^layers\.(\d+)\.attention_norm\.", r"model.layers.\1.input_layernorm."),
@@ -73,14 +73,17 @@ TRANSFORMER_KEYS = [
 
 
 def load_released(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the weights of a released file, `.pt` or safetensors, wherever in it they are.
+    """Read the weights of a released file, wherever in the file they are.
 
-    They stand under "model" (DDP), "module" (DeepSpeed), "state_dict", or at the top (FSDP). If there are averaged
-    ones, under "ema", these are taken. Prefixes such as `module.` and `_orig_mod.` are dropped. Nothing in the file is
-    executed.
+    Released files hold their weights under "model" (DDP), "module" (DeepSpeed), "state_dict", or at the top (FSDP).
+    Averaged weights, under "ema", take precedence. Prefixes such as `module.` and `_orig_mod.` are dropped. No code in
+    the file is executed. The weights are on the CPU.
+
+    Args:
+        path (`str` or `Path`): A `.pt` or safetensors file.
 
     Raises:
-        ValueError: In one sentence, if the file is missing, damaged, holds code, or holds no weights.
+        ValueError: If the file is missing or damaged, holds pickled code, or holds no weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,17 +92,17 @@ def load_released(path: str | Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            # Training checkpoints keep their arguments beside the weights; a namespace is plain data.
+            # Training checkpoints hold their arguments as a namespace, which is plain data.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever bytes the file holds, torch's unpickler has an exception for them
+    except Exception as error:  # which exception torch's unpickler raises depends on the bytes of the file
         if isinstance(error, UnpicklingError) and any(word in str(error) for word in REFUSED_PICKLES):
             raise ValueError(f"{path.name} holds pickled code beside its weights, so it is not loaded.") from error
-        raise ValueError(f"{path.name} is damaged or no checkpoint.") from error
+        raise ValueError(f"{path.name} is damaged or not a checkpoint.") from error
     for wrapper in ("ema", "model", "module", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict) and content[wrapper]:
             if wrapper == "ema":
-                logger.warning(f"{path.name} holds averaged weights (ema), which are taken.")
+                logger.warning(f"{path.name} holds averaged weights (ema); using those.")
             content = content[wrapper]
             break
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
@@ -111,13 +114,13 @@ def load_released(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _unwrapped(key: str) -> str:
-    """A name without what `torch.compile`, DDP, DeepSpeed and FSDP put into it."""
+    """Remove from a name what `torch.compile`, DDP, DeepSpeed and FSDP add to it."""
     key = re.sub(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", key)
     return re.sub(r"^(module\.)+", "", key)
 
 
 def _check_keys(what: str, found: dict[str, torch.Size], expected: dict[str, torch.Size]) -> None:
-    """Raise a `ValueError` that lists every name which is unknown, missing or of another shape."""
+    """Raise a `ValueError` that lists every name that is unknown, missing or of the wrong shape."""
     problems = [f"unknown {key}" for key in sorted(found.keys() - expected.keys())]
     problems += [f"missing {key}" for key in sorted(expected.keys() - found.keys())]
     problems += [
@@ -130,7 +133,7 @@ def _check_keys(what: str, found: dict[str, torch.Size], expected: dict[str, tor
 
 
 def _check_ranks(what: str, state_dict: dict[str, torch.Tensor], ranks: dict[str, int]) -> None:
-    """Raise a `ValueError` unless the weights that sizes are read off are there, with that many dimensions."""
+    """Raise a `ValueError` unless the weights in `ranks`, which give the sizes, exist with that many dimensions."""
     for key, rank in ranks.items():
         if key not in state_dict:
             raise ValueError(f"These weights are not those of {what}: missing {key}.")
@@ -146,13 +149,13 @@ def _released_vq_name(key: str) -> str:
 
 
 def vq_model_from_released(state_dict: dict[str, torch.Tensor]) -> LlamaGenVQModel:
-    """A [`LlamaGenVQModel`] with released weights; its sizes are read off their shapes.
+    """Build a [`LlamaGenVQModel`] in evaluation mode from released weights, whose shapes determine its sizes.
 
     Args:
-        state_dict (`dict[str, torch.Tensor]`): VQ-16, VQ-8 or any other size of the released tokenizer.
+        state_dict (`dict[str, torch.Tensor]`): Weights of VQ-16, VQ-8 or any other size of the released tokenizer.
 
     Raises:
-        ValueError: Listing the names that are unknown, missing or of another shape.
+        ValueError: If names are unknown, missing or of the wrong shape; the message lists them.
     """
     released = {key: value for key, value in state_dict.items() if key != "quantize.codebook_used"}
     _check_ranks(
@@ -181,7 +184,7 @@ def vq_model_from_released(state_dict: dict[str, torch.Tensor]) -> LlamaGenVQMod
         )
     names = {key: _released_vq_name(key) for key in model.state_dict()}
     expected = {names[key]: value.shape for key, value in model.state_dict().items()}
-    # Attention projections are 1x1 convolutions there and linear layers here.
+    # Attention projections are 1x1 convolutions in the released code and linear layers here.
     is_projection = re.compile(r".*\.(q|k|v|proj_out)\.weight")
     expected = {name: (*shape, 1, 1) if is_projection.fullmatch(name) else shape for name, shape in expected.items()}
     _check_keys("a LlamaGen tokenizer", {name: value.shape for name, value in released.items()}, expected)
@@ -192,7 +195,7 @@ def vq_model_from_released(state_dict: dict[str, torch.Tensor]) -> LlamaGenVQMod
 
 
 def _released_shapes(config: LlamaGenConfig) -> dict[str, torch.Size]:
-    """Names and shapes of a released generator of this configuration."""
+    """Return the names and shapes of a released generator's weights, for this configuration."""
     width, hidden = config.hidden_size, config.intermediate_size
     kv_width = config.num_key_value_heads * config.head_dim
     shapes = {
@@ -228,14 +231,14 @@ def _half_split(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
 def convert_transformer_state_dict(
     state_dict: dict[str, torch.Tensor], config: LlamaGenConfig
 ) -> dict[str, torch.Tensor]:
-    """Weights of a released generator under the names of [`LlamaGenForConditionalGeneration`].
+    """Convert a released generator's weights to a state dict of [`LlamaGenForConditionalGeneration`].
 
     Args:
         state_dict (`dict[str, torch.Tensor]`): The released weights.
-        config ([`LlamaGenConfig`]): Sizes that they must have.
+        config ([`LlamaGenConfig`]): The sizes that they must have.
 
     Raises:
-        ValueError: Listing the names that are unknown, missing or of another shape.
+        ValueError: If names are unknown, missing or of the wrong shape; the message lists them.
     """
     released = {key: value for key, value in state_dict.items() if key != "freqs_cis"}  # a stale table, never read
     shapes = {key: value.shape for key, value in released.items()}
@@ -264,16 +267,17 @@ def convert_transformer_state_dict(
 def transformer_from_released(
     state_dict: dict[str, torch.Tensor], variant: str, grid_size: int, id2label: dict[int, str] | None = None
 ) -> LlamaGenForConditionalGeneration:
-    """A [`LlamaGenForConditionalGeneration`] with released weights.
+    """Build a [`LlamaGenForConditionalGeneration`] in evaluation mode from released weights.
 
     Args:
-        state_dict (`dict[str, torch.Tensor]`): The released weights. What `variant` leaves open is read off them.
-        variant (`str`): A name of [`VARIANTS`].
-        grid_size (`int`): Side of the code grid: image side over the tokenizer's downsampling.
+        state_dict (`dict[str, torch.Tensor]`):
+            The released weights. Their shapes determine the sizes that `variant` leaves open.
+        variant (`str`): A key of [`VARIANTS`].
+        grid_size (`int`): Side of the code grid: the image's side divided by the tokenizer's `downsample_factor`.
         id2label (`dict[int, str]`, *optional*): Class names.
 
     Raises:
-        ValueError: If the weights are of another variant, or listing the names that do not fit.
+        ValueError: If the weights are of another variant, or if names are unknown, missing or of the wrong shape.
     """
     if variant not in VARIANTS:
         raise ValueError(f"There is no variant {variant!r}; expected one of {', '.join(VARIANTS)}.")
@@ -320,33 +324,34 @@ def convert_checkpoint(
     id2label: dict[int, str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write two released files as one pipeline folder, complete or not at all.
+    """Convert a released tokenizer and generator into a pipeline folder, which appears only once it is complete.
 
     Args:
-        vq_checkpoint (`str` or `Path`): Released tokenizer, such as vq_ds16_c2i.pt.
-        transformer_checkpoint (`str` or `Path`): Released generator, such as c2i_B_256.pt.
-        variant (`str`): Size of the generator, a name of [`VARIANTS`].
+        vq_checkpoint (`str` or `Path`): The released tokenizer, such as vq_ds16_c2i.pt.
+        transformer_checkpoint (`str` or `Path`): The released generator, such as c2i_B_256.pt.
+        variant (`str`): Size of the generator, a key of [`VARIANTS`].
         image_size (`int`): Side of its images, in pixels.
         output (`str` or `Path`): A folder that does not exist yet.
         text (`bool`, *optional*, defaults to `False`): Whether the generator is text-conditional.
         text_encoder (`str`, *optional*):
-            Folder or Hub id of the text encoder and its tokenizer (FLAN-T5-XL for the released weights) to include.
+            Folder or Hub id of a text encoder with its tokenizer to include: FLAN-T5-XL for the released weights.
         id2label (`dict[int, str]`, *optional*):
-            Class names of a class-conditional generator. Those of ImageNet come from the Hub by default, if it has
-            1000 classes and the Hub can be reached.
-        dtype (`torch.dtype`, *optional*): To save the weights in; as they are by default.
+            Class names of a class-conditional generator. By default, a generator with 1000 classes gets ImageNet's
+            names from the Hub if the Hub can be reached.
+        dtype (`torch.dtype`, *optional*): Dtype of the saved weights; by default that of the released ones.
 
     Raises:
-        ValueError: In one sentence, if files, variant or output do not fit.
+        ValueError: If a file is missing or damaged, if the files, `variant`, `image_size`, `text` and `id2label`
+            contradict each other, or if `output` exists or can't be written.
     """
     output = Path(output)
     if output.exists():
-        raise ValueError(f"The output {str(output)!r} exists already; name a new folder.")
+        raise ValueError(f"The output {str(output)!r} already exists; name a new folder.")
     vq_model = vq_model_from_released(load_released(vq_checkpoint))
     grid_size, rest = divmod(image_size, vq_model.downsample_factor)
     if rest or grid_size < 1:
         raise ValueError(
-            f"The image size {image_size} is no multiple of the tokenizer's {vq_model.downsample_factor}."
+            f"The image size {image_size} is not a multiple of the tokenizer's {vq_model.downsample_factor}."
         )
     vq_model.register_to_config(sample_size=image_size)
     transformer = transformer_from_released(load_released(transformer_checkpoint), variant, grid_size, id2label)
@@ -355,19 +360,19 @@ def convert_checkpoint(
         wanted = "text" if text else "class"
         raise ValueError(f"The generator's weights are {config.conditioning}-conditional, not {wanted}-conditional.")
     if id2label is not None and text:
-        raise ValueError("Class names go with a class-conditional generator, and this one is text-conditional.")
+        raise ValueError("Class names need a class-conditional generator, but this one is text-conditional.")
     if id2label is not None and set(id2label) != set(range(config.num_classes)):
         raise ValueError(
-            f"The {len(id2label)} class names must have the ids 0..{config.num_classes - 1}, one for each class."
+            f"The {len(id2label)} class names must have the ids 0..{config.num_classes - 1}, one name per class."
         )
     if id2label is None and not text and config.num_classes == 1000:
         try:
             config.id2label = fetch_imagenet_labels()
         except OSError:
-            logger.warning("ImageNet's class names can't be fetched, so classes go by id; or pass `id2label`.")
+            logger.warning("ImageNet's class names can't be fetched, so classes have ids only; or pass `id2label`.")
     if config.vocab_size != vq_model.config.num_vq_embeddings:
         raise ValueError(
-            f"The generator draws {config.vocab_size} codes, but the tokenizer has "
+            f"The generator has {config.vocab_size} codes, but the tokenizer has "
             f"{vq_model.config.num_vq_embeddings}; these two files do not belong together."
         )
     encoder, tokenizer = (None, None) if text_encoder is None else load_text_encoder(text_encoder)
@@ -378,7 +383,7 @@ def convert_checkpoint(
 
 
 def save_complete(pipe: AutoregressiveImagePipeline, output: Path) -> None:
-    """Save a pipeline as `output`, which appears only once it is whole."""
+    """Save a pipeline as the folder `output`, which appears only once it is complete."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))

@@ -1,4 +1,4 @@
-"""The token loop: a condition in, a grid of codes out, one code a step."""
+"""The decoding loop: from a condition to a grid of codes, one code per step."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -12,13 +12,13 @@ from transformers import StaticCache
 
 from ..loading.offloading import is_offloaded
 from .modeling import LlamaGenForConditionalGeneration
-from .sampling import guide, is_guided, sample
+from .sampling import SamplingParams, guide, is_guided, sample
 
 
 def in_own_precision(method: Callable) -> Callable:
-    """A pipeline's method whose precision is that of the weights, under [`torch.autocast`] as well.
+    """Decorate a pipeline's method to compute in the precision of the weights, also under [`torch.autocast`].
 
-    What a seed draws, and what the parameters of an image say about it, must not depend on what is around the call.
+    The image of a seed, and the parameters that describe it, must not depend on the context of the call.
     """
 
     @wraps(method)
@@ -30,11 +30,11 @@ def in_own_precision(method: Callable) -> Callable:
 
 
 class CodeDecoder:
-    """Draws codes from a [`LlamaGenForConditionalGeneration`] with static shapes.
+    """Generates codes with a [`LlamaGenForConditionalGeneration`], at static shapes.
 
-    The keys and values of all layers live in a cache of fixed size, which the next drawing of the same batch size
-    takes over; drawings that go on side by side have one each. The condition is read eagerly; after it, every code is
-    one call of a step whose shapes never change, which [`compile`] turns into a single graph.
+    The keys and values of all layers live in a cache of fixed size. The next call with the same batch size reuses it;
+    concurrent calls have a cache each. The condition is read eagerly. After it, each code takes one call of a step
+    whose shapes never change, and which [`compile`] turns into a single graph.
 
     Args:
         model ([`LlamaGenForConditionalGeneration`]): In evaluation mode.
@@ -47,14 +47,15 @@ class CodeDecoder:
         self._freezes = False
 
     def compile(self, **kwargs) -> None:
-        """Compile the one-code step, `fullgraph=True`.
+        """Compile the step for one code, with `fullgraph=True`.
 
-        The first drawing with a new batch size then takes a minute or so. Each of them keeps its own graph; torch
-        allows eight (`torch._dynamo.config.recompile_limit`).
+        The first call with each batch size then takes a minute or so. Each batch size has its own graph; torch allows
+        eight (`torch._dynamo.config.recompile_limit`).
 
         Args:
-            kwargs: For `torch.compile`. By default CUDA graphs on an accelerator; on a CPU, weights frozen into the
-                graph and the fastest of several kernels. Frozen weights ignore later changes, so compile last.
+            kwargs: Passed to `torch.compile`. The default on an accelerator is CUDA graphs. On a CPU it is weights
+                frozen into the graph and the fastest of several kernels. Frozen weights ignore later changes, so
+                compile last.
         """
         self._freezes = False  # an earlier call may have set it
         if not kwargs.keys() & {"mode", "options"}:
@@ -78,10 +79,10 @@ class CodeDecoder:
 
     @contextmanager
     def _static_cache(self, rows: int, length: int, device: torch.device) -> Iterator[StaticCache]:
-        # Tensors made in inference mode can't be updated outside of it.
+        # Tensors created in inference mode can't be updated outside it.
         key = (rows, length, self.model.dtype, device, torch.is_inference_mode_enabled())
         cache = self._spare_caches.pop(key, None)
-        self._spare_caches.clear()  # free those of other sizes before allocating
+        self._spare_caches.clear()  # free caches of other sizes before allocating
         if cache is None:
             cache = StaticCache(config=self.model.config, max_cache_len=length)
         else:
@@ -92,11 +93,11 @@ class CodeDecoder:
             self._spare_caches[key] = cache
 
     def _freezing(self) -> AbstractContextManager:
-        # Not an option of torch.compile: the tracer, which turns weights into constants, reads the global setting.
+        # This is not an option of torch.compile: the tracer, which makes weights constants, reads the global setting.
         return torch._inductor.config.patch(freezing=True) if self._freezes else nullcontext()
 
     def __call__(self, uniforms: torch.Tensor, **kwargs) -> torch.LongTensor:
-        """Draw all codes of a batch of images; arguments and errors as for [`stream`].
+        """Generate all codes of a batch of images. Arguments and errors are those of [`stream`].
 
         Returns:
             `torch.LongTensor` of shape `(batch, codes)`: The codes in raster order.
@@ -112,42 +113,40 @@ class CodeDecoder:
         prompt_embeds: torch.Tensor | None = None,
         prompt_attention_mask: torch.Tensor | None = None,
         prefix_codes: torch.LongTensor | None = None,
-        guidance_scale: float = 1.0,
-        guidance_interval: int = -1,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        **sampling: float,
     ) -> Generator[torch.LongTensor, float | None, None]:
-        """Draw the codes of a batch of images one after the other.
+        """Generate the codes of a batch of images one after the other.
 
         Args:
             uniforms (`torch.Tensor` of shape `(batch, codes)`):
-                Random numbers in [0, 1), one for each code of an image, on the device that the model runs on.
+                Random numbers in [0, 1), one per code, on the device that the model runs on.
             class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): Input ids of the classes, class mode.
             prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
-                Left-padded text states, text mode.
+                Left-padded text encoder states, text mode.
             prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*): 0 for padding.
             prefix_codes (`torch.LongTensor` of shape `(batch, n)`, *optional*):
                 The first n < `codes` codes, which are kept; the others are drawn with the random numbers they would
                 have without. They are read in one go with the condition.
-            guidance_scale (`float`, *optional*, defaults to 1.0): 1 draws without the unconditional half.
-            guidance_interval (`int`, *optional*, defaults to -1): See [`~llamagen_hf.llamagen.sampling.is_guided`].
-            temperature, top_k, top_p: See [`~llamagen_hf.llamagen.sampling.sample`].
+            sampling: Fields of [`~llamagen_hf.llamagen.sampling.SamplingParams`]; without them codes are drawn from
+                the logits as they are.
 
         Yields:
-            `torch.LongTensor` of shape `(batch, i)`: The codes so far in raster order, after each one that is drawn.
-            It may be changed in place; only its last column can still change what follows. Another `guidance_scale`
-            may be sent back; where it was 1, there is nothing to guide by, so that is a `ValueError`.
+            `torch.LongTensor` of shape `(batch, i)`: The codes so far in raster order, after each new code. The caller
+            may change the tensor in place, but only a change of its last column affects the following codes. The
+            caller may send back another `guidance_scale` if guidance was on at the start.
 
         Raises:
-            ValueError: If the logits overflow, as they may in float16.
+            ValueError: If the logits overflow, as they may in float16; if the step is compiled and the weights are
+                offloaded; or if a sent `guidance_scale` turns on guidance that was off at the start.
         """
         model, config = self.model, self.model.config
         if self.is_compiled and is_offloaded(model):
             raise ValueError("The weights are offloaded, which a compiled step can't be: use one or the other.")
-        # The model's own device means nothing while its weights are offloaded.
+        # The model's own device is meaningless while its weights are offloaded.
         (batch, num_codes), device = uniforms.shape, uniforms.device
         in_own_precision = torch.autocast(device.type, enabled=False)
+        params = SamplingParams(**sampling).filled()
+        guidance_scale = params.guidance_scale
         guided = guidance_scale != 1
         if prefix_codes is None:
             prefix_codes = torch.empty(batch, 0, dtype=torch.long, device=device)
@@ -175,7 +174,7 @@ class CodeDecoder:
                 class_ids = torch.cat([class_ids, torch.full_like(class_ids, config.null_class_id)])
             condition = {"input_ids": torch.cat([class_ids[:, None], prefix_codes], dim=1)}
 
-        length = -(-(condition_length + num_codes) // 8) * 8  # attention kernels like multiples of 8
+        length = -(-(condition_length + num_codes) // 8) * 8  # attention kernels are faster at multiples of 8
         attention_mask = None
         if prompt_attention_mask is not None:
             attention_mask = F.pad(prompt_attention_mask, (0, length - condition_length), value=1)
@@ -189,12 +188,14 @@ class CodeDecoder:
                 if guided:
                     conditional, unconditional = logits.chunk(2)
                     logits = conditional
-                    if guidance_scale != 1 and is_guided(index, guidance_interval):
+                    if guidance_scale != 1 and is_guided(index, params.guidance_interval):
                         logits = guide(conditional, unconditional, guidance_scale)
                 with in_own_precision:
-                    codes[:, index] = sample(logits, uniforms[:, index], temperature, top_k, top_p)
+                    codes[:, index] = sample(
+                        logits, uniforms[:, index], params.temperature, params.top_k, params.top_p
+                    )
                 if index + 1 == num_codes and not logits.isfinite().all():
-                    # Asked once, since it stalls the device; what is not finite stays so.
+                    # Checked once, since the check stalls the device. Values that are not finite stay so.
                     raise ValueError(f"The logits are not finite in {model.dtype}; use bfloat16 or float32.")
                 changed_scale = yield codes[:, : index + 1]
                 if changed_scale is not None:

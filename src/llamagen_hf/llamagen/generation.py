@@ -1,4 +1,4 @@
-"""transformers' `generate` for images: text conditions, positions on a grid, and an end where the grid ends."""
+"""transformers' `generate` for images: adds text conditions and grid positions, and stops when the grid is full."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from .loss import check_inputs
 
 
 class CodeGenerationMixin(GenerationMixin):
-    """[`~transformers.GenerationMixin`] of a generator of codes."""
+    """[`~transformers.GenerationMixin`] for a generator of codes."""
 
     def generate(
         self,
@@ -19,24 +19,25 @@ class CodeGenerationMixin(GenerationMixin):
         prompt_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.LongTensor | ModelOutput:
-        """Draw codes up to the end of the grid.
+        """Generate codes until the grid is full.
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch, n)`, *optional*):
                 Class mode: the class ids and the first codes, if any. Text mode: the first codes, if any.
             prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
-                Text mode: the text encoder's states, padding on the left.
+                Text mode: the text encoder's states, padded on the left.
             prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*):
-                1 for words, 0 for padding; all words by default.
-            args, kwargs: As for [`~transformers.GenerationMixin.generate`]. With `guidance_scale`,
-                `negative_prompt_ids` are by default the null class.
+                1 for words, 0 for padding; by default all 1.
+            args, kwargs: Passed to [`~transformers.GenerationMixin.generate`]. With `guidance_scale`,
+                `negative_prompt_ids` defaults to the null class.
 
         Returns:
-            What comes in as `inputs` and the codes after it, as transformers returns it.
+            `torch.LongTensor` or [`~transformers.utils.ModelOutput`]: `inputs` followed by the generated codes, in
+            the form in which transformers returns them.
 
         Raises:
-            ValueError: If the condition is missing or does not fit, if no code is left to draw, or if guidance is
-                asked for where `generate` has none.
+            ValueError: If the condition is missing or does not fit the model, if no code is left to generate, or if
+                guidance is requested for text or for a beam search, where `generate` has none.
         """
         inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
         is_text, has_embeds = self.config.conditioning == "text", kwargs.get("inputs_embeds") is not None
@@ -49,10 +50,10 @@ class CodeGenerationMixin(GenerationMixin):
         if scale not in (None, 1):
             if is_text or has_embeds or (num_beams or 1) > 1:
                 what = "a beam search" if not is_text and not has_embeds else "without a class"
-                raise ValueError(f"`generate` can't guide {what}: draw with AutoregressiveImagePipeline.")
+                raise ValueError(f"`generate` can't guide {what}: use AutoregressiveImagePipeline.")
             kwargs["negative_prompt_ids"] = self._unconditional_ids(inputs, defaults, kwargs)
         if kwargs.get("max_length") is not None:
-            kwargs.setdefault("max_new_tokens", None)  # else the default of it would win
+            kwargs.setdefault("max_new_tokens", None)  # or its default would take precedence
         if not is_text and prompt_embeds is None:
             return super().generate(inputs, *args, **kwargs)
         if has_embeds:
@@ -75,7 +76,7 @@ class CodeGenerationMixin(GenerationMixin):
         return output
 
     def _unconditional_ids(self, inputs: torch.LongTensor, defaults, kwargs: dict) -> torch.LongTensor:
-        """What stands for no condition, with the codes that the condition comes with, one row for each sequence."""
+        """Return the null condition followed by the given codes, one row per sequence."""
         null = kwargs.get("negative_prompt_ids")
         if null is None:
             null = torch.full_like(inputs[:, :1], self.config.null_class_id)
@@ -84,7 +85,7 @@ class CodeGenerationMixin(GenerationMixin):
         return null.repeat_interleave(count, 0)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
-        # transformers counts from the first word. Places in the grid are absolute, whatever the padding before them.
+        # transformers counts from the first word, but positions on the grid are absolute, whatever the padding.
         cache = model_kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         positions = torch.arange(inputs_tensor.shape[1] + past, device=inputs_tensor.device)
@@ -94,7 +95,7 @@ class CodeGenerationMixin(GenerationMixin):
         generation_config = super()._prepare_generated_length(generation_config, *args, **kwargs)
         given = kwargs["inputs_tensor"].shape[1] - self.config.condition_length
         if given >= self.config.num_codes:
-            raise ValueError(f"All {self.config.num_codes} codes are given: there is none left to draw.")
+            raise ValueError(f"All {self.config.num_codes} codes are given: none is left to generate.")
         end = kwargs["input_ids_length"] + self.config.num_codes - given
         generation_config.max_length = min(generation_config.max_length, end)
         generation_config.min_length = min(generation_config.min_length or 0, end)
@@ -104,7 +105,7 @@ class CodeGenerationMixin(GenerationMixin):
         self, input_ids, past_key_values=None, inputs_embeds=None, is_first_iteration=False, **kwargs
     ):
         if inputs_embeds is not None and past_key_values is None and not is_first_iteration:
-            # Without a cache all is read again, of which transformers would leave out the embeddings.
+            # Without a cache, every step reads the whole sequence, and transformers would leave out the embeddings.
             inputs_embeds = torch.cat([inputs_embeds, self.model.embed_tokens(input_ids)], dim=1)
             is_first_iteration = True
         return super().prepare_inputs_for_generation(

@@ -1,42 +1,29 @@
-"""What a drawing is asked for, checked."""
+"""The arguments of a generation: checked, and prepared as tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerBase
 
 from ..arguments import FieldError, is_count, is_integer, plain
+from ..conditioning.classes import resolve_class_label
+from ..provenance import describe
 from ..reranking import Scorer
 from .configuration import LlamaGenConfig
+from .sampling import SamplingParams
 
 
-SAMPLING_SETTINGS = ("guidance_scale", "guidance_interval", "temperature", "top_k", "top_p")
-NUMBERS = (
-    *SAMPLING_SETTINGS,
-    "class_labels",
-    "num_images_per_prompt",
-    "keep_rows",
-    "num_candidates",
-    "height",
-    "width",
-)
 OUTPUT_TYPES = ("pil", "np", "pt", "codes")
 
 
-@dataclass
-class GenerationInputs:
-    """The arguments of a drawing. [`AutoregressiveImagePipeline.__call__`] says what each of them is."""
+@dataclass(frozen=True, kw_only=True)
+class GenerationInputs(SamplingParams):
+    """The arguments of a call. [`AutoregressiveImagePipeline.__call__`] says what each of them is."""
 
     prompt: str | list[str] | None = None
     class_labels: int | str | list[int | str] | torch.Tensor | None = None
-    guidance_scale: float | None = None
-    guidance_interval: int = -1
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
     num_images_per_prompt: int = 1
     generator: torch.Generator | list[torch.Generator] | None = None
     prompt_embeds: torch.Tensor | None = None
@@ -51,12 +38,10 @@ class GenerationInputs:
     width: int | None = None
 
     def __post_init__(self):
-        if isinstance(self.class_labels, (torch.Tensor, np.ndarray)):
-            self.class_labels = self.class_labels.flatten().tolist()
-        elif isinstance(self.class_labels, list):
-            self.class_labels = [plain(label) for label in self.class_labels]
-        for name in NUMBERS:
-            setattr(self, name, plain(getattr(self, name)))
+        super().__post_init__()
+        for name in ("num_images_per_prompt", "keep_rows", "num_candidates", "height", "width"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        object.__setattr__(self, "class_labels", plain_labels(self.class_labels))
 
     @property
     def conditions(self) -> Sequence:
@@ -75,25 +60,23 @@ class GenerationInputs:
         """Images to draw, candidates included."""
         return self.num_images * self.num_candidates
 
-    @property
-    def sampling(self) -> dict[str, float | None]:
-        """The sampling settings as given, `None` where the checkpoint decides."""
-        return {name: getattr(self, name) for name in SAMPLING_SETTINGS}
-
     def check(
         self,
         config: LlamaGenConfig,
-        image_size: int,
-        tokenizer: PreTrainedTokenizerBase | None,
+        image_size: int | None,
+        reads_prompts: bool,
     ) -> None:
-        """Raise a [`FieldError`] of one sentence if the arguments do not fit each other or the checkpoint.
+        """Check the arguments against each other and the checkpoint.
 
         Args:
-            config ([`LlamaGenConfig`]): The generator's.
-            image_size (`int`): Side of the checkpoint's images.
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The text encoder's, if there is one.
+            config ([`LlamaGenConfig`]): The configuration of the generator.
+            image_size (`int`, *optional*): Side of the images in pixels; `None` if there is no image tokenizer.
+            reads_prompts (`bool`): Whether there is a text encoder with its tokenizer.
+
+        Raises:
+            FieldError: If an argument does not fit.
         """
-        self._check_condition(config, tokenizer)
+        self._check_condition(config, reads_prompts)
         if not is_count(self.num_images_per_prompt):
             raise FieldError(
                 "num_images_per_prompt",
@@ -119,7 +102,60 @@ class GenerationInputs:
                 "scorer", "`num_candidates` needs a `scorer` to choose by, such as llamagen_hf.clip.CLIPScorer."
             )
 
-    def _check_condition(self, config: LlamaGenConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    def prepare(
+        self,
+        config: LlamaGenConfig,
+        image_size: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        sampling_defaults: Mapping[str, float] | None = None,
+        encode_prompt: Callable | None = None,
+        encode_image: Callable | None = None,
+    ) -> "PreparedInputs":
+        """Check the arguments and turn them into what a generator reads. Pipeline, server and vLLM all start here.
+
+        Args:
+            config ([`LlamaGenConfig`]): The configuration of the generator.
+            image_size (`int`, *optional*): Side of the images in pixels, if there is an image tokenizer.
+            device (`torch.device`, *optional*): Where the tensors go.
+            dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Of text states.
+            sampling_defaults (`Mapping[str, float]`, *optional*): In place of settings that are `None`.
+            encode_prompt (`Callable`, *optional*): Turns prompts into text states and their mask.
+            encode_image (`Callable`, *optional*): Turns images into grids of codes.
+
+        Raises:
+            FieldError: If an argument does not fit the others or the checkpoint.
+        """
+        self.check(config, image_size, encode_prompt is not None)
+        params = self.filled(sampling_defaults)
+        params.check_sampling()
+        if config.conditioning == "class":
+            ids = class_ids(config, self.class_labels)
+            names = [(config.id2label or {}).get(i, str(i)) for i in (ids - config.vocab_size).tolist()]
+            tensors = {"class_ids": ids.to(device)}
+        else:
+            embeds, mask = self.prompt_embeds, self.prompt_attention_mask
+            if embeds is None:
+                embeds, mask = encode_prompt(self.prompt)
+            elif mask is None:
+                mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+            names = [None] * len(embeds) if self.prompt is None else self.conditions
+            tensors = {
+                "prompt_embeds": embeds.to(device, dtype),
+                "prompt_attention_mask": mask.to(device, torch.long),
+            }
+        prefix = self.prefix_codes
+        if self.image is not None:
+            prefix = encode_image(self.image)[:, : self.keep_rows].flatten(1)
+        if prefix is not None:
+            # One for all images, one for each condition, or one for each image: candidates share theirs.
+            prefix = prefix.to(device, torch.long)
+            tensors["prefix_codes"] = prefix.repeat_interleave(self.num_images // len(prefix), 0)
+        tensors = {name: value.repeat_interleave(self.num_drawn // len(value), 0) for name, value in tensors.items()}
+        names = [name for name in names for _ in range(self.num_drawn // len(names))]
+        return PreparedInputs(self, tensors, names, params)
+
+    def _check_condition(self, config: LlamaGenConfig, reads_prompts: bool) -> None:
         names = ("prompt", "class_labels", "prompt_embeds")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
@@ -139,7 +175,7 @@ class GenerationInputs:
                 raise FieldError(
                     "prompt", f"`prompt` must be a string or a list of strings, not {type(self.prompt).__name__}."
                 )
-            if tokenizer is None:
+            if not reads_prompts:
                 raise FieldError(
                     "prompt",
                     "This pipeline has no text encoder and tokenizer: load them with it, or pass `prompt_embeds`.",
@@ -187,7 +223,7 @@ class GenerationInputs:
                 f"`generator` is a list of {len(self.generator)}, but {self.num_images} images are to be drawn.",
             )
 
-    def _check_start(self, config: LlamaGenConfig, image_size: int) -> None:
+    def _check_start(self, config: LlamaGenConfig, image_size: int | None) -> None:
         """Check `image`, `keep_rows` and `prefix_codes`, with which a drawing does not start from nothing."""
         counts = sorted({1, len(self.conditions), self.num_images})
         expected = " or ".join(map(str, counts))
@@ -236,3 +272,66 @@ class GenerationInputs:
                     f"`prefix_codes` holds {int(codes.min())}..{int(codes.max())}; "
                     f"expected 0..{config.vocab_size - 1}.",
                 )
+
+
+@dataclass
+class PreparedInputs:
+    """What a generator reads, a row for each image to draw, candidates included.
+
+    Args:
+        inputs ([`GenerationInputs`]): The arguments of the call.
+        tensors (`dict[str, torch.Tensor]`): `class_ids` `(batch,)` or `prompt_embeds` `(batch, condition_length,
+            condition_dim)` and `prompt_attention_mask` `(batch, condition_length)`; `prefix_codes` `(batch, n)` if
+            some codes are kept; of a pipeline also `uniforms` `(batch, codes)`.
+        names (`list[str | None]`): Prompt or name of the class; `None` where only text states were given.
+        params ([`~llamagen_hf.llamagen.sampling.SamplingParams`]): The settings, none of them `None`.
+        parameters (`list[dict]`, *optional*): What makes each image, see [`describe`].
+    """
+
+    inputs: GenerationInputs
+    tensors: dict[str, torch.Tensor]
+    names: list[str | None]
+    params: SamplingParams
+    parameters: list[dict] | None = None
+
+    @property
+    def arguments(self) -> dict:
+        """Those of [`~llamagen_hf.llamagen.decoding.CodeDecoder.stream`]."""
+        return self.tensors | self.params.sampling
+
+    @property
+    def prefix_codes(self) -> torch.LongTensor | None:
+        """The codes `(batch, n)` that are kept, if any."""
+        return self.tensors.get("prefix_codes")
+
+    def describe(self, generators: list[torch.Generator], facts: dict) -> list[dict]:
+        """The parameters of each image that is drawn from `generators`, see [`~llamagen_hf.provenance.describe`]."""
+        inputs, count = self.inputs, len(generators)
+        conditions = [{}] * count
+        if inputs.prompt_embeds is None:
+            name = "prompt" if inputs.prompt is not None else "class_labels"
+            each = count // len(inputs.conditions)
+            conditions = [{name: condition} for condition in inputs.conditions for _ in range(each)]
+        prefixes = [[]] * count if self.prefix_codes is None else self.prefix_codes.tolist()
+        return describe(
+            conditions, self.params.sampling, generators, facts, [{"prefix_codes": codes} for codes in prefixes]
+        )
+
+
+def plain_labels(class_labels):
+    """Classes in arrays of numpy and torch as Python's numbers."""
+    if isinstance(class_labels, (torch.Tensor, np.ndarray)):
+        return class_labels.flatten().tolist()
+    return [plain(label) for label in class_labels] if isinstance(class_labels, list) else plain(class_labels)
+
+
+def class_ids(config: LlamaGenConfig, class_labels: int | str | list[int | str]) -> torch.LongTensor:
+    """Input ids `(batch,)` of classes given by id or by name.
+
+    Raises:
+        FieldError: If there is no such class.
+    """
+    labels = plain_labels(class_labels)
+    labels = [labels] if isinstance(labels, (int, str)) else labels
+    ids = [resolve_class_label(label, config.num_classes, config.id2label) for label in labels]
+    return config.vocab_size + torch.tensor(ids, device="cpu")

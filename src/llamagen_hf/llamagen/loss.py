@@ -1,4 +1,4 @@
-"""What the generator reads, and what it minimises: inputs and labels that fit its configuration, and their loss."""
+"""The generator's loss, and checks that inputs and labels fit its configuration."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ def check_inputs(
     prompt_attention_mask: torch.Tensor | None,
     past_key_values: Cache | None,
 ) -> None:
-    """Raise a `ValueError` of one sentence if a forward's inputs do not fit the configuration."""
+    """Raise a `ValueError` if the inputs of a forward pass do not fit the configuration."""
     if config.conditioning == "class":
         if prompt_embeds is not None:
             raise ValueError("This model is class-conditional: pass the class in `input_ids`, not `prompt_embeds`.")
@@ -23,7 +23,7 @@ def check_inputs(
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         return
     if prompt_embeds is None:
-        # A cache in use may count its length in a tensor, and reading that would stall the device at every step.
+        # A cache may keep its length in a tensor, and reading it would stall the device at every step.
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if isinstance(past, int) and past == 0 and inputs_embeds is None:
             raise ValueError("This model is text-conditional: pass `prompt_embeds`.")
@@ -43,12 +43,16 @@ def check_inputs(
 def code_loss(
     logits: torch.Tensor, labels: torch.LongTensor, num_items_in_batch: int | torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean cross-entropy of codes in nats, a scalar; 0 if all of them are left out.
+    """Compute the mean cross-entropy of codes.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, m, vocab_size)`): Position i predicts code i.
-        labels (`torch.LongTensor` of shape `(batch, n)`): Codes, n at most m; -100 leaves one out.
-        num_items_in_batch (`int` or `torch.Tensor`, *optional*): What the sum is divided by, instead of their number.
+        labels (`torch.LongTensor` of shape `(batch, n)`): The codes, n <= m; -100 excludes a code.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            Divisor of the sum; by default the number of codes that are not excluded.
+
+    Returns:
+        `torch.Tensor`: A scalar, in nats; 0 if all codes are excluded.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -68,25 +72,26 @@ def check_labels(
     input_ids: torch.LongTensor | None,
     logits_to_keep: int | torch.Tensor,
 ) -> None:
-    """Raise a `ValueError` of one sentence if labels are anything but codes, each at the place that predicts it."""
+    """Raise a `ValueError` unless labels are codes, each at the position that predicts it."""
     if labels.ndim != 2 or labels.shape[1] > config.num_codes:
         raise ValueError(
-            f"`labels` has shape {tuple(labels.shape)}; expected (batch, n): the codes to predict, without the "
-            f"condition, in raster order, at most {config.num_codes}."
+            f"`labels` has shape {tuple(labels.shape)}; expected (batch, n): at most {config.num_codes} codes to "
+            "predict, in raster order, without the condition."
         )
     if labels.is_floating_point():
-        raise ValueError(f"`labels` is of {labels.dtype}; expected integers.")
+        raise ValueError(f"`labels` has dtype {labels.dtype}; expected integers.")
     if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep:
         raise ValueError("`labels` needs the logits of all positions; leave out `logits_to_keep`.")
     is_left_out = labels == -100
     is_wrong = ~(is_left_out | (labels >= 0) & (labels < config.vocab_size)).all()
     if config.conditioning == "class" and input_ids is not None and input_ids.shape == labels.shape:
-        # The inputs once more, their first one as -100: what other causal models take, and shift by themselves.
+        # Other causal models take a copy of the inputs, its first id replaced by -100, and shift it themselves.
         repeats = is_left_out[:, 0].all() & (is_left_out | (labels == input_ids))[:, 1:].all()
         follows = (is_left_out[:, :-1] | (labels[:, :-1] == input_ids[:, 1:])).all()
         is_wrong = is_wrong | (repeats & ~follows)
     if is_wrong:
         raise ValueError(
-            f"`labels` must be the codes to predict, 0 to {config.vocab_size - 1}, from the first one on and without "
-            "the condition, or -100 to leave one out; of `input_ids` with the class in front, pass `input_ids[:, 1:]`."
+            f"`labels` must be the codes to predict, 0 to {config.vocab_size - 1}, starting with the first code and "
+            "without the condition, or -100 to exclude a code; for `input_ids` with the class in front, pass "
+            "`input_ids[:, 1:]`."
         )

@@ -1,7 +1,7 @@
 """The generator: a Llama that writes an image code by code after a condition (LlamaGen, arXiv 2406.06525).
 
-The decoder layers are transformers' own. What an image needs beside them is here: rotary positions on a grid, class
-and text conditions in front of the codes, and the paper's dropouts.
+The decoder layers are transformers' own. This file adds what images need: rotary positions on a grid, class and text
+conditions in front of the codes, and the paper's dropouts.
 """
 
 import torch
@@ -29,17 +29,18 @@ from .loss import check_inputs, check_labels, code_loss
 
 
 def rotary_2d(config: LlamaGenConfig, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of the 2D rotary embedding, float32, in Llama's half-split layout.
+    """Compute cosine and sine of the 2D rotary embedding, in float32 and in Llama's half-split layout.
 
-    The first half of the frequencies turns with the row of a code, the second half with its column. Condition
-    positions have cosine and sine 0: their queries and keys vanish, as in the released `precompute_freqs_cis_2d`.
+    The first half of the frequencies encodes the row of a code, the second half its column. Cosine and sine are 0 at
+    the condition's positions, so their queries and keys vanish, as in the released `precompute_freqs_cis_2d`.
 
     Args:
         config ([`LlamaGenConfig`]): Gives `head_dim`, `grid_size`, `condition_length` and `rope_theta`.
-        position_ids (`torch.LongTensor` of shape `(batch, length)`): Positions, counted from the first condition.
+        position_ids (`torch.LongTensor` of shape `(batch, length)`):
+            Positions in the sequence; 0 is the first position of the condition.
 
     Returns:
-        Two `torch.Tensor` of shape `(batch, length, head_dim)`.
+        `tuple[torch.Tensor, torch.Tensor]`: Cosine and sine, each of shape `(batch, length, head_dim)`.
     """
     half = config.head_dim // 2
     exponents = torch.arange(0, half, 2, dtype=torch.float32, device=position_ids.device) / half
@@ -86,7 +87,7 @@ class LlamaGenDecoderLayer(LlamaDecoderLayer):
 
 
 class LlamaGenTextProjector(nn.Module):
-    """Text encoder states to embeddings, two layers without bias."""
+    """Maps text encoder states to embeddings, by two linear layers without bias."""
 
     def __init__(self, config: LlamaGenConfig):
         super().__init__()
@@ -98,9 +99,9 @@ class LlamaGenTextProjector(nn.Module):
 
 
 class LlamaGenNullPrompt(nn.Module):
-    """Text encoder states that stand for no prompt.
+    """Learned text encoder states that stand for "no prompt".
 
-    A module of its own, since offloading moves the parameters of a module only when that module is called.
+    This is a module because offloading moves parameters only when the module that owns them is called.
     """
 
     def __init__(self, config: LlamaGenConfig):
@@ -133,7 +134,7 @@ class LlamaGenPreTrainedModel(PreTrainedModel):
 
 
 class LlamaGenModel(LlamaGenPreTrainedModel):
-    """The Llama without its output head.
+    """The generator without its output head.
 
     Args:
         config ([`LlamaGenConfig`]): Sizes and conditioning.
@@ -155,7 +156,7 @@ class LlamaGenModel(LlamaGenPreTrainedModel):
     def drop_conditions(
         self, input_ids: torch.LongTensor | None, prompt_embeds: torch.Tensor | None
     ) -> tuple[torch.LongTensor | None, torch.Tensor | None]:
-        """Replace each condition of a training batch by the null condition, with chance `condition_dropout`."""
+        """Replace each condition of a training batch by the null condition, with probability `condition_dropout`."""
         rows = input_ids if prompt_embeds is None else prompt_embeds
         drop = torch.rand(len(rows), device=rows.device) < self.config.condition_dropout
         if prompt_embeds is not None:
@@ -167,7 +168,7 @@ class LlamaGenModel(LlamaGenPreTrainedModel):
     def embed(
         self, input_ids: torch.LongTensor | None, prompt_embeds: torch.Tensor | None, is_start: bool
     ) -> torch.Tensor:
-        """Embeddings of the condition and of the codes, `(batch, length, hidden_size)`."""
+        """Embed the condition and the codes, `(batch, length, hidden_size)`; `is_start` allows condition dropout."""
         if self.training and is_start and self.config.condition_dropout:
             input_ids, prompt_embeds = self.drop_conditions(input_ids, prompt_embeds)
         parts = []
@@ -191,7 +192,7 @@ class LlamaGenModel(LlamaGenPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """See [`LlamaGenForConditionalGeneration.forward`]; returns hidden states of every position."""
+        """Return the hidden states of all positions; arguments as in [`LlamaGenForConditionalGeneration.forward`]."""
         check_inputs(self.config, input_ids, inputs_embeds, prompt_embeds, prompt_attention_mask, past_key_values)
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, prompt_embeds, is_start=past_key_values is None)
@@ -250,7 +251,7 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, CodeGenerationMi
     """
 
     _tp_plan = LlamaForCausalLM._tp_plan
-    # Layers are offloaded one by one, and the null prompt is called apart from them.
+    # Layers are offloaded one by one. The null prompt is called separately.
     _group_offload_block_modules = ["model", "uncond_embedding"]
 
     def __init__(self, config: LlamaGenConfig):
@@ -259,7 +260,7 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, CodeGenerationMi
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         self.generation_config.max_new_tokens = config.num_codes
-        self.loss_type = None  # from the class name, Trainer would conclude that the first label is not predicted
+        self.loss_type = None  # from the class name, Trainer would infer that the first label is not predicted
 
     @can_return_tuple
     def forward(
@@ -284,30 +285,32 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, CodeGenerationMi
                 Class mode: the class id (`vocab_size` + class) and the codes so far, in raster order. Text mode: the
                 codes alone. With a filled cache: the codes since then.
             attention_mask (`torch.Tensor` of shape `(batch, length)`, *optional*):
-                1 for positions to attend to, the condition's and the past's included; all of them by default.
-            position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): Counted from the first condition.
-            past_key_values ([`~transformers.Cache`], *optional*): Keys and values of the positions before.
-            inputs_embeds (`torch.Tensor` of shape `(batch, length, hidden_size)`, *optional*): Instead of the ids.
+                1 for positions to attend to, including those of the condition and of the cache. By default all.
+            position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+                Positions in the sequence; 0 is the first position of the condition.
+            past_key_values ([`~transformers.Cache`], *optional*): Keys and values of the previous positions.
+            inputs_embeds (`torch.Tensor` of shape `(batch, length, hidden_size)`, *optional*):
+                Embeddings to use instead of `input_ids`.
             prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
-                Text mode: the text encoder's states, padding on the left. Needed unless the cache holds them.
+                Text mode: the text encoder's states, padded on the left. Required unless the cache holds them.
             prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*):
-                1 for words, 0 for padding.
+                1 for words, 0 for padding. By default all 1.
             labels (`torch.LongTensor` of shape `(batch, m)`, *optional*):
-                The codes to predict, from the first one on and without the condition; -100 leaves one out. `loss` is
-                their mean cross-entropy in nats, 0 if all are left out.
+                The codes to predict, starting with the first code and without the condition. -100 excludes a code.
+                `loss` is the mean cross-entropy in nats, or 0 if all codes are excluded.
             use_cache (`bool`, *optional*): Whether to return `past_key_values`.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
-                Compute logits for the last so many positions only, or for these positions; 0 means all.
+                Compute logits for this many last positions, or for the positions with these indices; 0 means all.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
-                What the sum over the codes is divided by, instead of their number: `Trainer` passes the number of all
-                codes of a step whose gradients are accumulated.
+                Divisor of the summed loss, by default the number of codes. `Trainer` passes the number of codes in
+                the whole step when it accumulates gradients.
 
         Returns:
             [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: `logits` of shape `(batch, codes + 1,
-            vocab_size)`, float32, where position i predicts code i, and `loss` if `labels` were given.
+            vocab_size)` in float32, where position i predicts code i; `loss` if `labels` are given.
 
         Raises:
-            ValueError: If the condition is missing, of the other kind, or of a wrong shape, or if `labels` are not the
+            ValueError: If the condition is missing, of the other kind or of a wrong shape, or if `labels` are not the
                 codes that the inputs predict.
         """
         if labels is not None and not torch.compiler.is_compiling():
@@ -324,7 +327,7 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, CodeGenerationMi
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        if prompt_embeds is not None:  # the last word predicts the first code, the other words nothing
+        if prompt_embeds is not None:  # the last word predicts the first code; the other words predict nothing
             hidden_states = hidden_states[:, prompt_embeds.shape[1] - 1 :]
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_states[:, kept]).float()
@@ -341,7 +344,7 @@ class LlamaGenForConditionalGeneration(LlamaGenPreTrainedModel, CodeGenerationMi
         )
 
 
-# Saved pipelines name the module of a class. The package itself stays where it is, whatever moves within it.
+# Saved pipelines record the module of each class. The package's name is stable, while files in it may move.
 for _class in (LlamaGenModel, LlamaGenForConditionalGeneration):
     _class.__module__ = "llamagen_hf"
 

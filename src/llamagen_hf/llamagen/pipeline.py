@@ -1,47 +1,37 @@
 """`AutoregressiveImagePipeline`: a prompt or a class in, images out."""
 
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
-from ..arguments import FieldError, is_count, is_integer, plain
-from ..conditioning.classes import resolve_class_label
-from ..conditioning.text import PromptLoss, encode_tokens, find_loss, tokenize_prompts
+from ..arguments import FieldError, is_count, plain
 from ..images.previews import PreviewSchedule
 from ..loading.checkpoint import EMOJI_CHECKPOINT as EMOJI_CHECKPOINT
 from ..loading.checkpoint import CheckpointLoaderMixin
 from ..loading.lora import LoraLoaderMixin
 from ..loading.offloading import OffloadingMixin, is_offloaded
-from ..reranking import Scorer
+from ..reranking import Candidate, Scorer, rank_candidates, score_images
+from .callbacks import CallbackMixin
 from .configuration import LlamaGenConfig
-from .decoding import CodeDecoder, in_own_precision
-from .drawing import CallbackStateMixin, Drawing
-from .image_codes import ImageCodesMixin
-from .inputs import GenerationInputs
+from .decoding import CodeDecoder
+from .encoding import EncodingMixin
+from .inputs import GenerationInputs, PreparedInputs
 from .modeling import LlamaGenForConditionalGeneration
-from .parameters import RedrawMixin
 from .pipeline_output import AutoregressiveImageOutput, GenerationStep
+from .redraw import RedrawMixin
+from .sampling import SAMPLING_DEFAULTS, draw_uniforms
 from .vq_model import LlamaGenVQModel
 
 
-logger = logging.get_logger(__name__)
-
-# Where neither the call nor the checkpoint says otherwise.
-SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-
-
 class AutoregressiveImagePipeline(
-    CallbackStateMixin,
-    ImageCodesMixin,
+    CallbackMixin,
+    EncodingMixin,
     LoraLoaderMixin,
     RedrawMixin,
     OffloadingMixin,
@@ -77,7 +67,6 @@ class AutoregressiveImagePipeline(
 
     model_cpu_offload_seq = "text_encoder->transformer->vq_model"
     _optional_components = ["vq_model", "transformer", "text_encoder", "tokenizer"]
-    _callback_tensor_inputs = ["codes", "prompt_embeds"]
     # The configuration of a transformer that was left out.
     _generator_config: LlamaGenConfig | None = None
 
@@ -112,7 +101,11 @@ class AutoregressiveImagePipeline(
         self._decoder = CodeDecoder(transformer)
 
     def require(self, name: str, purpose: str):
-        """The component of this name; a `ValueError` with its purpose if it was left out."""
+        """The component of this name.
+
+        Raises:
+            ValueError: If it was left out; `purpose` says what it is needed for.
+        """
         component = getattr(self, name)
         if component is None:
             raise ValueError(f"This pipeline has no {name}, {purpose}: load it as well.")
@@ -154,7 +147,7 @@ class AutoregressiveImagePipeline(
         return self.generator_config.grid_size * vq_model.downsample_factor
 
     def sampling_settings(self, **given: float | None) -> dict[str, float]:
-        """What a call with these settings draws with: `None` means the checkpoint's default, else the library's."""
+        """The settings of a call by name; `None` stands for the default of the checkpoint, or else of the library."""
         settings = SAMPLING_DEFAULTS | (self.config.sampling_defaults or {})
         return settings | {name: plain(value) for name, value in given.items() if value is not None}
 
@@ -173,42 +166,6 @@ class AutoregressiveImagePipeline(
         if self._decoder.model is not self.transformer:
             self._decoder = CodeDecoder(self.transformer)
         return self._decoder
-
-    def get_class_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> torch.LongTensor:
-        """Input ids `(batch,)` of classes given by id or by name; a `ValueError` names one that does not exist."""
-        config = self.generator_config
-        if isinstance(class_labels, (torch.Tensor, np.ndarray)):
-            class_labels = class_labels.flatten().tolist()
-        class_labels = plain(class_labels)
-        labels = [class_labels] if isinstance(class_labels, (int, str)) else class_labels
-        ids = [resolve_class_label(plain(label), config.num_classes, config.id2label) for label in labels]
-        return config.vocab_size + torch.tensor(ids, device="cpu")
-
-    @torch.no_grad()
-    @in_own_precision
-    def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.LongTensor]:
-        """Clean, tokenize and encode prompts; a warning says of which nothing is left, and which are cut.
-
-        Returns:
-            What `__call__` takes as `prompt_embeds` `(batch, condition_length, condition_dim)` and
-            `prompt_attention_mask` `(batch, condition_length)`. Padding is on the left and zero.
-        """
-        text_encoder, config = self.require("text_encoder", "which encodes prompts"), self.generator_config
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        self._warn_of_losses(prompts)
-        input_ids, mask = tokenize_prompts(self.tokenizer, prompts, config.condition_length, config.prompt_cleaning)
-        device = self._execution_device
-        return encode_tokens(text_encoder, input_ids.to(device), mask.to(device), config.condition_length)
-
-    def find_loss(self, prompt: str) -> PromptLoss | None:
-        """What this checkpoint does not read of a prompt, see [`~llamagen_hf.conditioning.text.find_loss`]."""
-        tokenizer, config = self.require("tokenizer", "which reads prompts"), self.generator_config
-        return find_loss(tokenizer, prompt, config.condition_length, config.prompt_cleaning)
-
-    def _warn_of_losses(self, prompts: list[str]) -> None:
-        for prompt in prompts:
-            if loss := self.find_loss(prompt):
-                logger.warning_once(f"{loss.sentence} It is {textwrap.shorten(prompt, 200)!r}.")
 
     @torch.no_grad()
     def __call__(
@@ -256,11 +213,11 @@ class AutoregressiveImagePipeline(
                 Source of the draws. With one per image, an image does not depend on the rest of the batch. By default
                 each image gets one of its own, whose seed is in the output's `parameters`.
             prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
-                Text states instead of `prompt`, padded on the left, see [`encode_prompt`].
+                Text states instead of `prompt`, padded on the left, see [`EncodingMixin.encode_prompt`].
             prompt_attention_mask (`torch.Tensor` of shape `(batch, condition_length)`, *optional*):
                 1 for words, 0 for padding; all words by default.
             image (`PIL.Image.Image`, `list[PIL.Image.Image]` or `torch.Tensor`, *optional*):
-                An image to complete, or one for each prompt or image, see [`ImageCodesMixin.encode_image`].
+                An image to complete, or one for each prompt or image, see [`EncodingMixin.encode_image`].
             keep_rows (`int`, *optional*):
                 With `image`, the rows of its codes to keep, less than `grid_size`; what is below them is drawn.
             prefix_codes (`torch.LongTensor` of shape `(batch, n)`, *optional*):
@@ -291,36 +248,90 @@ class AutoregressiveImagePipeline(
             them.
 
         Raises:
-            ValueError: In one sentence, if an argument does not fit.
+            ValueError: If an argument does not fit.
         """
-        drawing = Drawing(
-            self,
-            GenerationInputs(
-                prompt=prompt,
-                class_labels=class_labels,
-                guidance_scale=guidance_scale,
-                guidance_interval=guidance_interval,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                num_images_per_prompt=num_images_per_prompt,
-                generator=generator,
-                prompt_embeds=prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                image=image,
-                keep_rows=keep_rows,
-                prefix_codes=prefix_codes,
-                num_candidates=num_candidates,
-                scorer=scorer,
-                output_type=output_type,
-                height=height,
-                width=width,
-            ),
+        inputs = GenerationInputs(
+            prompt=prompt,
+            class_labels=class_labels,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            prompt_embeds=prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            image=image,
+            keep_rows=keep_rows,
+            prefix_codes=prefix_codes,
+            num_candidates=num_candidates,
+            scorer=scorer,
+            output_type=output_type,
+            height=height,
+            width=width,
         )
-        codes = drawing.draw(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        output = drawing.finish(codes)
+        prepared = self.prepare(inputs)
+        codes = self.generate_codes(prepared.arguments, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        output = self.finish(prepared, codes)
         self.maybe_free_model_hooks()
         return output if return_dict else (output.images,)
+
+    def prepare(self, inputs: GenerationInputs) -> PreparedInputs:
+        """Check the arguments of a call and prepare what the token loop draws from.
+
+        Raises:
+            ValueError: If a component is missing, or an argument does not fit.
+        """
+        config, device = self.require("transformer", "which draws").config, self._execution_device
+        needs_pixels = (inputs.image, inputs.height, inputs.width, inputs.scorer) != (None,) * 4
+        if inputs.output_type != "codes" or needs_pixels:
+            self.require("vq_model", "without which it draws only output_type='codes'")
+        prepared = inputs.prepare(
+            config,
+            image_size=self.image_size if self.vq_model is not None else None,
+            device=device,
+            dtype=self.transformer.dtype,
+            sampling_defaults=self.sampling_settings(),
+            encode_prompt=self.encode_prompt if self.text_encoder is not None and self.tokenizer is not None else None,
+            encode_image=self.encode_image,
+        )
+        generators = inputs.generator
+        if generators is None:
+            # Seeds rather than numbers from torch's own state: with them an image can be drawn again.
+            seeds = torch.randint(2**62, (inputs.num_images,), device="cpu").tolist()
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        elif isinstance(generators, torch.Generator):
+            generators = [generators] * inputs.num_images
+        generators = [generator for generator in generators for _ in range(inputs.num_candidates)]
+        prepared.parameters = prepared.describe(generators, self.facts)
+        prepared.tensors["uniforms"] = draw_uniforms(inputs.num_drawn, config.num_codes, generators, device)
+        return prepared
+
+    def finish(self, prepared: PreparedInputs, codes: torch.LongTensor) -> AutoregressiveImageOutput:
+        """Turn the codes `(batch, n)` that were drawn into images, and choose among candidates."""
+        inputs, parameters, grid_size = prepared.inputs, prepared.parameters, self.transformer.config.grid_size
+        decode = self.decode_codes
+        if codes.shape[1] == grid_size**2:
+            codes = codes.unflatten(1, (grid_size, grid_size))
+        else:  # interrupted
+            parameters = [each | {"interrupted_after": codes.shape[1]} for each in parameters]
+            decode = self.preview
+        images = codes if inputs.output_type == "codes" else decode(codes, inputs.output_type)
+        if inputs.num_candidates == 1:
+            return AutoregressiveImageOutput(images, codes, parameters)
+
+        scored = images if inputs.output_type == "pil" else decode(codes)
+        scores = score_images(inputs.scorer, scored, prepared.names)
+        candidates = [Candidate(*row) for row in zip(images, scores, codes, parameters, strict=True)]
+        ranked = rank_candidates(scores, inputs.num_candidates)
+        best = [rank[0] for rank in ranked]
+        return AutoregressiveImageOutput(
+            images=[images[i] for i in best] if isinstance(images, list) else images[best],
+            codes=codes[best],
+            parameters=[parameters[i] for i in best],
+            candidates=[[candidates[i] for i in rank] for rank in ranked],
+        )
 
     @torch.no_grad()
     def stream(
@@ -339,7 +350,7 @@ class AutoregressiveImagePipeline(
             grey. In the last step the images themselves. With `num_candidates`, previews are those of all candidates.
 
         Raises:
-            ValueError: In one sentence, if an argument does not fit.
+            ValueError: If an argument does not fit.
 
         Example:
 
@@ -353,45 +364,19 @@ class AutoregressiveImagePipeline(
             raise FieldError(
                 "preview_every", f"`preview_every` is {preview_every}; expected an integer of at least 1."
             )
-        drawing = Drawing(self, GenerationInputs(prompt, class_labels, **kwargs))
+        prepared = self.prepare(GenerationInputs(prompt=prompt, class_labels=class_labels, **kwargs))
         config = self.transformer.config
         schedule = PreviewSchedule(preview_every, config.grid_size)
         try:
-            for codes in self.decoder.stream(**drawing.arguments):
+            for codes in self.decoder.stream(**prepared.arguments):
                 if codes.shape[1] < config.num_codes and schedule.is_due(codes.shape[1]):
                     with schedule.measured():
-                        images = self.preview(codes, drawing.inputs.output_type)
+                        images = self.preview(codes, prepared.inputs.output_type)
                     yield GenerationStep(codes.shape[1], config.num_codes, images, codes.clone())
-            output = drawing.finish(codes)
+            output = self.finish(prepared, codes)
             yield GenerationStep(codes.shape[1], config.num_codes, output.images, codes, output)
         finally:  # also when the loop is left
             self.maybe_free_model_hooks()
-
-    def variation(self, codes: torch.LongTensor, keep_codes: int, **kwargs) -> AutoregressiveImageOutput | tuple:
-        """Draw images again from a certain code on.
-
-        Args:
-            codes (`torch.LongTensor` of shape `(grid_size, grid_size)` or `(batch, grid_size, grid_size)`):
-                Codes of the images, as in an output's `codes` or from [`ImageCodesMixin.encode_image`].
-            keep_codes (`int`): How many of them to keep, in raster order; fewer than all.
-            kwargs: As for [`__call__`], the prompt or class among them. Another seed gives another image.
-
-        Raises:
-            ValueError: In one sentence, if an argument does not fit.
-        """
-        num_codes, side = self.generator_config.num_codes, self.generator_config.grid_size
-        if not isinstance(codes, torch.Tensor) or codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side):
-            found = f"of shape {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
-            raise FieldError(
-                "codes",
-                f"`codes` is {found}; expected a tensor of shape ({side}, {side}) or (batch, {side}, {side}).",
-            )
-        keep_codes = plain(keep_codes)
-        if not is_integer(keep_codes) or not 0 <= keep_codes < num_codes:
-            raise FieldError(
-                "keep_codes", f"`keep_codes` is {keep_codes}; expected an integer from 0 to {num_codes - 1}."
-            )
-        return self(prefix_codes=codes.reshape(-1, num_codes)[:, :keep_codes], **kwargs)
 
 
 # Saved pipelines name the module of a class. The package itself stays where it is, whatever moves within it.

@@ -37,7 +37,7 @@ class AutoregressiveImageOutput(ImagePipelineOutput):
             `list[Path]`: The files.
 
         Raises:
-            ValueError: In one sentence, if the images are not PIL images, or a file can't be written.
+            ValueError: If the images are not PIL images, or a file can't be written.
         """
         if not isinstance(self.images, list):
             raise ValueError("Only PIL images can be saved; draw with output_type='pil'.")

@@ -1,4 +1,4 @@
-"""Images of which only a part is drawn."""
+"""Previews of images whose codes are not all generated yet."""
 
 import torch
 
@@ -9,13 +9,13 @@ UNDRAWN = 0.86  # light grey, in the pixels' range of [-1, 1]
 
 
 def decode_partly(vq_model: LlamaGenVQModel, codes: torch.LongTensor, grid_size: int) -> torch.Tensor:
-    """Decode the first codes of images; the rest is grey.
+    """Decode the first codes of images and paint the other cells grey.
 
-    The decoder sees the mean codebook vector where nothing is drawn. It looks beyond single codes, so what is drawn
-    changes a little with what comes.
+    The decoder sees the mean codebook vector in cells without a code. It also looks at neighbouring cells, so finished
+    cells still change a little as their neighbours get codes.
 
     Args:
-        vq_model ([`LlamaGenVQModel`]): The tokenizer.
+        vq_model ([`LlamaGenVQModel`]): The image tokenizer.
         codes (`torch.LongTensor` of shape `(batch, n)`): The codes so far, in raster order.
         grid_size (`int`): Side of the whole grid.
 

@@ -1,67 +1,114 @@
-"""From logits to codes: pure functions, in the released order (guidance, temperature, top-k, top-p, draw)."""
+"""From logits to codes by pure functions, in the released order: guidance, temperature, top-k, top-p, draw."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 
-from ..arguments import FieldError, is_integer
+from ..arguments import FieldError, is_integer, plain
 
 
-def check_sampling(
-    guidance_scale: float = 1.0,
-    guidance_interval: int = -1,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-) -> None:
-    """Raise a [`FieldError`] of one sentence if a sampling setting is out of range."""
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How codes are drawn from logits. `None` stands for the default of the checkpoint.
 
-    def is_number(value):
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    Args:
+        guidance_scale (`float`, *optional*):
+            Strength of classifier-free guidance, at least 0. 1 turns it off and halves the work.
+        guidance_interval (`int`, *optional*, defaults to -1): See [`is_guided`].
+        temperature (`float`, *optional*): Divides the logits, at least 0; 0 takes the likeliest code.
+        top_k (`int`, *optional*): Number of codes to draw from; 0 means all.
+        top_p (`float`, *optional*): Probability mass to draw from, in [0, 1]; 1 means all.
+    """
 
-    if not is_number(guidance_scale) or guidance_scale < 0:
-        raise FieldError(
-            "guidance_scale",
-            f"`guidance_scale` is {guidance_scale}; expected a number of at least 0 (1 turns it off).",
-        )
-    if not is_integer(guidance_interval) or guidance_interval < -1:
-        raise FieldError(
-            "guidance_interval", f"`guidance_interval` is {guidance_interval}; expected -1 (always) or a code index."
-        )
-    if not is_number(temperature) or temperature < 0:
-        raise FieldError(
-            "temperature",
-            f"`temperature` is {temperature}; expected a number of at least 0 (0 takes the likeliest code).",
-        )
-    if not is_integer(top_k) or top_k < 0:
-        raise FieldError("top_k", f"`top_k` is {top_k}; expected an integer of at least 0 (0 keeps all codes).")
-    if not is_number(top_p) or not 0 <= top_p <= 1:
-        raise FieldError("top_p", f"`top_p` is {top_p}; expected a number in [0, 1] (1 keeps all codes).")
+    guidance_scale: float | None = None
+    guidance_interval: int = -1
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self):
+        for name, value in self.sampling.items():
+            object.__setattr__(self, name, plain(value))
+
+    @property
+    def sampling(self) -> dict[str, float | None]:
+        """The five settings by name, also of a subclass that has more fields."""
+        return {field.name: getattr(self, field.name) for field in fields(SamplingParams)}
+
+    def filled(self, defaults: Mapping[str, float] | None = None) -> "SamplingParams":
+        """These settings without `None`.
+
+        Args:
+            defaults (`Mapping[str, float]`, *optional*): In place of `None`. What it does not name is neutral: no
+                guidance, temperature 1, all codes.
+        """
+        values = NEUTRAL | dict(defaults or {})
+        return SamplingParams(**{name: values[name] if v is None else v for name, v in self.sampling.items()})
+
+    def check_sampling(self) -> None:
+        """Check that all settings are in range.
+
+        Raises:
+            FieldError: If one is not.
+        """
+
+        def is_number(value):
+            return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+        expected = {
+            "guidance_scale": (lambda v: is_number(v) and v >= 0, "a number of at least 0 (1 turns it off)"),
+            "guidance_interval": (lambda v: is_integer(v) and v >= -1, "-1 (always) or a code index"),
+            "temperature": (lambda v: is_number(v) and v >= 0, "a number of at least 0 (0 takes the likeliest code)"),
+            "top_k": (lambda v: is_integer(v) and v >= 0, "an integer of at least 0 (0 keeps all codes)"),
+            "top_p": (lambda v: is_number(v) and 0 <= v <= 1, "a number in [0, 1] (1 keeps all codes)"),
+        }
+        for name, (is_valid, what) in expected.items():
+            value = getattr(self, name)
+            if value is not None and not is_valid(value):
+                raise FieldError(name, f"`{name}` is {value}; expected {what}.")
+
+
+NEUTRAL = {"guidance_scale": 1.0, "guidance_interval": -1, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+# Where neither the call nor the checkpoint says otherwise.
+SAMPLING_DEFAULTS = {"guidance_scale": 4.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
-    """Classifier-free guidance on logits (arXiv 2207.12598), written as the released code does it.
+    """Apply classifier-free guidance to logits (arXiv 2207.12598), with the released code's parametrisation.
 
     Args:
         conditional, unconditional (`torch.Tensor` of shape `(batch, V)`): Logits with and without the condition.
-        scale (`float` or `torch.Tensor` of shape `(batch, 1)`): Strength, the same for all rows or one for each.
+        scale (`float` or `torch.Tensor` of shape `(batch, 1)`):
+            Guidance scale, the same for all rows or one per row. 1 returns `conditional`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, V)`: The guided logits.
     """
     return unconditional + scale * (conditional - unconditional)
 
 
 def is_guided(index: int, interval: int) -> bool:
-    """Whether code `index` of an image is guided.
+    """Return whether code `index` of an image is guided.
 
-    With `interval` -1 every code is; otherwise the first `interval + 2` codes are, as with the released
-    `cfg_interval`, which counts from the second code on and includes its own end.
+    With `interval` -1, every code is. Otherwise the first `interval + 2` codes are, as with the released
+    `cfg_interval`, which starts counting at the second code and includes its own end.
     """
     return interval < 0 or index <= interval + 1
 
 
 def filter_top_k(logits: torch.Tensor, top_k: int | torch.LongTensor) -> torch.Tensor:
-    """Set all but the `top_k` largest logits `(..., V)` to -inf; ties with the last one stay, 0 keeps all.
+    """Set all but the `top_k` largest logits to -inf. Ties with the smallest of them stay.
 
-    A tensor `(batch,)` on the CPU holds a number for each row of logits `(batch, V)`.
+    Args:
+        logits (`torch.Tensor` of shape `(..., V)`): The logits.
+        top_k (`int` or `torch.LongTensor`):
+            Number of codes to keep; 0 keeps all. A tensor `(batch,)` on the CPU holds one number per row of logits
+            `(batch, V)`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., V)`: The filtered logits.
     """
     if isinstance(top_k, torch.Tensor):
         if not top_k.any():
@@ -77,10 +124,19 @@ def filter_top_k(logits: torch.Tensor, top_k: int | torch.LongTensor) -> torch.T
 
 
 def filter_top_p(logits: torch.Tensor, top_p: float | torch.Tensor) -> torch.Tensor:
-    """Keep the smallest set of codes `(..., V)` whose probability exceeds `top_p`, and at least the likeliest.
+    """Set the logits outside the nucleus to -inf (arXiv 1904.09751).
 
-    Nucleus sampling (arXiv 1904.09751); the code that crosses the threshold stays. 1 keeps all. A tensor `(batch,)` on
-    the CPU holds a number for each row of logits `(batch, V)`.
+    The nucleus is the smallest set of codes whose probability exceeds `top_p`. The code that crosses the threshold
+    and the likeliest code always stay.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., V)`): The logits.
+        top_p (`float` or `torch.Tensor`):
+            Probability in [0, 1]; 1 keeps all codes. A tensor `(batch,)` on the CPU holds one number per row of logits
+            `(batch, V)`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., V)`: The filtered logits.
     """
     if isinstance(top_p, torch.Tensor):
         (rows,) = (top_p < 1).nonzero(as_tuple=True)  # sorting is the most expensive part of a draw
@@ -102,15 +158,15 @@ def _nucleus(logits: torch.Tensor, top_p: float | torch.Tensor) -> torch.Tensor:
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.LongTensor:
     """Draw one code per row by inverting the cumulative distribution.
 
-    One random number decides a code, so a row's code depends on its own logits and number and on nothing else in
-    the batch, and all numbers of an image can be drawn beforehand.
+    One random number determines a code. So a row's code depends on its own logits and number alone, and all random
+    numbers of an image can be drawn in advance.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, V)`): Unnormalised log-probabilities.
         uniforms (`torch.Tensor` of shape `(batch,)`): Random numbers in [0, 1).
 
     Returns:
-        `torch.LongTensor` of shape `(batch,)`: Codes, never one of probability 0 if the logits are finite or -inf.
+        `torch.LongTensor` of shape `(batch,)`: Codes. Each has a probability above 0 if the logits are finite or -inf.
     """
     # float32 sums over 16384 codes would shift boundaries by more than the probability of a rare code.
     precise = torch.float32 if logits.device.type == "mps" else torch.float64
@@ -118,7 +174,7 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.LongTensor:
     total = cumulative[:, -1:]
     threshold = uniforms.to(precise)[:, None] * total
     threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
-    # The clamp is for logits that are not finite: no code is right then, but none may lie outside the vocabulary.
+    # If logits are not finite, no code is right, but the clamp keeps it within the vocabulary.
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
@@ -129,18 +185,18 @@ def sample(
     top_k: int | torch.LongTensor = 0,
     top_p: float | torch.Tensor = 1.0,
 ) -> torch.LongTensor:
-    """Temperature, top-k, top-p and draw, in this order.
+    """Apply temperature, top-k and top-p, in this order, and draw one code per row.
+
+    The settings are the same for all rows, or all three are tensors `(batch,)` on the CPU: `top_k` of dtype long, the
+    others float32. A row gets the same code either way.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch, V)`): Logits, guided if guidance is wanted.
+        logits (`torch.Tensor` of shape `(batch, V)`): Logits, after guidance.
         uniforms (`torch.Tensor` of shape `(batch,)`): Random numbers in [0, 1).
         temperature (`float` or `torch.Tensor`, *optional*, defaults to 1.0):
             Divides the logits; 0 takes the likeliest code.
-        top_k (`int` or `torch.LongTensor`, *optional*, defaults to 0): Codes to choose from; 0 for all.
-        top_p (`float` or `torch.Tensor`, *optional*, defaults to 1.0): Probability to choose from; 1 for all.
-
-    The settings are the same for all rows, or all three are tensors `(batch,)` on the CPU, float32 or long. Either way
-    a row gets the same code.
+        top_k (`int` or `torch.LongTensor`, *optional*, defaults to 0): See [`filter_top_k`].
+        top_p (`float` or `torch.Tensor`, *optional*, defaults to 1.0): See [`filter_top_p`].
 
     Returns:
         `torch.LongTensor` of shape `(batch,)`: Codes.
@@ -160,13 +216,21 @@ def sample(
 def draw_uniforms(
     batch_size: int, length: int, generator: torch.Generator | list[torch.Generator] | None, device: torch.device
 ) -> torch.Tensor:
-    """Random numbers in [0, 1) for `batch_size` images of `length` codes, `(batch_size, length)`.
+    """Draw the random numbers of all images of a batch.
 
-    A list holds one generator per image. A single generator serves the images one after the other, so the first
-    image of a batch is the one drawn alone.
+    Args:
+        batch_size (`int`): Number of images.
+        length (`int`): Codes per image.
+        generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+            A list holds one generator per image. A single generator serves the images one after the other, so the
+            first image of a batch is the one that would be drawn alone. `None` means torch's default generator.
+        device (`torch.device`): Device of the result.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, length)`: Numbers in [0, 1), float32.
     """
     generators = generator if isinstance(generator, list) else [generator] * batch_size
-    # In float32 whatever the default is, since a seed draws other numbers in another dtype.
+    # Always float32, since a seed gives other numbers in another dtype.
     options = [{"generator": g, "device": g.device if g is not None else device} for g in generators]
     rows = [torch.rand(length, dtype=torch.float32, **each) for each in options]
     return torch.stack([row.to(device) for row in rows])

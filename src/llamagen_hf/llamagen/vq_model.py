@@ -23,13 +23,13 @@ class LlamaGenVQEncoderOutput(BaseOutput):
     """What [`LlamaGenVQModel.encode`] returns.
 
     Args:
-        codes (`torch.LongTensor` of shape `(batch, height, width)`): Index of the nearest codebook vector, per cell.
+        codes (`torch.LongTensor` of shape `(batch, height, width)`): Index of each cell's nearest codebook vector.
         quantized (`torch.Tensor` of shape `(batch, vq_embed_dim, height, width)`):
-            Those codebook vectors, of unit length. Gradients pass straight through to the encoder.
+            The codebook vectors at those indices, of unit length. Gradients pass straight through to the encoder.
         vq_loss (`torch.Tensor`, scalar): Pulls the codebook towards the encoder's output.
         commit_loss (`torch.Tensor`, scalar): Pulls the encoder's output towards the codebook, times `commit_weight`.
-        entropy_loss (`torch.Tensor`, scalar): Sharp assignments, evenly used codes, times `entropy_weight`.
-        codebook_usage (`torch.Tensor`, scalar): Share of the codebook that this batch uses, in (0, 1].
+        entropy_loss (`torch.Tensor`, scalar): Favours sharp assignments and evenly used codes, times `entropy_weight`.
+        codebook_usage (`torch.Tensor`, scalar): Fraction of the codebook that this batch uses, in (0, 1].
     """
 
     # Every field has a default because accelerate rebuilds outputs from a dict when it casts them to float32.
@@ -46,18 +46,18 @@ class LlamaGenVQOutput(LlamaGenVQEncoderOutput):
     """What [`LlamaGenVQModel.forward`] returns: the reconstruction and the encoder's output.
 
     Args:
-        sample (`torch.Tensor` of shape `(batch, out_channels, height, width)`): The images, through the codes.
+        sample (`torch.Tensor` of shape `(batch, out_channels, height, width)`): The reconstructed images.
     """
 
     sample: torch.Tensor | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        self.move_to_end("sample", last=False)  # so that it is `[0]`, as with every autoencoder of diffusers
+        self.move_to_end("sample", last=False)  # so that it is `[0]`, as in every diffusers autoencoder
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest neighbour in a codebook, with codebook vectors and inputs both scaled to unit length.
+    """Nearest-neighbour search in a codebook. Codebook vectors and inputs are both scaled to unit length.
 
     The codebook is stored as trained and normalised at each look-up, as the released weights expect.
     """
@@ -67,18 +67,18 @@ class VectorQuantizer(nn.Module):
         self.commit_weight = commit_weight
         self.entropy_weight = entropy_weight
         self.embedding = nn.Embedding(num_vq_embeddings, vq_embed_dim)
-        with torch.no_grad():  # uniform directions, of unit length so that no code starts to move faster than the rest
+        with torch.no_grad():  # uniform directions, at unit length so that no code moves faster than the others
             self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=-1))
 
     def lookup(self, codes: torch.LongTensor) -> torch.Tensor:
-        """Codes of any shape `(...)` to unit vectors `(..., vq_embed_dim)`."""
+        """Map codes of any shape `(...)` to unit vectors `(..., vq_embed_dim)`."""
         return F.normalize(self.embedding(codes), dim=-1)
 
     def forward(self, latents: torch.Tensor) -> LlamaGenVQEncoderOutput:
-        # Distances between unit vectors differ in the last digits: float32 at any dtype, under autocast too.
+        # Distances between unit vectors differ only in the last digits, so use float32 whatever the dtype or autocast.
         with torch.autocast(latents.device.type, enabled=False):
             z = F.normalize(latents.permute(0, 2, 3, 1).float(), dim=-1)
-            # A call of the module rather than its weight, for offloaded weights are there only while it is called.
+            # Call the module instead of reading its weight: offloaded weights are present only during a call.
             indices = torch.arange(self.embedding.num_embeddings, device=latents.device)
             codebook = F.normalize(self.embedding(indices).float(), dim=-1)
             flat = z.flatten(0, 2)
@@ -100,11 +100,11 @@ class VectorQuantizer(nn.Module):
 
 
 def entropy_loss(affinity: torch.Tensor, temperature: float = 0.01) -> torch.Tensor:
-    """Mean entropy of each cell's assignment minus the entropy of the mean assignment (MAGVIT-v2, arXiv 2310.05737).
+    """The mean entropy of the cells' assignments minus the entropy of the mean assignment (arXiv 2310.05737).
 
     Args:
         affinity (`torch.Tensor` of shape `(cells, codes)`): Negative squared distances.
-        temperature (`float`, *optional*, defaults to 0.01): Divides the affinity before its softmax.
+        temperature (`float`, *optional*, defaults to 0.01): Divides the affinity before the softmax.
     """
     log_probs = F.log_softmax(affinity / temperature, dim=-1)
     probs = log_probs.exp()
@@ -116,27 +116,27 @@ def entropy_loss(affinity: torch.Tensor, temperature: float = 0.01) -> torch.Ten
 class LlamaGenVQModel(ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""LlamaGen's image tokenizer.
 
-    The defaults are the released VQ-16: 256x256 pixels to a 16x16 grid out of 16,384 codes. VQ-8 has
-    `block_out_channels=(128, 256, 256, 512)`. Each level but the last halves the side.
+    The defaults are those of the released VQ-16, which maps 256x256 pixels to a 16x16 grid of codes from a codebook
+    of 16,384. VQ-8 has `block_out_channels=(128, 256, 256, 512)`. Each level except the last halves the side.
 
-    `enable_slicing()` encodes and decodes one image at a time, which takes less memory. `enable_tiling()` does so with
-    tiles of `tile_sample_min_size` pixels, the `sample_size` at first, where an image is larger. Tiles overlap by
-    `tile_overlap_factor` and are blended there, but each is encoded and decoded without seeing the others, so codes
-    and pixels are not those of the whole image.
+    `enable_slicing()` encodes and decodes one image at a time, which takes less memory. `enable_tiling()` processes
+    larger images in tiles of `tile_sample_min_size` pixels, by default `sample_size`. Tiles overlap by
+    `tile_overlap_factor` and are blended there. Each tile is encoded and decoded without seeing the others, so the
+    codes and pixels differ from those of the whole image.
 
     Args:
         in_channels (`int`, *optional*, defaults to 3): Channels of the input images.
         out_channels (`int`, *optional*, defaults to 3): Channels of the decoded images.
         block_out_channels (`tuple[int]`, *optional*, defaults to `(128, 128, 256, 256, 512)`):
             Width of each level, from full resolution down. The lowest level has attention.
-        layers_per_block (`int`, *optional*, defaults to 2): Residual blocks a level; the decoder has one more.
+        layers_per_block (`int`, *optional*, defaults to 2): Residual blocks per level; the decoder has one more.
         latent_channels (`int`, *optional*, defaults to 256): Channels between the encoder or decoder and the codebook.
         num_vq_embeddings (`int`, *optional*, defaults to 16384): Number of codes.
         vq_embed_dim (`int`, *optional*, defaults to 8): Width of a codebook vector.
         norm_num_groups (`int`, *optional*, defaults to 32): Groups of the group normalisation.
-        sample_size (`int`, *optional*, defaults to 256): Image side that the weights were trained at, in pixels.
-        commit_weight (`float`, *optional*, defaults to 0.25): Weight within `commit_loss`.
-        entropy_weight (`float`, *optional*, defaults to 0.0): Weight within `entropy_loss`; 0 skips its computation.
+        sample_size (`int`, *optional*, defaults to 256): Side of the training images, in pixels.
+        commit_weight (`float`, *optional*, defaults to 0.25): Factor in `commit_loss`.
+        entropy_weight (`float`, *optional*, defaults to 0.0): Factor in `entropy_loss`; 0 skips its computation.
 
     Example:
 
@@ -153,7 +153,7 @@ class LlamaGenVQModel(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock2D", "VectorQuantizer"]
-    # Called apart from each other. `embedding` is the codebook within `quantize`.
+    # These modules are called separately. `embedding` is the codebook inside `quantize`.
     _group_offload_block_modules = ["encoder", "quant_conv", "quantize", "embedding", "post_quant_conv", "decoder"]
     _skip_layerwise_casting_patterns = ["quantize"]
 
@@ -194,7 +194,7 @@ class LlamaGenVQModel(ModelMixin, AutoencoderMixin, ConfigMixin):
             layers_per_block=layers_per_block,
             norm_num_groups=norm_num_groups,
         )
-        # Under the names of AutoencoderKL.
+        # Named as in AutoencoderKL.
         self.use_slicing = False
         self.use_tiling = False
         self.tile_sample_min_size = sample_size
@@ -202,7 +202,7 @@ class LlamaGenVQModel(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @property
     def downsample_factor(self) -> int:
-        """Pixels along each side of one code."""
+        """Side of one code, in pixels."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     @apply_forward_hook
@@ -211,14 +211,15 @@ class LlamaGenVQModel(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         Args:
             images (`torch.Tensor` of shape `(batch, in_channels, height, width)`):
-                Pixels in [-1, 1]; both sides a multiple of `downsample_factor`.
-            return_dict (`bool`, *optional*, defaults to `True`): Else a tuple, the codes first.
+                Pixels in [-1, 1]. Both sides must be multiples of `downsample_factor`.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                `False` returns a tuple whose first item is the codes.
 
         Returns:
-            [`LlamaGenVQEncoderOutput`]: Codes, their vectors, and the losses of a training.
+            [`LlamaGenVQEncoderOutput`]: Codes, their codebook vectors, and the quantizer's training losses.
 
         Raises:
-            ValueError: If the shape does not fit.
+            ValueError: If the shape of `images` is wrong.
         """
         factor = self.downsample_factor
         if images.ndim != 4 or images.shape[1] != self.config.in_channels or images.numel() == 0:
@@ -237,15 +238,20 @@ class LlamaGenVQModel(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @apply_forward_hook
     def lookup(self, codes: torch.LongTensor) -> torch.Tensor:
-        """Codes of any shape `(...)` to their codebook vectors `(..., vq_embed_dim)`, of unit length."""
+        """Map codes of any shape `(...)` to their codebook vectors `(..., vq_embed_dim)`, of unit length."""
         return self.quantize.lookup(codes)
 
     @apply_forward_hook
     def decode(self, quantized: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """Turn codebook vectors `(batch, vq_embed_dim, height, width)` into images, see [`decode_codes`].
+        """Turn codebook vectors into images.
+
+        Args:
+            quantized (`torch.Tensor` of shape `(batch, vq_embed_dim, height, width)`): The codebook vectors.
+            return_dict (`bool`, *optional*, defaults to `True`): `False` returns a tuple that holds the images.
 
         Returns:
-            [`~diffusers.models.autoencoders.vae.DecoderOutput`]: The images as `sample`, else a tuple.
+            [`~diffusers.models.autoencoders.vae.DecoderOutput`]: `sample` holds the images, as [`decode_codes`]
+            returns them.
         """
         sample = self._in_parts(self._decode, quantized, 1, self.downsample_factor)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
@@ -256,12 +262,12 @@ class LlamaGenVQModel(ModelMixin, AutoencoderMixin, ConfigMixin):
     def _in_parts(
         self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, cell_in: int, cell_out: int
     ) -> torch.Tensor:
-        """Run all images at once, or one by one and in tiles, where that is enabled.
+        """Call `run` on all images at once, or on single images and tiles if slicing and tiling are enabled.
 
         Args:
-            run (`Callable`): From images to latents or back.
-            x (`torch.Tensor` of shape `(batch, channels, height, width)`): What goes in.
-            cell_in, cell_out (`int`): Side of one code in what goes in and in what comes out.
+            run (`Callable`): Maps images to latents, or latents to images.
+            x (`torch.Tensor` of shape `(batch, channels, height, width)`): The input of `run`.
+            cell_in, cell_out (`int`): Side of one code in the input and in the output.
         """
         if self.use_slicing and len(x) > 1:
             return torch.cat([self._in_parts(run, one, cell_in, cell_out) for one in x.split(1)])
@@ -295,11 +301,11 @@ class LlamaGenVQModel(ModelMixin, AutoencoderMixin, ConfigMixin):
             codes (`torch.LongTensor` of shape `(batch, height, width)`): Codes, each in [0, `num_vq_embeddings`).
 
         Returns:
-            `torch.Tensor` of shape `(batch, out_channels, height * factor, width * factor)`: Pixels, nominally in
-            [-1, 1]; the decoder can overshoot, so clamp before showing them.
+            `torch.Tensor` of shape `(batch, out_channels, height * downsample_factor, width * downsample_factor)`:
+            Pixels, nominally in [-1, 1]. The decoder can overshoot, so clamp them before you show them.
 
         Raises:
-            ValueError: If the shape does not fit or a code is out of range.
+            ValueError: If the shape of `codes` is wrong or a code is out of range.
         """
         if codes.ndim != 3:
             raise ValueError(f"`codes` has shape {tuple(codes.shape)}; expected (batch, height, width).")
@@ -312,16 +318,23 @@ class LlamaGenVQModel(ModelMixin, AutoencoderMixin, ConfigMixin):
         return self.decode(self.lookup(codes).permute(0, 3, 1, 2).contiguous()).sample
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> LlamaGenVQOutput | tuple:
-        """Encode images `(batch, in_channels, height, width)` in [-1, 1] and decode them again.
+        """Encode images and decode them again.
 
         Args:
-            sample (`torch.Tensor`): The images.
-            return_dict (`bool`, *optional*, defaults to `True`): Else a tuple, the reconstruction first.
+            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`): Pixels in [-1, 1].
+            return_dict (`bool`, *optional*, defaults to `True`):
+                `False` returns a tuple whose first item is the reconstruction.
+
+        Returns:
+            [`LlamaGenVQOutput`]: The reconstruction, and what [`encode`] returns.
+
+        Raises:
+            ValueError: If the shape of `sample` is wrong.
         """
         encoded = self.encode(sample)
         output = LlamaGenVQOutput(sample=self.decode(encoded.quantized).sample, **encoded)
         return output if return_dict else output.to_tuple()
 
 
-# Saved pipelines name the module of a class. The package itself stays where it is, whatever moves within it.
+# Saved pipelines record the module of each class. The package's name is stable, while files in it may move.
 LlamaGenVQModel.__module__ = "llamagen_hf"

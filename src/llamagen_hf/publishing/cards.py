@@ -6,8 +6,8 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 
-from ..evaluation.markdown_report import markdown_notes, markdown_summary
 from ..evaluation.report import REPORT, model_index_results, read_report
+from ..evaluation.report.markdown import markdown_notes, markdown_summary
 from ..local_paths import public_name
 from ..training.record import FACTS_FILE
 from .publications import Publication

@@ -11,9 +11,9 @@ from tiny_training import tokenizer_config, write_shapes
 pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from llamagen_hf import LlamaGenVQModel  # noqa: E402
-from llamagen_hf.evaluation.perceptual import PerceptualLoss  # noqa: E402
 from llamagen_hf.evaluation.reconstruction import (  # noqa: E402
     CodeCounts,  # noqa: E402
+    PerceptualLoss,  # noqa: E402
     psnr,
     ssim,
 )

@@ -16,10 +16,10 @@ from vllm import EngineArgs, SamplingParams  # noqa: E402
 from vllm_engines import save_checkpoint  # noqa: E402
 
 from llamagen_hf.llamagen.vllm import GenerationSettings, engine_arguments, sampling_params  # noqa: E402
-from llamagen_hf.llamagen.vllm.heads import pad_heads  # noqa: E402
+from llamagen_hf.llamagen.vllm.engine_args import check_start  # noqa: E402
 from llamagen_hf.llamagen.vllm.model import LlamaGenTwin  # noqa: E402
 from llamagen_hf.llamagen.vllm.processor import GuidedSampling  # noqa: E402
-from llamagen_hf.llamagen.vllm.start import check_start  # noqa: E402
+from llamagen_hf.llamagen.vllm.weight_loading import pad_heads  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,10 @@ from llamagen_hf.llamagen.vllm.start import check_start  # noqa: E402
         ({"extra_args": {"top_p": 2}}, "`top_p` is 2"),
         ({"extra_args": {"seed": -1}}, "`seed` is -1; expected an integer from 0 to 18446744073709551615"),
         ({"extra_args": {"prefix_length": -1}}, "`prefix_length` is -1"),
-        ({"extra_args": {"guidence_scale": 2}}, "`extra_args` has guidence_scale; it may have seed, prefix_length, "),
+        (
+            {"extra_args": {"guidence_scale": 2}},
+            "`extra_args` has guidence_scale; it may have guidance_scale, ",
+        ),
         ({"temperature": 0.5}, "SamplingParams has `temperature` 0.5; expected 0"),
         ({"seed": 3}, "SamplingParams has `seed`, which does nothing here"),
         ({"logprobs": 2}, "SamplingParams has `logprobs`"),
@@ -58,7 +61,7 @@ def test_vllm_is_started_as_it_must_be(tmp_path):
     ]:
         given = {key: value for key, value in arguments.items() if key != name}
         with pytest.raises(
-            ValueError, match=f"vLLM lacks {missing}.* start it with llamagen_hf.llamagen.vllm.engine_arguments"
+            ValueError, match=f"vLLM lacks {missing}.* start it with llamagen_hf.llamagen.vllm.engine_args"
         ):
             check_start(EngineArgs(**given).create_engine_config())
 

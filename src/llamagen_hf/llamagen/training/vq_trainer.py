@@ -16,8 +16,7 @@ from ...data.fingerprint import Inputs, fingerprint_dataset, fingerprint_module
 from ...data.images import ImageSamples, stack_images
 from ...data.loader import batches_once
 from ...data.source import DataConfig
-from ...evaluation.perceptual import PerceptualLoss
-from ...evaluation.reconstruction import CodeCounts, ReconstructionMetrics
+from ...evaluation.reconstruction import CodeCounts, PerceptualLoss, ReconstructionMetrics
 from ...files import replace_result
 from ...training.record import public_settings, training_facts
 from ...training.trainer import Run, side_by_side, train_with_memory_at_hand

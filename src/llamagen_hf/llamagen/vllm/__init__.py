@@ -1,8 +1,8 @@
 """LlamaGen on stock vLLM, with classifier-free guidance of its own strength for each request: extra `vllm`."""
 
 from .engine import EngineDiedError, VLLMEngine
-from .settings import GenerationSettings, class_prompt, sampling_params, text_prompt
-from .start import engine_arguments
+from .engine_args import engine_arguments
+from .requests import GenerationSettings, class_prompt, sampling_params, text_prompt
 
 
 __all__ = [

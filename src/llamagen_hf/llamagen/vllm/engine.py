@@ -10,12 +10,12 @@ import torch
 from safetensors import safe_open
 
 from ...arguments import FieldError
-from ...conditioning.classes import resolve_class_label
 from ..configuration import LlamaGenConfig
 from ..inputs import GenerationInputs
-from .settings import GenerationSettings, class_prompt, sampling_params, text_prompt
-from .start import engine_arguments
-from .weights import build_text_projector
+from ..sampling import SAMPLING_DEFAULTS, SamplingParams
+from .engine_args import engine_arguments
+from .requests import GenerationSettings, class_prompt, sampling_params, text_prompt
+from .weight_loading import build_text_projector
 
 
 class EngineDiedError(RuntimeError):
@@ -32,10 +32,10 @@ class VLLMEngine:
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*):
             A pipeline's folder or Hub id, as for [`~AutoregressiveImagePipeline.from_pretrained`].
-        kwargs: Arguments of vLLM, see [`~llamagen_hf.llamagen.vllm.start.engine_arguments`].
+        kwargs: Arguments of vLLM, see [`~llamagen_hf.llamagen.vllm.engine_args.engine_arguments`].
 
     Raises:
-        OSError: In one sentence, if there is no such checkpoint.
+        OSError: If there is no such checkpoint.
 
     Example:
 
@@ -67,11 +67,7 @@ class VLLMEngine:
         prompt_attention_mask: torch.Tensor | None = None,
         prefix_codes: Sequence[int] = (),
         seed: int | None = None,
-        guidance_scale: float = 4.0,
-        guidance_interval: int = -1,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        **sampling: float | None,
     ) -> AsyncIterator[list[int]]:
         """Draw the codes of one image. Leaving the loop, or cancelling its task, stops the work.
 
@@ -83,14 +79,14 @@ class VLLMEngine:
                 1 for words, 0 for padding; all words by default.
             prefix_codes (`Sequence[int]`, *optional*): The first codes, which are kept, in raster order.
             seed (`int`, *optional*): Gives the image of `torch.Generator().manual_seed(seed)`; random by default.
-            guidance_scale, guidance_interval, temperature, top_k, top_p:
-                See [`~llamagen_hf.llamagen.sampling.check_sampling`].
+            sampling: Fields of [`~llamagen_hf.llamagen.sampling.SamplingParams`]; those that are left out are the
+                defaults of the pipeline, not of the checkpoint.
 
         Yields:
             `list[int]`: The codes that were drawn since the last time, without the prefix, in raster order.
 
         Raises:
-            ValueError: In one sentence, if an argument does not fit, or if the logits overflow in float16.
+            ValueError: If an argument does not fit, or if the logits overflow in float16.
             EngineDiedError: If the engine has died.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -98,7 +94,8 @@ class VLLMEngine:
         prefix = list(prefix_codes)
         prompt = self._prompt(class_label, prompt_embeds, prompt_attention_mask, prefix)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
-        settings = GenerationSettings(seed, len(prefix), guidance_scale, guidance_interval, temperature, top_k, top_p)
+        params = SamplingParams(**sampling).filled(SAMPLING_DEFAULTS)
+        settings = GenerationSettings(seed=seed, prefix_length=len(prefix), **params.sampling)
         params, missing = sampling_params(self.config, settings), self.config.num_codes - len(prefix)
         try:
             async with aclosing(self._llm.generate(prompt, params, f"image-{next(self._numbers)}")) as outputs:
@@ -126,10 +123,9 @@ class VLLMEngine:
         inputs = GenerationInputs(
             class_labels=class_label, prompt_embeds=embeds, prompt_attention_mask=mask, prefix_codes=codes
         )
-        inputs.check(self.config, image_size=0, tokenizer=None)
+        prepared = inputs.prepare(self.config)
         if embeds is None:
-            label = resolve_class_label(class_label, self.config.num_classes, self.config.id2label)
-            return class_prompt(self.config, self.config.vocab_size + label, prefix)
+            return class_prompt(self.config, prepared.tensors["class_ids"].item(), prefix)
         words = prompt_embeds
         if mask is not None:
             if (prompt_attention_mask.long().diff() < 0).any():

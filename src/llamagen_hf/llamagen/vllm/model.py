@@ -33,9 +33,8 @@ from vllm.model_executor.models.utils import (
 from vllm.sequence import IntermediateTensors
 
 from ..modeling import rotary_2d
-from .heads import pad_heads
-from .start import check_start
-from .weights import ConditionWeights, vllm_weights
+from .engine_args import check_start
+from .weight_loading import ConditionWeights, pad_heads, vllm_weights
 
 
 class TwinAttention(nn.Module):
@@ -185,7 +184,7 @@ class LlamaGenTwin(nn.Module, SupportsPP, SupportsMRoPE):
     [`~llamagen_hf.llamagen.vllm.processor.GuidedSampling`] makes a code.
 
     Raises:
-        ValueError: In one sentence, if vLLM was not started with `engine_arguments`.
+        ValueError: If vLLM was not started with `engine_arguments`.
     """
 
     packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
@@ -225,7 +224,7 @@ class LlamaGenTwin(nn.Module, SupportsPP, SupportsMRoPE):
 
         Args:
             input_tokens (`list[int]`):
-                `vocab_size` for each word, then codes, see [`~llamagen_hf.llamagen.vllm.settings.text_prompt`].
+                `vocab_size` for each word, then codes, see [`~llamagen_hf.llamagen.vllm.requests.text_prompt`].
             mm_features (`list`): None.
 
         Returns:

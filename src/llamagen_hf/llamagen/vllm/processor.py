@@ -14,7 +14,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, proces
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as NewRunnerLogitsProcessor
 
 from ..sampling import draw_uniforms, guide, is_guided, sample
-from .settings import GenerationSettings
+from .requests import GenerationSettings
 
 
 # Parameters of vLLM that do not touch which code is drawn; all others must be at their defaults.
@@ -56,7 +56,11 @@ class GuidedSampling(LogitsProcessor, NewRunnerLogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raise a `ValueError` of one sentence for what would draw the wrong thing or end the engine."""
+        """Refuse parameters that would draw something else or end the engine.
+
+        Raises:
+            ValueError: If there is one.
+        """
         GenerationSettings.from_extra_args(sampling_params.extra_args)
         if sampling_params.temperature != 0:
             raise ValueError(

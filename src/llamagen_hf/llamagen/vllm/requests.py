@@ -7,45 +7,40 @@ import torch
 
 from ...arguments import FieldError, is_integer, plain
 from ..configuration import LlamaGenConfig
-from ..sampling import check_sampling
+from ..sampling import SamplingParams
 
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
+    import vllm
 
 
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How one image is drawn. vLLM carries it as `SamplingParams.extra_args`.
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings(SamplingParams):
+    """How one image is drawn. vLLM carries it as `SamplingParams.extra_args`; without guidance unless asked for.
 
     Args:
-        seed (`int`, *optional*, defaults to 0): The image's own, in [0, 2^64). It gives the image that
+        seed (`int`, *optional*, defaults to 0): Seed of the image, in [0, 2^64). It gives the image that
             `torch.Generator().manual_seed(seed)` gives in the pipeline.
-        prefix_length (`int`, *optional*, defaults to 0): Codes that the prompt holds already.
-        guidance_scale, guidance_interval, temperature, top_k, top_p:
-            See [`~llamagen_hf.llamagen.sampling.check_sampling`].
+        prefix_length (`int`, *optional*, defaults to 0): Number of codes that the prompt already holds.
+        kwargs: As for [`~llamagen_hf.llamagen.sampling.SamplingParams`].
 
     Raises:
-        ValueError: In one sentence, if a setting is out of range.
+        FieldError: If a setting is out of range.
     """
 
     seed: int = 0
     prefix_length: int = 0
-    guidance_scale: float = 1.0
-    guidance_interval: int = -1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
 
     def __post_init__(self):
-        for field in fields(self):
-            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
-        sampling = {name: value for name, value in asdict(self).items() if name not in ("seed", "prefix_length")}
-        check_sampling(**sampling)
+        super().__post_init__()
+        for name, value in self.filled().sampling.items():
+            object.__setattr__(self, name, value)
+        self.check_sampling()
         for name, limit in (("seed", 2**64), ("prefix_length", 2**31)):
-            value = getattr(self, name)
+            value = plain(getattr(self, name))
             if not is_integer(value) or not 0 <= value < limit:
                 raise FieldError(name, f"`{name}` is {value!r}; expected an integer from 0 to {limit - 1}.")
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any] | None) -> "GenerationSettings":
@@ -56,17 +51,17 @@ class GenerationSettings:
         return cls(**extra_args or {})
 
 
-def sampling_params(config: LlamaGenConfig, settings: GenerationSettings) -> "SamplingParams":
+def sampling_params(config: LlamaGenConfig, settings: GenerationSettings) -> "vllm.SamplingParams":
     """vLLM's parameters for an image: it takes the likeliest of logits from which the code was drawn before.
 
     Args:
         config ([`LlamaGenConfig`]): Says how many codes an image has.
         settings ([`GenerationSettings`]): How it is drawn.
     """
-    from vllm import SamplingParams
+    import vllm
     from vllm.sampling_params import RequestOutputKind
 
-    return SamplingParams(
+    return vllm.SamplingParams(
         temperature=0.0,
         max_tokens=config.num_codes - settings.prefix_length,
         ignore_eos=True,

@@ -1,16 +1,54 @@
-"""Images to codes and back, as methods of a pipeline."""
+"""Prompts, classes and images as the transformer of a pipeline reads them, and its codes as images."""
+
+import textwrap
 
 import torch
 from PIL import Image
+from transformers.utils import logging
 
+from ..conditioning.text import PromptLoss, encode_tokens, find_loss, tokenize_prompts
 from ..images.reading import read_image
 from ..images.transforms import center_crop, to_tensor
 from .decoding import in_own_precision
+from .inputs import class_ids
 from .preview import decode_partly
 
 
-class ImageCodesMixin:
-    """What the `vq_model` of a pipeline does for it."""
+logger = logging.get_logger(__name__)
+
+
+class EncodingMixin:
+    """Encodes prompts, classes and images for the transformer of a pipeline, and decodes its codes."""
+
+    def get_class_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> torch.LongTensor:
+        """Input ids `(batch,)` of classes given by id or by name; a `ValueError` names one that does not exist."""
+        return class_ids(self.generator_config, class_labels)
+
+    @torch.no_grad()
+    @in_own_precision
+    def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.LongTensor]:
+        """Clean, tokenize and encode prompts; a warning says of which nothing is left, and which are cut.
+
+        Returns:
+            What `__call__` takes as `prompt_embeds` `(batch, condition_length, condition_dim)` and
+            `prompt_attention_mask` `(batch, condition_length)`. Padding is on the left and zero.
+        """
+        text_encoder, config = self.require("text_encoder", "which encodes prompts"), self.generator_config
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        self._warn_of_losses(prompts)
+        input_ids, mask = tokenize_prompts(self.tokenizer, prompts, config.condition_length, config.prompt_cleaning)
+        device = self._execution_device
+        return encode_tokens(text_encoder, input_ids.to(device), mask.to(device), config.condition_length)
+
+    def find_loss(self, prompt: str) -> PromptLoss | None:
+        """What this checkpoint does not read of a prompt, see [`~llamagen_hf.conditioning.text.find_loss`]."""
+        tokenizer, config = self.require("tokenizer", "which reads prompts"), self.generator_config
+        return find_loss(tokenizer, prompt, config.condition_length, config.prompt_cleaning)
+
+    def _warn_of_losses(self, prompts: list[str]) -> None:
+        for prompt in prompts:
+            if loss := self.find_loss(prompt):
+                logger.warning_once(f"{loss.sentence} It is {textwrap.shorten(prompt, 200)!r}.")
 
     @torch.no_grad()
     @in_own_precision

@@ -4,13 +4,10 @@ from importlib.metadata import version
 
 import torch
 
-from ..arguments import is_integer, plain
-from .inputs import SAMPLING_SETTINGS, GenerationInputs
+from ..arguments import FieldError, is_integer, plain
+from ..provenance import DEFAULTS
 from .pipeline_output import AutoregressiveImageOutput
-
-
-# Left out of the parameters where a drawing does not need them.
-DEFAULTS = {"seed_index": 0, "batch_size": 1, "batch_index": 0, "generator_device": "cpu", "prefix_codes": []}
+from .sampling import NEUTRAL
 
 
 class RedrawMixin:
@@ -37,7 +34,7 @@ class RedrawMixin:
             output_type (`str`, *optional*, defaults to `"pil"`): As for [`AutoregressiveImagePipeline.__call__`].
 
         Raises:
-            ValueError: In one sentence, if they do not determine an image, or do not fit the checkpoint.
+            ValueError: If they do not determine an image, or do not fit the checkpoint.
         """
         config, loras = self.require("transformer", "which draws").config, parameters.get("lora", [])
         if loras != self.loras:
@@ -47,69 +44,47 @@ class RedrawMixin:
         one = slice(index, index + 1)
         return AutoregressiveImageOutput(output.images[one], output.codes[one], [parameters])
 
+    def variation(self, codes: torch.LongTensor, keep_codes: int, **kwargs) -> AutoregressiveImageOutput | tuple:
+        """Draw images again from a certain code on.
 
-def fresh_seed(generator: torch.Generator) -> int | None:
-    """The seed of a generator that nothing was drawn from yet, else `None`."""
-    seed = generator.initial_seed()
-    fresh = torch.Generator(generator.device).manual_seed(seed)
-    return seed if torch.equal(generator.get_state(), fresh.get_state()) else None
+        Args:
+            codes (`torch.LongTensor` of shape `(grid_size, grid_size)` or `(batch, grid_size, grid_size)`):
+                Codes of the images, as in an output's `codes` or from
+                [`~llamagen_hf.llamagen.encoding.EncodingMixin.encode_image`].
+            keep_codes (`int`): How many of them to keep, in raster order; fewer than all.
+            kwargs: As for [`AutoregressiveImagePipeline.__call__`], the prompt or class among them. Another seed gives
+                another image.
 
-
-def describe(
-    inputs: GenerationInputs,
-    settings: dict[str, float],
-    generators: list[torch.Generator],
-    prefix_codes: torch.LongTensor | None,
-    facts: dict[str, str],
-) -> list[dict]:
-    """The parameters of each image of a drawing, candidates included.
-
-    Args:
-        inputs ([`GenerationInputs`]): What was asked for.
-        settings (`dict[str, float]`): Sampling settings, none of them `None`.
-        generators (`list[torch.Generator]`): For each image the generator that it will draw from. One that stands
-            here several times serves these images one after the other.
-        prefix_codes (`torch.LongTensor` of shape `(batch, n)`, *optional*): The codes that are kept.
-        facts (`dict[str, str]`): What is the same for all: checkpoint, device, dtype, versions.
-
-    Returns:
-        `list[dict]`: The prompt or class as `prompt` or `class_labels`; the settings; `seed`, `None` where a generator
-        was used before; `seed_index`, how many images of this call its generator drew before; `generator_device`;
-        `batch_size` and `batch_index`, for an image's last bits may depend on them; `prefix_codes`; and the facts.
-    """
-    name = "prompt" if inputs.prompt is not None else "class_labels"
-    seeds = {id(generator): fresh_seed(generator) for generator in generators}
-    uses: dict[int, int] = {}
-    described = []
-    for index, generator in enumerate(generators):
-        condition = inputs.conditions[index // (len(generators) // len(inputs.conditions))]
-        parameters = {name: condition} if inputs.prompt_embeds is None else {}
-        optional = {
-            "seed_index": uses.get(id(generator), 0),
-            "batch_size": len(generators),
-            "batch_index": index,
-            "generator_device": generator.device.type,
-            "prefix_codes": [] if prefix_codes is None else prefix_codes[index].tolist(),
-        }
-        uses[id(generator)] = optional["seed_index"] + 1
-        parameters |= settings | {"seed": seeds[id(generator)]}
-        parameters |= {name: value for name, value in optional.items() if value != DEFAULTS[name]}
-        described.append(parameters | facts)
-    return described
+        Raises:
+            FieldError: If an argument does not fit.
+        """
+        num_codes, side = self.generator_config.num_codes, self.generator_config.grid_size
+        if not isinstance(codes, torch.Tensor) or codes.ndim not in (2, 3) or codes.shape[-2:] != (side, side):
+            found = f"of shape {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
+            raise FieldError(
+                "codes",
+                f"`codes` is {found}; expected a tensor of shape ({side}, {side}) or (batch, {side}, {side}).",
+            )
+        keep_codes = plain(keep_codes)
+        if not is_integer(keep_codes) or not 0 <= keep_codes < num_codes:
+            raise FieldError(
+                "keep_codes", f"`keep_codes` is {keep_codes}; expected an integer from 0 to {num_codes - 1}."
+            )
+        return self(prefix_codes=codes.reshape(-1, num_codes)[:, :keep_codes], **kwargs)
 
 
 def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> tuple[dict, int]:
     """What the pipeline draws an image again from, and the image's place in that batch.
 
-    The whole batch is drawn, each image of it being the one that is wanted, for its size can change the last bits.
+    The whole batch is drawn, with every image the wanted one, since the size of a batch can change the last bits.
 
     Args:
-        parameters (`dict`): As [`describe`] gives them.
+        parameters (`dict`): As [`~llamagen_hf.provenance.describe`] gives them.
         num_codes (`int`): Codes of an image.
         device (`torch.device`): Where the prefix goes.
 
     Raises:
-        ValueError: In one sentence, if they do not determine an image.
+        ValueError: If they do not determine an image.
     """
     condition = {name: parameters[name] for name in ("prompt", "class_labels") if name in parameters}
     if len(condition) != 1:
@@ -118,7 +93,7 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
         raise ValueError(
             "These parameters hold no seed, so the image can't be drawn again; draw with a generator that is new."
         )
-    if missing := [name for name in SAMPLING_SETTINGS if name not in parameters]:
+    if missing := [name for name in NEUTRAL if name not in parameters]:
         raise ValueError(f"These parameters lack {', '.join(missing)}, so the image can't be drawn again.")
     if "interrupted_after" in parameters:
         raise ValueError("The image was interrupted; these parameters would draw the whole of it.")
@@ -129,7 +104,7 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
             raise ValueError(f"These parameters are damaged: {name} is {full[name]!r}.")
     codes = full["prefix_codes"]
     if not isinstance(codes, list) or not all(isinstance(code, int) for code in codes):
-        raise ValueError("These parameters are damaged: prefix_codes is no list of codes.")
+        raise ValueError("These parameters are damaged: prefix_codes is not a list of codes.")
     generators = []
     for _ in range(full["batch_size"]):
         try:
@@ -139,7 +114,7 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
         for _ in range(full["seed_index"]):
             torch.rand(num_codes, dtype=torch.float32, generator=generator, device=generator.device)
         generators.append(generator)
-    inputs = condition | {name: parameters[name] for name in SAMPLING_SETTINGS}
+    inputs = condition | {name: parameters[name] for name in NEUTRAL}
     inputs |= {"num_images_per_prompt": full["batch_size"], "generator": generators}
     if codes:
         inputs["prefix_codes"] = torch.tensor([codes], device=device)

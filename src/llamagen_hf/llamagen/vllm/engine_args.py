@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..configuration import LlamaGenConfig
 from ..pipeline import AutoregressiveImagePipeline
-from .configuration import LlamaGenTwinConfig, twin_config
+from .twin_config import LlamaGenTwinConfig, twin_config
 
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def engine_arguments(
         `dict`: The arguments.
 
     Raises:
-        OSError: In one sentence, if there is no such checkpoint.
+        OSError: If there is no such checkpoint.
 
     Example:
 
@@ -61,7 +61,7 @@ def engine_arguments(
 
 
 def check_start(vllm_config: "VllmConfig") -> None:
-    """Raise a `ValueError` of one sentence unless vLLM was started with [`engine_arguments`]."""
+    """Raise a `ValueError` unless vLLM was started with [`engine_arguments`]."""
     model_config = vllm_config.model_config
     missing = []
     if not isinstance(model_config.hf_config, LlamaGenTwinConfig):
@@ -76,5 +76,5 @@ def check_start(vllm_config: "VllmConfig") -> None:
     if missing:
         raise ValueError(
             f"vLLM lacks {', '.join(missing)}, without which images would come out wrong: start it with "
-            "llamagen_hf.llamagen.vllm.engine_arguments."
+            "llamagen_hf.llamagen.vllm.engine_args."
         )

@@ -1,9 +1,8 @@
-"""The report of an evaluation as Markdown, to be pasted into a paper's appendix or a card."""
+"""The report of an evaluation as Markdown, for a paper's appendix or a model card."""
 
 import re
 
-from .metric import metric
-from .results import caveats, headline, settings, summary, sweep_table, title, worst_and_best
+from .results import caveats, headline, score_metric, settings, summary, sweep_table, title, worst_and_best
 
 
 def markdown_report(results: dict) -> str:
@@ -15,7 +14,7 @@ def markdown_report(results: dict) -> str:
     blocks += ["## Guidance", markdown_table([markdown_text(cell) for cell in head], rows)] if rows else []
     worst, best = worst_and_best(results)
     if best:
-        measure = metric(results.get("score_metric", "score"))
+        measure = score_metric(results)
         for heading, entries in (("Best", best), ("Worst", worst)):
             rows = [[markdown_text(entry["name"]), measure.write(entry["score"])] for entry in entries]
             blocks += [f"## {heading}", markdown_table(["", markdown_text(measure.title)], rows)]
@@ -23,7 +22,7 @@ def markdown_report(results: dict) -> str:
 
 
 def markdown_summary(results: dict) -> str:
-    """A sentence on what was evaluated, and the table of its metrics, with one row as in papers."""
+    """A sentence on what was evaluated, and its metrics as a table of one row, as in papers."""
     shown = headline(results)
     row = [markdown_text(title(results))]
     row += [" ± ".join(filter(None, (entry["value"], entry["std"]))) for entry in shown]
@@ -32,16 +31,16 @@ def markdown_summary(results: dict) -> str:
 
 
 def markdown_notes(results: dict) -> str:
-    """What to know before comparing."""
+    """What to know before comparing, as a list."""
     return "\n".join(f"- {markdown_text(text)}" for text in caveats(results))
 
 
 def markdown_table(head: list[str], rows: list[list[str]], align: str = "---:") -> str:
-    """A table, its columns but the first aligned alike."""
+    """A table whose first column is aligned left and all others as `align` says."""
     lines = [head, ["---", *[align] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown_text(text: str) -> str:
-    """A text on one line, in which nothing is taken for Markdown or HTML."""
+    """A text on one line, escaped so that nothing in it is Markdown or HTML."""
     return re.sub(r"[\\`*\[\]<>|&~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
