@@ -13,11 +13,9 @@ from ...conditioning.text import PromptLoss
 from ...images.reading import UPLOAD_MEGAPIXELS, read_image
 from ...serving.frontend import Frontend, ImageRequest, TokenCounts
 from ..configuration import LlamaGenConfig
-from ..inputs import SAMPLING_SETTINGS, GenerationInputs
+from ..inputs import GenerationInputs
 from ..modeling import LlamaGenForConditionalGeneration
-from ..parameters import describe
 from ..pipeline import AutoregressiveImagePipeline
-from ..sampling import check_sampling
 from .batch import ContinuousBatch, GenerationRequest
 from .mask import rows_to_keep
 
@@ -96,7 +94,9 @@ class LlamaGenFrontend(Frontend):
         return partial(ContinuousBatch.from_pretrained, self.generator_folder, slots, device, dtype, compile, threads)
 
     def resolve_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return settings | self.pipe.sampling_settings(**{name: settings.get(name) for name in SAMPLING_SETTINGS})
+        return settings | self.pipe.sampling_settings(
+            **{name: settings.get(name) for name in SamplingFields.model_fields}
+        )
 
     def find_loss(self, prompt: str) -> PromptLoss | None:
         return None if self.pipe.text_encoder is None else self.pipe.find_loss(prompt)
@@ -120,27 +120,27 @@ class LlamaGenFrontend(Frontend):
     def prepare(
         self, request: ImageRequest, states: tuple[torch.Tensor, torch.LongTensor] | None
     ) -> tuple[GenerationRequest, dict]:
-        settings = {name: request.settings.get(name) for name in SAMPLING_SETTINGS}
-        inputs = GenerationInputs(prompt=request.prompt, class_labels=request.class_label, **settings)
-        if request.upload is not None:
-            self._read_upload(request, inputs)
-        tokenizer = self.pipe.tokenizer if self.pipe.text_encoder else None
-        inputs.check(self.pipe.generator_config, self.pipe.image_size, tokenizer)
-        settings = self.pipe.sampling_settings(**settings)
-        check_sampling(**settings)
-        if self.pipe.condition_kind == "text":
-            condition = {"prompt_embeds": states[0], "prompt_attention_mask": states[1]}
-        else:
-            condition = {"class_id": self.pipe.get_class_ids(inputs.class_labels).item()}
-        prefix = None
-        if inputs.image is not None:
-            prefix = self.pipe.encode_image(inputs.image)[:, : inputs.keep_rows].flatten(1).cpu()
-        (parameters,) = describe(inputs, settings, [torch.Generator().manual_seed(0)], prefix, self.facts)
-        kept = [] if prefix is None else prefix[0].tolist()
-        return GenerationRequest(seed=0, prefix_codes=kept, **condition, **settings), parameters
+        start = {} if request.upload is None else self._read_upload(request)
+        settings = {name: request.settings.get(name) for name in SamplingFields.model_fields}
+        inputs = GenerationInputs(prompt=request.prompt, class_labels=request.class_label, **start, **settings)
+        prepared = inputs.prepare(
+            self.pipe.generator_config,
+            image_size=self.pipe.image_size,
+            device=torch.device("cpu"),
+            dtype=self.pipe.transformer.dtype,
+            sampling_defaults=self.pipe.sampling_settings(),
+            encode_prompt=None if states is None else lambda _: [part[None] for part in states],
+            encode_image=self.pipe.encode_image,
+        )
+        (parameters,) = prepared.describe([torch.Generator().manual_seed(0)], self.facts)
+        tensors = {name: rows[0] for name, rows in prepared.tensors.items()}
+        kept = tensors.pop("prefix_codes").tolist() if "prefix_codes" in tensors else []
+        if "class_ids" in tensors:
+            tensors = {"class_id": tensors["class_ids"].item()}
+        return GenerationRequest(seed=0, prefix_codes=kept, **tensors, **prepared.params.sampling), parameters
 
-    def _read_upload(self, request: ImageRequest, inputs: GenerationInputs) -> None:
-        """Set `image` and `keep_rows`."""
+    def _read_upload(self, request: ImageRequest) -> dict[str, Any]:
+        """The `image` of a request and its `keep_rows`."""
         keep_rows = request.settings.get("keep_rows")
         if request.mask is not None and keep_rows is not None:
             raise FieldError("mask", "Pass `mask` or `keep_rows`, not both: each says how much of `image` to keep.")
@@ -151,7 +151,7 @@ class LlamaGenFrontend(Frontend):
         if keep_rows is None:
             grid_size = self.pipe.generator_config.grid_size
             keep_rows = rows_to_keep(request.mask, request.upload, image.size, grid_size)
-        inputs.image, inputs.keep_rows = image, keep_rows
+        return {"image": image, "keep_rows": keep_rows}
 
     def count_tokens(self, request: GenerationRequest) -> TokenCounts:
         """Positions of the generator: words of the prompt (1 for a class), codes kept and codes drawn."""
