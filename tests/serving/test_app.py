@@ -192,7 +192,7 @@ def test_a_prompt_that_can_not_be_read_is_a_bad_request(client, prompt):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_prompt_that_is_cut_has_a_warning_in_the_headers(server, stream, monkeypatch):
     logged = []
-    monkeypatch.setattr("llamagen_hf.llamagen.pipeline.logger.warning_once", logged.append)
+    monkeypatch.setattr("llamagen_hf.llamagen.encoding.logger.warning_once", logged.append)
     url = f"{server.url}/v1/images/generations"
     answer = httpx.post(url, json={"prompt": "apples and péars", "stream": stream}, timeout=60)
     assert answer.status_code == 200 and "leaves out its end: 'p\\u00e9ars'" in answer.headers["Warning"]

@@ -94,9 +94,8 @@ class LlamaGenFrontend(Frontend):
         return partial(ContinuousBatch.from_pretrained, self.generator_folder, slots, device, dtype, compile, threads)
 
     def resolve_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return settings | self.pipe.sampling_settings(
-            **{name: settings.get(name) for name in SamplingFields.model_fields}
-        )
+        sampling = {name: settings.get(name) for name in SamplingFields.model_fields}
+        return settings | self.pipe.sampling_settings(**sampling)
 
     def find_loss(self, prompt: str) -> PromptLoss | None:
         return None if self.pipe.text_encoder is None else self.pipe.find_loss(prompt)
