@@ -6,10 +6,10 @@ python benchmarks/serve.py --soak 600 [--clients 8]
 - loop:   `pipe.stream(...)`, one request at a time, in the order in which they come
 - server: `llamagen serve`, started here on loopback, streamed over HTTP
 
-Each client asks again as soon as it has its image, with a new seed, until it has `--images` of them or `--seconds` are
-over; what is unfinished then counts as having taken longer than that. Three previews of each image are asked for; the
-server leaves out the second and third where its decoder is busy, so the table counts them. The soak only looks at the
-server's memory: it draws for so many seconds and reports the resident memory of all its processes.
+Each client sends its next request, with a new seed, as soon as it has its image, until it has `--images` of them or
+`--seconds` are over; an image that is unfinished then counts as having taken longer. Three previews of each image are
+requested. The server leaves out the second and third when its decoder is busy, so the table counts them. The soak test
+looks at the server's memory only: it generates for so many seconds and reports the resident memory of all processes.
 """
 
 import argparse
@@ -36,12 +36,12 @@ PREVIEWS = 3
 
 
 class Load:
-    """What the clients of one level saw.
+    """What the clients of one level measured.
 
     Args:
-        clients (`int`): How many.
-        images (`int`): Of each.
-        seconds (`float`): Limit.
+        clients (`int`): Number of clients.
+        images (`int`): Images of each client.
+        seconds (`float`): Time limit.
     """
 
     def __init__(self, clients: int, images: int, seconds: float):
@@ -56,7 +56,7 @@ class Load:
         return time.perf_counter() - self.begin > self.seconds
 
     def row(self, mode: str) -> str:
-        """A line of the table; call it when all clients are done."""
+        """A row of the table. Call it when all clients are done."""
         seconds = time.perf_counter() - self.begin
         finished = [value for value in self.full if math.isfinite(value)]
         each = self.previews / max(1, len(finished))
@@ -73,9 +73,9 @@ def percentiles(values: list[float]) -> list[float]:
 
 
 def load_loop(pipe: AutoregressiveImagePipeline, condition: dict, load: Load) -> None:
-    """Clients that stand in line."""
+    """Clients that are served one after the other."""
     every = pipe.transformer.config.num_codes // (PREVIEWS + 1)
-    line = deque([(load.begin, 1)] * load.clients)  # when each of them asked, and for its how manieth image
+    line = deque([(load.begin, 1)] * load.clients)  # when each of them asked, and which of its images it asked for
     for seed in itertools.count():
         if not line:
             return
@@ -96,7 +96,7 @@ def load_loop(pipe: AutoregressiveImagePipeline, condition: dict, load: Load) ->
 def load_server(url: str, condition: dict, load: Load) -> None:
     """Clients on connections of their own."""
 
-    # Never one of before, which the cache would know.
+    # Seeds that no earlier run used, since the cache would answer those.
     seeds = itertools.count(time.time_ns() % 2**50)
 
     async def ask(session: httpx.AsyncClient, seed: int, start: float) -> tuple[float, float]:
@@ -111,7 +111,7 @@ def load_server(url: str, condition: dict, load: Load) -> None:
                     load.previews += line.endswith("partial_image")
                     if line.endswith("completed"):
                         return first, time.perf_counter() - start
-        raise AssertionError("a stream without its end")
+        raise AssertionError("the stream ended before its image")
 
     async def client(session: httpx.AsyncClient) -> None:
         for _ in range(load.images):
@@ -161,12 +161,12 @@ def running_server(args: argparse.Namespace):
 
 
 def resident(process: psutil.Process) -> float:
-    """MiB of a server and all processes below it."""
+    """Resident memory in MiB of a server and all its child processes."""
     return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 2**20
 
 
 def soak(url: str, process: psutil.Process, condition: dict, clients: int, seconds: float) -> None:
-    """Draw for a while and report memory ten times."""
+    """Generate images for a while and report the memory ten times."""
     print("| seconds | images | MiB |\n|---:|---:|---:|")
     start, drawn = time.perf_counter(), 0
     for part in range(1, 11):
@@ -182,7 +182,7 @@ def main() -> None:
     arguments.add_argument("--prompt", default="a red apple", help="A class id for a class-conditional checkpoint.")
     arguments.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128])
     arguments.add_argument("--images", type=int, default=4, help="Of each client.")
-    arguments.add_argument("--seconds", type=float, default=60, help="Of each level and mode, at the most.")
+    arguments.add_argument("--seconds", type=float, default=60, help="Time limit of each level and mode.")
     arguments.add_argument("--slots", type=int, default=64)
     arguments.add_argument("--soak", type=float, help="Seconds; with the first of --clients.")
     arguments.add_argument("--device", default="cpu")
@@ -191,7 +191,7 @@ def main() -> None:
 
     pipe = AutoregressiveImagePipeline.from_pretrained(args.checkpoint, dtype=getattr(torch, args.dtype))
     pipe.to(args.device).set_progress_bar_config(disable=True)
-    condition = {"prompt": args.prompt} if pipe.is_text_conditional else {"class_labels": int(args.prompt)}
+    condition = {"prompt": args.prompt} if pipe.condition_kind == "text" else {"class_labels": int(args.prompt)}
     asked = {re.sub("labels", "label", name): value for name, value in condition.items()}
     with running_server(args) as (url, process):
         facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "pixels": pipe.image_size}

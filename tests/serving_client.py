@@ -15,8 +15,7 @@ from openai import OpenAI
 from tiny import build_text_pipeline, build_transformer
 
 from llamagen_hf import AutoregressiveImagePipeline
-from llamagen_hf.serving.engine_process import EngineSettings
-from llamagen_hf.serving.front import load_front
+from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
 from llamagen_hf.serving.local_engine import LocalEngine
 from llamagen_hf.serving.server import Server
 from llamagen_hf.serving.service import ImageService
@@ -27,11 +26,9 @@ class RunningServer:
     """A server, where it is, and ways to talk to it."""
 
     def __init__(self, folder: Path, slots: int = 16, restarts: bool = True, **settings):
-        pipe, transformer = load_front(str(folder), "cpu", torch.float32)
-        self.engine = LocalEngine(
-            EngineSettings(transformer, slots=slots, threads=1), pipe.transformer.config.num_codes, restarts
-        )
-        self.service = ImageService(pipe, self.engine, ServingSettings(model_name="tiny", **settings))
+        frontend = LlamaGenFrontend.from_pretrained(str(folder), "cpu", torch.float32)
+        self.engine = LocalEngine(frontend.batch_loader(slots, threads=1), slots // 2, restarts)
+        self.service = ImageService(frontend, self.engine, ServingSettings(model_name="tiny", **settings))
         self.server = Server(self.service, "127.0.0.1", 0)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.folder = folder
@@ -63,7 +60,7 @@ class RunningServer:
 
     @property
     def pipe(self) -> AutoregressiveImagePipeline:
-        """What draws the same without a server."""
+        """A pipeline that generates the same images without a server."""
         pipe = AutoregressiveImagePipeline.from_pretrained(self.folder)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -114,7 +111,7 @@ class RunningCommand:
 
 @contextmanager
 def running_command(folder: Path, log: Path, *options: str, seconds: float = 300) -> Iterator[RunningCommand]:
-    """`llamagen serve` of a folder, as soon as it is ready; it is killed if it is still there in the end."""
+    """`llamagen serve` of a folder, once it is ready. It is killed at the end if it still runs."""
     running = RunningCommand(folder, log, *options)
     end = time.monotonic() + seconds
     try:

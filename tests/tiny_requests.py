@@ -1,4 +1,4 @@
-"""Requests of all kinds for engines that draw the codes of tiny models."""
+"""Requests of all kinds for engines that generate the codes of tiny models."""
 
 import random
 
@@ -7,7 +7,7 @@ from tiny import generators
 
 from llamagen_hf.llamagen.decoding import CodeDecoder
 from llamagen_hf.llamagen.sampling import draw_uniforms
-from llamagen_hf.serving.engine import GenerationRequest
+from llamagen_hf.llamagen.serving.batch import GenerationRequest
 
 
 SETTINGS = [
@@ -22,7 +22,7 @@ SETTINGS = [
 
 
 def random_requests(conditioning: str, count: int) -> list[GenerationRequest]:
-    """All kinds of settings, prefixes of all lengths, and prompts of all lengths."""
+    """Requests with all kinds of settings, and with prefixes and prompts of all lengths."""
     choose = random.Random(0)
     requests = []
     for seed in range(count):
@@ -39,7 +39,7 @@ def random_requests(conditioning: str, count: int) -> list[GenerationRequest]:
 
 
 def draw_alone(decoder: CodeDecoder, request: GenerationRequest) -> list[int]:
-    """The codes that are drawn, by the pipeline's loop."""
+    """The codes of a request without its prefix, by the pipeline's loop."""
     names = ("guidance_scale", "guidance_interval", "temperature", "top_k", "top_p")
     condition = {"prefix_codes": torch.tensor([request.prefix_codes]).long()}
     if request.class_id is not None:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,34 +19,36 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16. Default: float32 on a CPU, else bfloat16.")
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(help="Type of the weights. Default: float32 on a CPU, else bfloat16."),
     ] = None,
     slots: Annotated[
-        int, typer.Option(min=2, help="Streams drawn at once: an image takes one, or two with guidance.")
+        int, typer.Option(min=2, help="Streams generated at once: an image takes one, or two with guidance.")
     ] = 64,
     engine: Annotated[
-        str, typer.Option(help="What draws: local, on one device; or vllm, on as many GPUs as --tensor-parallel-size.")
+        Literal["local", "vllm"],
+        typer.Option(help="local: one device; vllm: as many GPUs as --tensor-parallel-size says."),
     ] = "local",
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that vLLM shares the generator out to.")] = 1,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that vLLM splits the generator over.")] = 1,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the drawing; the first images then wait.")
+        bool, typer.Option("--compile", help="Compile the generator; the first images then take longer.")
     ] = False,
     model_name: Annotated[str | None, typer.Option(help="Name in the API. Default: the checkpoint's.")] = None,
-    max_pending: Annotated[int, typer.Option(min=1, help="Images that may wait or be drawn; more get 429.")] = 256,
+    max_pending: Annotated[int, typer.Option(min=1, help="Images that may wait or be generated; more get 429.")] = 256,
     max_images: Annotated[int, typer.Option(min=1, help="Images of one request.")] = 10,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 300.0,
     cache_mb: Annotated[int, typer.Option(min=0, help="Finished images to keep for the same request, in MiB.")] = 256,
     url_mb: Annotated[int, typer.Option(min=1, help="Images to keep for response_format=url, in MiB.")] = 256,
     url_seconds: Annotated[float, typer.Option(min=1, help="How long they can be fetched.")] = 3600.0,
     public_url: Annotated[
-        str | None, typer.Option(help="What their addresses begin with. Default: what the client called.")
+        str | None, typer.Option(help="Beginning of their addresses. Default: the address that the client used.")
     ] = None,
     response_format: Annotated[
-        str,
-        typer.Option(help="For requests that do not say it: b64_json, the image itself; or url, its address."),
+        Literal["b64_json", "url"],
+        typer.Option(help="For requests that do not say which: the image itself, or its address."),
     ] = "b64_json",
     any_size: Annotated[
-        bool, typer.Option("--any-size", help="Scale images to sizes that the checkpoint does not draw.")
+        bool, typer.Option("--any-size", help="Scale images to sizes that the checkpoint does not generate.")
     ] = False,
     cors_origins: Annotated[
         str | None,
@@ -57,13 +59,14 @@ def serve(
     ] = None,
     rate_limit: Annotated[str | None, typer.Option(help="Requests of one client address, such as 60/minute.")] = None,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Size of a request, in MiB.")] = 16,
-    drain_seconds: Annotated[float, typer.Option(min=0, help="How long running requests have after SIGTERM.")] = 120.0,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="How long active requests have after SIGTERM.")] = 120.0,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
     on_engine_death: Annotated[
-        str, typer.Option(help="restart: load the engine again; exit: end with a non-zero status.")
+        Literal["restart", "exit"],
+        typer.Option(help="restart: load the engine again; exit: end with a non-zero status."),
     ] = "restart",
 ):
-    """Serve OpenAI's images API; `openai.OpenAI(base_url="http://127.0.0.1:8000/v1")` draws from it."""
+    """Serve OpenAI's images API; `openai.OpenAI(base_url="http://127.0.0.1:8000/v1")` is a client."""
     with one_sentence_errors():
         try:
             import limits
@@ -74,22 +77,15 @@ def serve(
             raise ValueError(f"{error}; the server needs `pip install llamagen-hf[serve]`.") from error
         import torch
 
-        from llamagen_hf.serving.engine_process import EngineSettings
-        from llamagen_hf.serving.front import load_front
+        from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
         from llamagen_hf.serving.local_engine import LocalEngine
         from llamagen_hf.serving.service import ImageService
         from llamagen_hf.serving.settings import ServingSettings
 
         from .app import find_device, quiet_loading
 
-        if engine not in ("local", "vllm"):
-            raise ValueError(f"`--engine` is {engine!r}; expected local or vllm.")
         if engine == "local" and tensor_parallel_size > 1:
             raise ValueError("`--tensor-parallel-size` belongs to `--engine vllm`.")
-        if on_engine_death not in ("restart", "exit"):
-            raise ValueError(f"`--on-engine-death` is {on_engine_death!r}; expected restart or exit.")
-        if response_format not in ("b64_json", "url"):
-            raise ValueError(f"`--response-format` is {response_format!r}; expected b64_json or url.")
         origins = tuple(origin.strip().rstrip("/") for origin in (cors_origins or "").split(",") if origin.strip())
         for origin in origins:
             if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", origin):
@@ -102,35 +98,30 @@ def serve(
             except ValueError as error:
                 raise ValueError(f"`--rate-limit` is {rate_limit!r}; expected something like 60/minute.") from error
         if max_pending < max_images:
-            raise ValueError("`--max-pending` must be at least `--max-images`, or some requests could never be taken.")
+            raise ValueError("`--max-pending` must be at least `--max-images`, else some requests would never fit.")
         quiet_loading()
         device = find_device(device)
         dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-        if dtype not in ("float32", "float16", "bfloat16"):
-            raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
-        pipe, folder = load_front(checkpoint, device, getattr(torch, dtype))
+        frontend = LlamaGenFrontend.from_pretrained(checkpoint, device, getattr(torch, dtype))
         restarts = on_engine_death == "restart"
         if engine == "vllm":
-            drawer = vllm_backend(
-                checkpoint,
-                max_num_seqs=max(1, slots // 2),
-                restarts=restarts,
-                dtype=dtype,
-                tensor_parallel_size=tensor_parallel_size,
-                enforce_eager=not compile,
-            )
+            try:
+                import vllm  # noqa: F401
+            except ImportError as error:
+                raise ValueError(f"{error}; `--engine vllm` needs `pip install llamagen-hf[serve,vllm]`.") from error
+            from llamagen_hf.llamagen.serving.vllm_engine import VLLMBackend
+
+            parallel = {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": not compile}
+            backend = VLLMBackend(checkpoint, max(1, slots // 2), restarts, dtype=dtype, **parallel)
         else:
             threads = None
-            if device == "cpu":  # both processes with all cores would slow each other down
+            if device == "cpu":  # two processes with all cores each would slow each other down
                 threads = max(1, torch.get_num_threads() - 1)
                 torch.set_num_threads(1)
-            drawer = LocalEngine(
-                EngineSettings(folder, device, dtype, slots, compile, threads),
-                pipe.transformer.config.num_codes,
-                restarts=restarts,
-            )
+            load = frontend.batch_loader(slots, compile, threads)
+            backend = LocalEngine(load, max(1, slots // 2), restarts)
         if model_name is None:
-            origin = pipe.facts["checkpoint"]
+            origin = frontend.facts["checkpoint"]
             model_name = re.sub(r"[^\w.-]", "-", Path(origin).resolve().name) if Path(origin).is_dir() else origin
         settings = ServingSettings(
             model_name=model_name,
@@ -150,15 +141,4 @@ def serve(
             drain_seconds=drain_seconds,
             log_prompts=log_prompts,
         )
-        run(ImageService(pipe, drawer, settings), host, port)
-
-
-def vllm_backend(*args, **kwargs):
-    """The engine on vLLM; a `ValueError` says that it is not there."""
-    try:
-        import vllm  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"{error}; `--engine vllm` needs `pip install llamagen-hf[serve,vllm]`.") from error
-    from llamagen_hf.serving.vllm_engine import VLLMBackend
-
-    return VLLMBackend(*args, **kwargs)
+        run(ImageService(frontend, backend, settings), host, port)

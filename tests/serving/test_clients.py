@@ -20,8 +20,8 @@ from tiny import build_class_pipeline, generators  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import llamagen_cli  # noqa: E402
+from llamagen_hf.llamagen.serving.mask import count_kept_rows  # noqa: E402
 from llamagen_hf.provenance import read_parameters  # noqa: E402
-from llamagen_hf.serving.mask import count_kept_rows  # noqa: E402
 
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -97,17 +97,17 @@ def post(server: RunningServer, path: str = GENERATIONS, **kwargs) -> httpx.Resp
     return httpx.post(server.url + path, timeout=60, **kwargs)
 
 
-# What is said twice, or not at all
+# Fields that are missing or repeated
 
 
-def test_null_is_as_good_as_nothing(server):
+def test_null_means_the_same_as_a_missing_field(server):
     schema = server.get("/openapi.json").json()["components"]["schemas"]["ImageGeneration"]
     nulls = {name: None for name in schema["properties"] if name != "prompt"}
     assert len(nulls) > 15
     fields = {"prompt": "a fish", "seed": 3}
     expected = post(server, json=fields).json()["data"]
     assert post(server, json=nulls | fields).json()["data"] == expected
-    # Fields of OpenAI's that this server has no use for, by the client itself.
+    # OpenAI's fields that have no effect here, as sent by its client.
     client = server.client()
     data = client.images.generate(
         prompt="a fish", n=None, size=None, quality=None, svg=None, complexity=None, extra_body={"seed": 3}
@@ -116,20 +116,20 @@ def test_null_is_as_good_as_nothing(server):
     assert error_of(post(server, json={"prompt": None}), 400)["param"] == "prompt"
 
 
-def test_empty_fields_of_a_form_are_as_good_as_none(server):
+def test_empty_fields_of_a_form_mean_the_same_as_missing_ones(server):
     schema = server.get("/openapi.json").json()["components"]["schemas"]["ImageEdit"]
     empty = {name: "" for name in schema["properties"] if "image" not in name or name == "partial_images"}
     files, fields = {"image": ("a.png", png(noise()))}, {"prompt": "a fish", "seed": "3"}
     expected = post(server, EDITS, data=fields, files=files).json()["data"]
     assert post(server, EDITS, data=empty | fields, files=files).json()["data"] == expected
-    # Everything else that a client's form holds, as strings.
+    # Further fields that clients send in forms, as strings.
     said = {"n": "1", "size": "auto", "model": "tiny", "response_format": "b64_json", "quality": "high", "user": "me"}
     said |= {"background": "auto", "moderation": "low", "style": "vivid", "stream": "false", "partial_images": "0"}
     said |= {"output_format": "png", "output_compression": "100", "input_fidelity": "high"}
     assert post(server, EDITS, data=said | fields, files=files).json()["data"] == expected
 
 
-def test_one_image_is_completed_however_it_is_called(server):
+def test_one_image_is_edited_whatever_its_field_is_called(server):
     client, first, second = server.client(), png(noise()), png(noise())
     fields = {"prompt": "a fish", "extra_body": {"seed": 3}}
     expected = client.images.edit(image=first, **fields).data
@@ -148,7 +148,7 @@ def test_one_image_is_completed_however_it_is_called(server):
         assert error_of(post(server, EDITS, data=data | {"prompt": "a"}, files=[("mask", first)]), 400)
 
 
-def test_a_field_that_is_there_twice_is_refused(server):
+def test_a_repeated_field_is_refused(server):
     files = [("image", ("a.png", png(noise()))), ("prompt", (None, "a fish")), ("prompt", (None, "a bird"))]
     error = error_of(post(server, EDITS, files=files), 400)
     assert error["param"] == "prompt" and "2 times" in error["message"]
@@ -158,8 +158,8 @@ def test_a_field_that_is_there_twice_is_refused(server):
 
 
 @pytest.mark.parametrize("top, kept", [(4, 1), (8, 2), (9, 2), (11, 2), (12, 3), (15, 3), (3, 0), (0, 0)])
-def test_a_mask_that_is_a_lower_band_is_drawn_anew(server, top, kept):
-    """Of 16 rows of pixels 4 are a row of codes; one that is only partly kept is drawn."""
+def test_a_mask_that_is_a_lower_band_is_generated_anew(server, top, kept):
+    """Of 16 rows of pixels 4 are a row of codes; one that is only partly kept is generated."""
     client, image = server.client(), png(noise())
     fields = {"prompt": "a fish", "extra_body": {"seed": 3}}
     drawn = client.images.edit(image=image, mask=png(band(16, 16, top)), **fields)
@@ -177,14 +177,14 @@ def test_masks_are_cropped_as_their_images_are():
     assert [count_kept_rows(top, (4, 7), 4) for top in (2, 3, 4, 5, 6)] == [0, 1, 2, 3, 4]  # rows 1.5 to 5.5
 
 
-def test_masks_that_can_not_be_honoured_are_refused_in_words(server):
+def test_masks_that_can_not_be_honoured_are_refused(server):
     client, image, tall = server.client(), png(noise()), png(noise(16, 64))
     spot, upper, opaque = band(16, 16, 16), band(16, 16, 0), noise()
     spot.paste((0, 0, 0, 0), (4, 8, 12, 16))
     upper.paste((9, 9, 9, 255), (0, 8, 16, 16))
     middle = band(16, 16, 8)
     middle.paste((9, 9, 9, 255), (0, 12, 16, 16))
-    for picture, mask, sentence in [
+    for upload, mask, sentence in [
         (image, png(spot), "over the full width"),
         (image, png(upper), "over the full width"),
         (image, png(middle), "over the full width"),
@@ -192,13 +192,13 @@ def test_masks_that_can_not_be_honoured_are_refused_in_words(server):
         (image, png(band(16, 16, 16)), "no transparent pixel"),
         (image, png(noise().convert("L")), "no transparent pixel"),
         (image, png(band(8, 8, 4)), "`mask` is 8x8 and `image` 16x16 pixels"),
-        (image, b"no image", "no image that can be read"),
-        (image, png(band(16, 16, 8))[:60], "no image that can be read"),
+        (image, b"no image", "can't be read as an image"),
+        (image, png(band(16, 16, 8))[:60], "can't be read as an image"),
         (tall, png(band(16, 64, 60)), "outside of the image's middle square"),
         (tall, png(band(64, 16, 8)), "different sides"),
     ]:
         with pytest.raises(openai.BadRequestError, match=sentence) as caught:
-            client.images.edit(image=picture, mask=mask, prompt="a fish")
+            client.images.edit(image=upload, mask=mask, prompt="a fish")
         assert caught.value.param == "mask", sentence
     with pytest.raises(openai.BadRequestError, match="not both") as caught:
         client.images.edit(image=image, mask=png(band(16, 16, 8)), prompt="a fish", extra_body={"keep_rows": 2})
@@ -209,7 +209,7 @@ def test_masks_of_all_modes_and_soft_ones_are_read(server):
     client, image, fields = server.client(), png(noise()), {"prompt": "a fish", "extra_body": {"seed": 3}}
     expected = client.images.edit(image=image, prompt="a fish", extra_body={"seed": 3, "keep_rows": 1}).data
     soft = band(16, 16, 4)
-    soft.paste((255, 255, 255, 99), (0, 3, 16, 4))  # only what is fully transparent is drawn anew
+    soft.paste((255, 255, 255, 99), (0, 3, 16, 4))  # only what is fully transparent is generated anew
     for mask in (soft, band(16, 16, 4).convert("LA"), band(16, 16, 4).quantize()):
         assert client.images.edit(image=image, mask=png(mask), **fields).data == expected
 
@@ -220,8 +220,8 @@ def test_an_images_own_transparency_is_its_mask_where_it_can_be(server):
     below.paste((0, 0, 0, 0), (0, 4, 16, 16))
     round_about = image.convert("RGBA")
     round_about.paste((0, 0, 0, 0), (0, 0, 4, 16))
-    for picture, kept in ((below, 1), (round_about, 2), (band(16, 16, 0), 2), (image, 2)):
-        answer = client.images.edit(image=png(picture), prompt="a fish", extra_body={"seed": 3})
+    for upload, kept in ((below, 1), (round_about, 2), (band(16, 16, 0), 2), (image, 2)):
+        answer = client.images.edit(image=png(upload), prompt="a fish", extra_body={"seed": 3})
         assert answer.usage.input_tokens_details.image_tokens == 4 * kept
     answer = client.images.edit(image=png(below), prompt="a fish", extra_body={"keep_rows": 3})
     assert answer.usage.input_tokens_details.image_tokens == 12
@@ -284,7 +284,7 @@ def test_other_sizes_are_the_largest_square_in_them(obliging_server):
     assert read_parameters(io.BytesIO(base64.b64decode(data.b64_json)))["seed"] == data.seed
 
 
-def test_more_than_the_addresses_hold_is_refused_in_words(obliging_server):
+def test_images_that_do_not_fit_the_url_store_are_refused(obliging_server):
     client = obliging_server.client()
     with pytest.raises(openai.BadRequestError, match="keeps 0.5 MiB for addresses") as caught:
         client.images.generate(prompt="a fish", n=4, size="1024x1024", extra_body={"temperature": 2.0})
@@ -316,18 +316,18 @@ def test_pages_of_allowed_origins_may_call_it(server, obliging_server):
         assert answer.status_code == 200 and "access-control-allow-origin" not in answer.headers
 
 
-def test_what_nobody_foresaw_is_an_error_of_the_same_shape(obliging_server, monkeypatch):
+def test_unexpected_errors_have_the_same_shape(obliging_server, monkeypatch):
     def fail(*args):
         raise RuntimeError("/home/someone/secret")
 
-    monkeypatch.setattr(obliging_server.service, "open", fail)
+    monkeypatch.setattr(obliging_server.service, "check_prompt", fail)
     answer = post(obliging_server, json={"prompt": "a fish"}, headers={"Origin": ORIGIN})
     assert error_of(answer, 500)["type"] == "server_error" and "secret" not in answer.text
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert answer.headers["x-request-id"].startswith("req_")
 
 
-def test_a_base_url_without_v1_is_told_so(server):
+def test_errors_mention_a_missing_v1_in_the_base_url(server):
     for base in ("", "/", "/v1/v1", "/api/v1", "//v1", "/V1"):
         client = server.client(base_url=server.url + base)
         for call in (
@@ -357,7 +357,7 @@ def test_addresses_may_end_in_a_slash(server):
 # Hugging Face's client
 
 
-def test_hugging_faces_client_draws(server, online):
+def test_hugging_faces_client_gets_images(server, online):
     expected = server.pipe("a fish", guidance_scale=2.0, top_k=9, generator=generators(5)).images[0]
     for base in ({"model": server.url}, {"base_url": server.url + "/"}, {"base_url": server.url + "/v1"}):
         client = InferenceClient(**base, api_key="hf_any")
@@ -366,10 +366,10 @@ def test_hugging_faces_client_draws(server, online):
     assert client.text_to_image("a fish").size == (8, 8)
     for fields, sentence in [
         ({"height": 512}, "height: Input should be 8; with the option --any-size"),
-        ({"negative_prompt": "a bird"}, "negative_prompt: This is a parameter of diffusion models"),
-        ({"num_inference_steps": 3}, "num_inference_steps: This is a parameter of diffusion models"),
-        ({"scheduler": "ddim"}, "scheduler: This is a parameter of diffusion models"),
-        ({"extra_body": {"guidence": 3}}, "guidence: There is a field that this server does not know"),
+        ({"negative_prompt": "a bird"}, "negative_prompt: This is a parameter of other models"),
+        ({"num_inference_steps": 3}, "num_inference_steps: This is a parameter of other models"),
+        ({"scheduler": "ddim"}, "scheduler: This is a parameter of other models"),
+        ({"extra_body": {"guidence": 3}}, "guidence: This server does not know this field"),
         ({"guidance_scale": -1.0}, "guidance_scale: Input should be greater"),
         ({"seed": -1}, "seed: Input should be greater"),
     ]:
@@ -382,7 +382,7 @@ def test_hugging_faces_client_draws(server, online):
         client.image_to_image(png(noise()))
 
 
-def test_hugging_faces_async_client_draws(server, online):
+def test_hugging_faces_async_client_gets_images(server, online):
     import asyncio
 
     image = asyncio.run(AsyncInferenceClient(model=server.url).text_to_image("a fish", seed=5))
@@ -460,7 +460,7 @@ def test_classes_are_asked_for_by_name_and_by_number(class_server, online):
         ("/", "application/json", b'{"inputs": "'),
     ],
 )
-def test_what_is_too_large_is_told_so(server, path, content_type, start):
+def test_bodies_that_are_too_large_get_413(server, path, content_type, start):
     """The limit is 1 MiB."""
 
     def chunks(count: int):
@@ -473,7 +473,12 @@ def test_what_is_too_large_is_told_so(server, path, content_type, start):
         assert error["type"] == "invalid_request_error"
 
 
-def test_clients_read_that_it_is_too_large(server):
+def test_a_length_that_is_too_large_is_refused_at_every_address(server):
+    for path in ("/health", "/images/a.png", "/nothing", GENERATIONS):
+        error_of(post(server, path, content=b"a" * (2**20 + 1)), 413)
+
+
+def test_clients_raise_on_413(server):
     with pytest.raises(openai.APIStatusError) as caught:
         server.client().images.edit(image=b"a" * (20 * 2**20), prompt="a fish")
     assert caught.value.status_code == 413
@@ -483,13 +488,13 @@ def test_clients_read_that_it_is_too_large(server):
     assert server.get("/health").status_code == 200
 
 
-def test_bodies_that_are_none_are_told_what_to_be(server):
+def test_errors_say_what_a_body_must_be(server):
     json_type = {"Content-Type": "application/json"}
     for body in (b"[]", b"[1]", b'"a"', b"3", b"null", b""):
         assert "JSON object" in error_of(post(server, content=body, headers=json_type), 400)["message"], body
     assert "JSON object" in error_of(post(server, data={"prompt": "a"}), 400)["message"]
     assert "JSON object" in error_of(post(server, content=b'{"prompt": "a"}'), 400)["message"]
-    assert "no valid JSON" in error_of(post(server, content=b"{", headers=json_type), 400)["message"]
+    assert "not valid JSON" in error_of(post(server, content=b"{", headers=json_type), 400)["message"]
     assert "UTF-8" in error_of(post(server, content=b'{"prompt": "\xff"}', headers=json_type), 400)["message"]
     for content in (
         {"json": {"prompt": "a", "image": "a"}},
@@ -564,13 +569,17 @@ def test_old_clients_and_odd_hosts(obliging_server):
 
 
 @pytest.mark.parametrize(
-    "options, sentence",
+    "options, status, sentence",
     [
-        (["--response-format", "png"], "`--response-format` is 'png'; expected b64_json or url"),
-        (["--cors-origins", "app.example"], "`--cors-origins` holds 'app.example'"),
-        (["--cors-origins", f"{ORIGIN},http://a.example/path"], "`--cors-origins` holds 'http://a.example/path'"),
+        (["--response-format", "png"], 2, "'png' is not one of 'b64_json', 'url'"),
+        (["--engine", "none"], 2, "'none' is not one of 'local', 'vllm'"),
+        (["--dtype", "int8"], 2, "'int8' is not one of 'float32', 'float16', 'bfloat16'"),
+        (["--on-engine-death", "cry"], 2, "'cry' is not one of 'restart', 'exit'"),
+        (["--cors-origins", "app.example"], 1, "`--cors-origins` holds 'app.example'"),
+        (["--cors-origins", f"{ORIGIN},http://a.example/path"], 1, "`--cors-origins` holds 'http://a.example/path'"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_is_loaded(options, sentence):
+def test_wrong_options_are_refused_before_anything_is_loaded(options, status, sentence):
     result = CliRunner().invoke(llamagen_cli.app, ["serve", "no-such-folder", *options])
-    assert result.exit_code == 1 and sentence in result.output
+    output = " ".join(result.output.replace("│", " ").split())  # typer draws a box around its errors
+    assert result.exit_code == status and sentence in output

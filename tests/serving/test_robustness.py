@@ -1,4 +1,4 @@
-"""What the server survives: crowds, nonsense, clients that leave, an engine that is killed, its own end."""
+"""What the server survives: crowds, malformed requests, clients that disconnect, an engine that is killed."""
 
 import asyncio
 import base64
@@ -46,13 +46,13 @@ def slow_server(tmp_path):
         yield running
 
 
-def crowd(server: RunningServer, orders: list[dict]) -> list[httpx.Response]:
-    """All at once, each on a connection of its own."""
+def crowd(server: RunningServer, bodies: list[dict]) -> list[httpx.Response]:
+    """Answers to requests that are sent at once, each on a connection of its own."""
 
     async def ask():
-        limits = httpx.Limits(max_connections=len(orders))
+        limits = httpx.Limits(max_connections=len(bodies))
         async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=300) as client:
-            return await asyncio.gather(*(client.post(GENERATIONS, json=order) for order in orders))
+            return await asyncio.gather(*(client.post(GENERATIONS, json=body) for body in bodies))
 
     return asyncio.run(ask())
 
@@ -60,27 +60,27 @@ def crowd(server: RunningServer, orders: list[dict]) -> list[httpx.Response]:
 def check_crowd(server: RunningServer, count: int) -> None:
     choose = random.Random(count)
     chosen = [choose.choice(SETTINGS) for _ in range(count)]
-    orders = [
+    bodies = [
         {"prompt": f"thing {choose.randrange(10**6)}", "seed": choose.randrange(10**9)} | settings
         for settings in chosen
     ]
-    answers, pipe = crowd(server, orders), server.pipe
+    answers, pipe = crowd(server, bodies), server.pipe
     assert [answer.status_code for answer in answers] == [200] * count
     files = [base64.b64decode(answer.json()["data"][0]["b64_json"]) for answer in answers]
     for settings in SETTINGS:
         same = [
             i
-            for i, order in enumerate(orders)
-            if {**order, "prompt": "", "seed": 0} == settings | {"prompt": "", "seed": 0}
+            for i, body in enumerate(bodies)
+            if {**body, "prompt": "", "seed": 0} == settings | {"prompt": "", "seed": 0}
         ]
         expected = pipe(
-            [orders[i]["prompt"] for i in same], generator=generators(*(orders[i]["seed"] for i in same)), **settings
+            [bodies[i]["prompt"] for i in same], generator=generators(*(bodies[i]["seed"] for i in same)), **settings
         )
         for i, image in zip(same, expected.images, strict=True):
             assert Image.open(io.BytesIO(files[i])).tobytes() == image.tobytes()
     assert len(set(files)) == count
     server.until(lambda: server.service.pending == 0)
-    assert server.engine._drawings == {}
+    assert server.engine._queues == {}
 
 
 def test_a_crowd_gets_its_own_images(server):
@@ -88,7 +88,7 @@ def test_a_crowd_gets_its_own_images(server):
 
 
 def test_a_crowd_of_streams_has_a_preview_each(server):
-    """Whatever is left out where the decoder is busy, the first preview and the image are not."""
+    """A busy decoder leaves previews out, but neither the first one nor the image."""
 
     async def ask():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=300) as client:
@@ -122,7 +122,7 @@ def test_500_at_once_and_the_memory_returns(server):
 
 
 def malformed_bodies() -> list[tuple[str, bytes]]:
-    """Content types and bodies of which none may be drawn."""
+    """Content types and bodies that must be refused."""
     names = "n seed guidance_scale guidance_interval temperature top_k top_p output_compression partial_images timeout"
     wrong = ["NaN", "Infinity", "-1e400", '"1"', "[]", "{}", '"../../etc/passwd"', "1e999"]
     values = [f'{{"prompt": "a", "{name}": {value}}}' for name in names.split() for value in wrong]
@@ -158,15 +158,15 @@ def malformed_bodies() -> list[tuple[str, bytes]]:
 
 
 def malformed_forms() -> list[dict]:
-    """Arguments of httpx for completions of which none may be drawn."""
+    """Arguments of httpx for completions that must be refused."""
     png = io.BytesIO()
     Image.new("RGB", (8, 8)).save(png, "PNG")
-    picture = ("../../../../tmp/p.png", png.getvalue())
-    truncated = (picture[0], png.getvalue()[:-30])
+    upload = ("../../../../tmp/p.png", png.getvalue())
+    truncated = (upload[0], png.getvalue()[:-30])
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     forms = [{"data": {"prompt": "a"}, "files": {"image": file}} for file in (("p", b""), ("p", b"GIF89a"), truncated)]
     forms += [
-        {"data": {"prompt": "a", name: value}, "files": {"image": picture}}
+        {"data": {"prompt": "a", name: value}, "files": {"image": upload}}
         for name, value in [
             ("keep_rows", "4"),
             ("keep_rows", "-1"),
@@ -179,7 +179,7 @@ def malformed_forms() -> list[dict]:
         {"data": {"prompt": "a", "image": base64.b64encode(png.getvalue()).decode()}},
         {"data": {"prompt": "a", "image": "file:///etc/passwd"}},
         {"data": {"prompt": "a", "image": "http://127.0.0.1/image.png"}},
-        {"files": {"image": picture}},
+        {"files": {"image": upload}},
         {"content": b"--x\r\n", "headers": headers},
         {"content": b'--x\r\nContent-Disposition: form-data; name="image"; filename="p"\r\n\r\n', "headers": headers},
         {"json": {"prompt": "a", "image": base64.b64encode(png.getvalue()).decode() + "%%%"}},
@@ -187,8 +187,8 @@ def malformed_forms() -> list[dict]:
     return forms
 
 
-def test_nonsense_is_refused_in_words(server):
-    """Beside a good request, which does not notice."""
+def test_malformed_requests_are_refused(server):
+    """A good request beside them is not affected."""
     bodies, forms = malformed_bodies(), malformed_forms()
     assert len(bodies) + len(forms) >= 100
     with httpx.Client(base_url=server.url, timeout=60) as client:
@@ -245,7 +245,7 @@ def test_queue_cancellation_and_a_graceful_end(slow_server):
     server, url = slow_server, slow_server.url + GENERATIONS
     engine = server.engine
 
-    # Clients that go away, one of them before its first event.
+    # Clients that disconnect, one of them before its first event.
     for stream in (False, True):
         with pytest.raises(httpx.TimeoutException):
             httpx.post(url, json={"prompt": "a fish", "n": 3, "stream": stream}, timeout=0.4)
@@ -266,7 +266,7 @@ def test_queue_cancellation_and_a_graceful_end(slow_server):
         server.client().images.generate(prompt="a fish")
     assert caught.value.code == "queue_full" and int(caught.value.response.headers["retry-after"]) >= 1
 
-    # SIGTERM: what runs is finished.
+    # SIGTERM: active requests are finished.
     server.server.handle_exit(signal.SIGTERM, None)
     assert server.get("/ready").json() == {"status": "shutting down"} and server.get("/ready").status_code == 503
     with pytest.raises(openai.InternalServerError, match="shutting down") as caught:
@@ -279,7 +279,7 @@ def test_queue_cancellation_and_a_graceful_end(slow_server):
 
 
 @pytest.mark.slow
-def test_the_command_ends_well_on_sigterm(tmp_path):
+def test_the_command_ends_gracefully_on_sigterm(tmp_path):
     folder, answers = save_text_checkpoint(tmp_path / "slow", grid_size=24), []
     with running_command(folder, tmp_path / "log", "--model-name", "slow") as running:
         url = running.url

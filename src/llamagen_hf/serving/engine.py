@@ -1,101 +1,101 @@
-"""What an engine is: it draws codes for many requests at once, and each of them sees only its own."""
+"""What an engine is: it generates many images at once, step by step, and each request sees only its own."""
 
+import asyncio
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
-import torch
 
-from ..llamagen.sampling import draw_uniforms
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a dead engine is started again; doubled each time
+ATTEMPTS = 5  # failed starts in a row after which the engine gives up
 
 
 class EngineDied(Exception):
-    """The engine is gone, and the drawing with it."""
+    """The engine died, and the images that it was generating are lost."""
 
 
 @dataclass
-class GenerationRequest:
-    """One image to draw: all that determines its codes.
-
-    Nothing is checked here; [`~llamagen_hf.llamagen.inputs.GenerationInputs`] does that.
+class EngineRequest:
+    """One image to generate. Each family adds its conditions and settings.
 
     Args:
-        seed (`int`): Of the image's own generator.
-        class_id (`int`, *optional*): Input id of the class, class mode.
-        prompt_embeds (`torch.Tensor` of shape `(condition_length, condition_dim)`, *optional*):
-            Text states, padded on the left, text mode.
-        prompt_attention_mask (`torch.LongTensor` of shape `(condition_length,)`, *optional*): 0 for padding.
-        prefix_codes (`list[int]`, *optional*): The first codes, which are kept.
-        guidance_scale (`float`, *optional*, defaults to 1.0): 1 draws without the unconditional stream.
-        guidance_interval (`int`, *optional*, defaults to -1): See [`~llamagen_hf.llamagen.sampling.is_guided`].
-        temperature, top_k, top_p: See [`~llamagen_hf.llamagen.sampling.sample`].
+        seed (`int`): Seed of the image's own generator.
         place (`int`, *optional*, defaults to 0):
-            Which image this is of those that were asked for together; an engine that is fair to all lets the first
-            ones go first.
+            Index of the image within its client's request. An engine that is fair to all clients lets the first
+            images of each request go first.
     """
 
     seed: int
-    class_id: int | None = None
-    prompt_embeds: torch.Tensor | None = None
-    prompt_attention_mask: torch.LongTensor | None = None
-    prefix_codes: list[int] = field(default_factory=list)
-    guidance_scale: float = 1.0
-    guidance_interval: int = -1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    place: int = 0
-
-    def uniforms(self, num_codes: int) -> torch.Tensor:
-        """The random numbers `(num_codes,)` that the pipeline would draw the image with."""
-        return draw_uniforms(1, num_codes, [torch.Generator().manual_seed(self.seed)], torch.device("cpu"))[0]
+    place: int = field(default=0, kw_only=True)
 
 
 class Engine(ABC):
-    """Draws codes. All methods belong to the event loop that called [`start`]."""
+    """Generates images. All methods belong to the event loop that called [`start`].
+
+    Args:
+        restarts (`bool`, *optional*, defaults to `True`): Whether to start again after it died.
+
+    Attributes:
+        is_ready (`bool`): Whether it takes requests now. An engine that died may come back.
+        capacity (`int`): Roughly how many images it generates at once.
+        deaths (`int`): How often it died.
+        has_given_up (`bool`): Whether it died and does not come back.
+    """
+
+    is_ready: bool = False
+    capacity: int
+
+    def __init__(self, restarts: bool = True):
+        self.restarts, self.deaths, self.has_given_up = restarts, 0, False
 
     @abstractmethod
     async def start(self) -> None:
-        """Load the model and be ready.
+        """Load the model.
 
         Raises:
-            OSError, ValueError, EngineDied: In one sentence, if that can't be.
+            OSError, ValueError, EngineDied: If the model can't be loaded.
         """
 
     @abstractmethod
     async def stop(self) -> None:
-        """End at once; what is being drawn is lost."""
-
-    @property
-    @abstractmethod
-    def is_ready(self) -> bool:
-        """Whether it draws now. An engine that died may come back."""
-
-    @property
-    @abstractmethod
-    def has_given_up(self) -> bool:
-        """Whether it died and won't come back."""
-
-    @property
-    @abstractmethod
-    def capacity(self) -> int:
-        """Images that it draws at once, roughly."""
+        """End at once. Images that are being generated are lost."""
 
     @property
     def statistics(self) -> dict[str, float]:
-        """Numbers that the metrics show, by name."""
-        return {}
+        """Numbers for the metrics, by name."""
+        return {"deaths": self.deaths}
 
     @abstractmethod
-    def draw(self, request: GenerationRequest) -> AsyncIterator[list[int]]:
-        """Draw one image.
+    def generate(self, request: EngineRequest) -> AsyncIterator[list]:
+        """Generate one image.
 
-        An asynchronous generator: closing it, or cancelling the task that waits for it, cancels the drawing.
+        This is an asynchronous generator: closing it, or cancelling the task that waits for it, cancels the image.
 
         Yields:
-            `list[int]`: The codes that were drawn since the last time, the kept ones not among them.
+            `list`: The latents of the steps since the last time, one for each. From the first ones the family's
+            frontend decodes a partial image, from all of them the final image.
 
         Raises:
-            EngineDied: If the engine is not ready, or dies on the way.
-            ValueError: In one sentence, if the image can't be drawn.
+            EngineDied: If the engine is not ready, or dies meanwhile.
+            ValueError: If the image can't be generated.
         """
+
+    async def recover(self, start: Callable[[], Awaitable[None]]) -> None:
+        """Count a death and, if it `restarts`, try several starts with longer and longer pauses before them."""
+        self.deaths += 1
+        logger.error("engine died", extra={"deaths": self.deaths})
+        pause = FIRST_PAUSE
+        for _ in range(ATTEMPTS if self.restarts else 0):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            try:
+                await start()
+            except (OSError, ValueError, EngineDied) as error:
+                logger.error("engine does not start", extra={"reason": str(error)})
+            else:
+                logger.info("engine started again")
+                return
+        self.has_given_up = True

@@ -1,16 +1,16 @@
 """Bodies of requests and answers: OpenAI's images API, and the fields that are ours."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import File, UploadFile
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
-from .front import MEDIA_TYPES, FrontPipeline, ImageFile
-from .order import MAX_SEED, Order
+from .frontend import MEDIA_TYPES, Frontend, ImageRequest
+from .service import MAX_SEED, GeneratedImage
 from .settings import ServingSettings
 
 
-MAX_PROMPT = 2000  # characters: many times what a condition holds, and cleaning takes the square of it
+MAX_PROMPT = 2000  # characters: many times what a condition holds; cleaning takes quadratic time
 MAX_PARTIAL_IMAGES = 64
 MAX_SIDE = 2048  # pixels that an image is scaled to
 
@@ -18,19 +18,40 @@ Unused = "Accepted, since OpenAI's clients send it, and without effect."
 
 
 class RequestFields(BaseModel):
-    """A body, or a part of one, in which `null` is as good as nothing."""
+    """A body, or a part of one. `null` means the same as a missing field, since many clients send all they know."""
+
+    missing: ClassVar[tuple] = (None,)
 
     @model_validator(mode="before")
     @classmethod
-    def leave_out_nulls(cls, fields: Any) -> Any:
-        """Many clients send all fields that they know."""
+    def normalize(cls, fields: Any) -> Any:
+        """Leave out what means the same as a missing field. JSON does not distinguish 2.0 from 2."""
         if not isinstance(fields, dict):
             return fields
-        return {name: value for name, value in fields.items() if value is not None}
+        return {
+            name: int(value) if isinstance(value, float) and value.is_integer() else value
+            for name, value in fields.items()
+            if value not in cls.missing
+        }
 
 
-class SamplingFields(RequestFields):
-    """What all requests have in common."""
+class JSONFields(RequestFields):
+    """A body that is JSON. Beside its fields, any other may be null."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"additionalProperties": {"type": "null"}}
+    )
+
+
+class FormFields(RequestFields):
+    """A body that is a form, where an empty field is a missing one, too."""
+
+    model_config = ConfigDict(extra="forbid")
+    missing: ClassVar[tuple] = (None, "")
+
+
+class ImageFields(BaseModel):
+    """Fields that all requests have in common."""
 
     seed: int | None = Field(
         None,
@@ -42,40 +63,44 @@ class SamplingFields(RequestFields):
         "png", description="A PNG holds the parameters that made it, prompt and seed among them."
     )
     output_compression: int | None = Field(100, ge=0, le=100, description="Quality of JPEG and WebP.")
-    guidance_scale: float | None = Field(
-        None, ge=0, le=1000, allow_inf_nan=False, description="Strength of guidance, 1 for none."
-    )
-    guidance_interval: int | None = Field(
-        -1, ge=-1, le=2**31, description="Guide the first n + 2 codes only; -1 for all."
-    )
-    temperature: float | None = Field(
-        None, ge=0, le=1000, allow_inf_nan=False, description="0 for the likeliest codes."
-    )
-    top_k: int | None = Field(None, ge=0, le=2**31, description="Codes to draw from, 0 for all.")
-    top_p: float | None = Field(
-        None, ge=0, le=1, allow_inf_nan=False, description="Probability to draw from, 1 for all."
-    )
     timeout: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Seconds after which to give up, if the server's limit is later."
     )
 
     @property
     def side(self) -> int | None:
-        """Pixels that images are scaled to, if others than the checkpoint's were asked for."""
+        """Pixels that images are scaled to, if the request asks for another size than the checkpoint's."""
         return None
 
-    def to_order(self, **more) -> Order:
-        """For the service."""
-        same = ("seed", "guidance_scale", "guidance_interval", "temperature", "top_k", "top_p", "timeout")
-        return Order(
-            **{name: getattr(self, name) for name in same},
-            file=ImageFile(self.output_format, self.output_compression, self.side),
+    def to_request(self, frontend: Frontend, prompt: str | None, prompt_name: str, **more) -> ImageRequest:
+        """The request for the service.
+
+        Args:
+            frontend ([`Frontend`]): Names its own fields.
+            prompt (`str`, *optional*): The prompt.
+            prompt_name (`str`): What the client calls it.
+            more: Further arguments of [`ImageRequest`].
+        """
+        condition = {"prompt": prompt, "field_names": {"prompt": prompt_name}}
+        if frontend.pipe.condition_kind == "class" and self.class_label is not None:
+            condition |= {"class_label": self.class_label, "prompt": prompt or None}
+        elif frontend.pipe.condition_kind == "class":
+            names = {"prompt": prompt_name, "class_labels": prompt_name}
+            condition = {"class_label": prompt, "field_names": names}
+        return ImageRequest(
+            **condition,
+            seed=self.seed,
+            settings=self.model_dump(include=frontend.sampling_fields.model_fields.keys() | frontend.edit_fields),
+            output_format=self.output_format,
+            quality=self.output_compression,
+            side=self.side,
+            timeout=self.timeout,
             **more,
         )
 
 
-class GenerationFields(SamplingFields):
-    """What drawings and completions have in common; [`build_bodies`] adds what depends on the checkpoint."""
+class GenerationFields(ImageFields):
+    """Fields that generations and edits have in common; [`build_bodies`] adds those that depend on the checkpoint."""
 
     stream: bool | None = Field(False, description="Answer with server-sent events.")
     partial_images: int | None = Field(
@@ -97,61 +122,38 @@ class GenerationFields(SamplingFields):
     def side(self) -> int | None:
         return None if self.size == "auto" else min(map(int, self.size.split("x")))
 
-    def to_order(self, **more) -> Order:
-        return super().to_order(
-            **name_condition(self, self.prompt, "prompt"),
-            n=self.n,
-            partial_images=self.partial_images if self.stream else 0,
-            **more,
-        )
+    def to_request(self, frontend: Frontend, **more) -> ImageRequest:
+        partial_images = self.partial_images if self.stream else 0
+        return super().to_request(frontend, self.prompt, "prompt", n=self.n, partial_images=partial_images, **more)
 
 
-class TextToImageParameters(SamplingFields):
-    """What Hugging Face's clients send beside the prompt, as far as it means anything here."""
+class TextToImageParameters(ImageFields):
+    """Parameters that Hugging Face's clients send beside the prompt."""
 
     @property
     def side(self) -> int | None:
         return min((side for side in (self.width, self.height) if side is not None), default=None)
 
 
-class TextToImageFields(RequestFields):
+class TextToImageFields(JSONFields):
     """A request of Hugging Face's inference clients: a prompt, and parameters beside it."""
 
-    def to_order(self, accept: str) -> Order:
-        """For the service; `accept` is the media type that the client wants, where `output_format` does not say it."""
+    def to_request(self, frontend: Frontend, accept: str) -> ImageRequest:
+        """The request for the service.
+
+        Args:
+            frontend ([`Frontend`]): Names its own fields.
+            accept (`str`): Media type that the client wants, if there is no `output_format`.
+        """
         parameters = self.parameters
         if "output_format" not in parameters.model_fields_set:
             formats = {media_type: format for format, media_type in MEDIA_TYPES.items()}
             parameters.output_format = formats.get(accept, "png")
-        return parameters.to_order(**name_condition(parameters, self.inputs, "inputs"))
-
-
-def name_condition(fields: BaseModel, prompt: str | None, name: str) -> dict[str, Any]:
-    """The part of an order that says what to draw, and what the client calls it."""
-    if not hasattr(fields, "class_label"):
-        return {"prompt": prompt, "field_names": {"prompt": name}}
-    if fields.class_label is None:
-        return {"class_label": prompt, "field_names": {"prompt": name, "class_labels": name}}
-    return {"class_label": fields.class_label, "prompt": prompt or None, "field_names": {"prompt": name}}
-
-
-def whole_numbers(fields: object) -> object:
-    """JSON does not tell 2.0 from 2."""
-    if not isinstance(fields, dict):
-        return fields
-    return {
-        name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in fields.items()
-    }
-
-
-def leave_out_empty(fields: object) -> object:
-    """A form has no other way to say nothing."""
-    return {name: value for name, value in fields.items() if value != ""} if isinstance(fields, dict) else fields
+        return parameters.to_request(frontend, self.inputs, "inputs")
 
 
 def check_size(size: str) -> str:
-    """Raise a `ValueError` unless images can be scaled to this."""
+    """Raise a `ValueError` unless images can be scaled to this size."""
     width, _, height = size.partition("x")
     if size != "auto" and not all(
         len(side) <= 4 and side.isascii() and side.isdigit() and 1 <= int(side) <= MAX_SIDE for side in (width, height)
@@ -161,75 +163,69 @@ def check_size(size: str) -> str:
 
 
 def build_bodies(
-    pipe: FrontPipeline, settings: ServingSettings
-) -> tuple[type[GenerationFields], type[GenerationFields], type[BaseModel]]:
-    """Bodies of drawings (JSON), completions (a form) and Hugging Face's requests, as far as a checkpoint takes them.
+    frontend: Frontend, settings: ServingSettings
+) -> tuple[type[GenerationFields], type[GenerationFields], type[TextToImageFields]]:
+    """Bodies of generations (JSON), edits (a form) and Hugging Face's requests, as one checkpoint takes them.
 
-    So the OpenAPI page says what this server accepts: its image size, its number of rows, prompt or class.
+    So the OpenAPI page says what this server accepts: its image size, prompt or class, and the family's own fields.
     """
-    config, native = pipe.transformer.config, pipe.image_size
-    # Beside what a body has, anything may be null.
-    json_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"additionalProperties": {"type": "null"}})
-    json_validators = {"whole_numbers": model_validator(mode="before")(whole_numbers)}
-    label = Annotated[str, Field(max_length=MAX_PROMPT)]
-    label = label | Annotated[int, Field(ge=0, lt=config.num_classes or 1)]
-    label = (Annotated[label | None, Field(description="Class by id or by name.")], None)
-    if pipe.is_text_conditional:
+    native, sampling_fields = frontend.pipe.image_size, frontend.sampling_fields
+    if frontend.pipe.condition_kind == "text":
         prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, description="What to draw.")]
-        fields, parameters = {"prompt": (prompt, ...)}, {}
-        inputs = prompt
+        prompt, parameters = (prompt, ...), {}
     else:
         text = "Name or id of the class, unless `class_label` says it."
-        inputs = Annotated[str | None, Field(max_length=MAX_PROMPT, description=text)]
-        fields, parameters = {"prompt": (inputs, None), "class_label": label}, {"class_label": label}
+        prompt = (Annotated[str | None, Field(max_length=MAX_PROMPT, description=text)], None)
+        label = Annotated[str, Field(max_length=MAX_PROMPT)]
+        label = label | Annotated[int, Field(ge=0, lt=frontend.pipe.num_classes)]
+        parameters = {"class_label": (Annotated[label | None, Field(description="Class by id or by name.")], None)}
     if settings.any_size:
-        text = f"Images are drawn at {native}x{native} and scaled to the largest square that fits."
+        text = f"Images are generated at {native}x{native} and scaled to the largest square that fits."
         size = Annotated[str | None, AfterValidator(check_size), Field(description=text)]
         length = Annotated[int | None, Field(ge=1, le=MAX_SIDE, description=text)]
     else:
-        text = "What this checkpoint draws."
+        text = "The size of this checkpoint's images."
         size = Annotated[Literal["auto", f"{native}x{native}"] | None, Field(description=text)]
         length = Annotated[Literal[native] | None, Field(description=text)]
-    fields |= {
+    fields = parameters | {
+        "prompt": prompt,
         "n": (Annotated[int | None, Field(ge=1, le=settings.max_images, description="Number of images.")], 1),
         "size": (size, "auto"),
-        "model": (Annotated[Literal[settings.model_name] | None, Field(description="The one there is.")], None),
+        "model": (Annotated[Literal[settings.model_name] | None, Field(description="The only model.")], None),
         "response_format": (Literal["b64_json", "url"] | None, settings.response_format),
     }
-    drawing = create_model("ImageGeneration", __base__=GenerationFields, __validators__=json_validators, **fields)
-    rows = f"Rows of codes to keep, out of {config.grid_size}. Default: what `mask` keeps, or else the upper half."
-    mask = "Of the size of the image, and transparent from some row down to the bottom: that part is drawn anew."
-    image = Annotated[list[UploadFile], File(description="The image whose lower part is drawn anew.")]
-    completion = create_model(
+    generation = create_model("ImageGeneration", __base__=(JSONFields, GenerationFields, sampling_fields), **fields)
+    mask = "Of the size of the image, and fully transparent where it is to be generated anew."
+    image = Annotated[list[UploadFile], File(description="The image to edit.")]
+    edit = create_model(
         "ImageEdit",
-        __base__=GenerationFields,
-        __validators__={"leave_out_empty": model_validator(mode="before")(leave_out_empty)},
+        __base__=(FormFields, GenerationFields, sampling_fields),
         image=(image, []),
         image_list=(Annotated[image, Field(alias="image[]")], []),
         mask=(Annotated[UploadFile | None, File(description=mask)], None),
-        keep_rows=(Annotated[int | None, Field(ge=0, lt=config.grid_size, description=rows)], None),
         input_fidelity=(Annotated[Literal["high", "low"] | None, Field(description=Unused)], None),
         **fields,
+        **frontend.edit_fields,
     )
-    parameters |= {"width": (length, None), "height": (length, None)}
     parameters = create_model(
-        "TextToImageParameters", __base__=TextToImageParameters, __validators__=json_validators, **parameters
+        "TextToImageParameters",
+        __base__=(JSONFields, TextToImageParameters, sampling_fields),
+        **parameters,
+        width=(length, None),
+        height=(length, None),
     )
-    for model, model_config in ((drawing, json_config), (parameters, json_config), (completion, {"extra": "forbid"})):
-        model.model_config = ConfigDict(**model_config)
-        model.model_rebuild(force=True)
     text_to_image = create_model(
         "TextToImage",
         __base__=TextToImageFields,
-        inputs=(inputs, ... if pipe.is_text_conditional else None),
+        inputs=prompt,
         parameters=(parameters | None, Field(default_factory=parameters)),
     )
-    text_to_image.model_config = json_config
-    text_to_image.model_rebuild(force=True)
-    return drawing, completion, text_to_image
+    return generation, edit, text_to_image
 
 
 class InputTokensDetails(BaseModel):
+    """Parts of the input."""
+
     text_tokens: int
     image_tokens: int
 
@@ -243,13 +239,28 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+def count_usage(images: list[GeneratedImage]) -> dict:
+    """Size of a request, as [`Usage`] has it."""
+    text, kept, output = (sum(counts) for counts in zip(*(image.tokens for image in images), strict=True))
+    return {
+        "input_tokens": text + kept,
+        "input_tokens_details": {"text_tokens": text, "image_tokens": kept},
+        "output_tokens": output,
+        "total_tokens": text + kept + output,
+    }
+
+
 class ImageData(BaseModel):
+    """One image of an answer."""
+
     b64_json: str | None = None
     url: str | None = None
-    seed: int = Field(description="What draws this image again.")
+    seed: int = Field(description="Seed that gives this image again.")
 
 
 class ImagesResponse(BaseModel):
+    """Answer with images."""
+
     created: int = Field(description="Seconds since 1970.")
     background: Literal["opaque"]
     output_format: Literal["png", "jpeg", "webp"]
@@ -259,6 +270,8 @@ class ImagesResponse(BaseModel):
 
 
 class Model(BaseModel):
+    """The checkpoint that is served."""
+
     id: str
     object: Literal["model"]
     created: int
@@ -266,9 +279,13 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
+    """Answer to `GET /v1/models`."""
+
     object: Literal["list"]
     data: list[Model]
 
 
 class Status(BaseModel):
+    """Answer to `GET /health` and `GET /ready`."""
+
     status: str

@@ -1,26 +1,45 @@
-"""The server process: signals, and a graceful end."""
+"""The server process: logs, signals, a graceful end."""
 
 import time
 
 import uvicorn
+from pythonjsonlogger.core import RESERVED_ATTRS
 
 from .app import build_app
-from .logs import LOGGING
 from .service import ImageService
 
 
-GRACE = 5  # seconds for what is left when the server ends anyway
+GRACE = 5  # seconds that requests still have after the server was told to end
+
+# One line of JSON for each event, on standard error.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "json": {
+            "()": "pythonjsonlogger.json.JsonFormatter",
+            "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
+            "reserved_attrs": [*RESERVED_ATTRS, "color_message"],
+            "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
+        }
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "loggers": {
+        name: {"handlers": ["stderr"], "level": "INFO", "propagate": False}
+        for name in ("llamagen_hf.serving", "uvicorn", "limits")
+    },
+}
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that drains: after SIGTERM or SIGINT running requests finish, and new ones get 503.
+    """Uvicorn that drains: after SIGTERM or SIGINT active requests finish, and new ones get 503.
 
     A second signal ends it at once.
 
     Args:
-        service ([`ImageService`]): What it serves.
+        service ([`ImageService`]): The service.
         host (`str`): Address to listen on.
-        port (`int`): Port.
+        port (`int`): Port to listen on.
     """
 
     def __init__(self, service: ImageService, host: str, port: int):
@@ -52,8 +71,13 @@ class Server(uvicorn.Server):
 def serve(service: ImageService, host: str, port: int) -> None:
     """Serve until a signal comes.
 
+    Args:
+        service ([`ImageService`]): The service.
+        host (`str`): Address to listen on.
+        port (`int`): Port to listen on.
+
     Raises:
-        ValueError: In one sentence, if the engine can't start, or died for good.
+        ValueError: If the engine can't start, or died and does not come back.
     """
     Server(service, host, port).run()
     if service.failure is not None:

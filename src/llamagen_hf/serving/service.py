@@ -1,58 +1,61 @@
-"""Drawings from order to file: cache, queue, engine, decoder. It knows nothing of HTTP but its errors."""
+"""From requests to image files: cache, queue, engine, decoder. Of HTTP it knows only the errors."""
 
 import asyncio
-import io
+import hashlib
 import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 
-import torch
-
-from ..arguments import FieldError
-from ..images.reading import UPLOAD_MEGAPIXELS, read_image
-from ..llamagen.inputs import GenerationInputs
-from ..llamagen.parameters import describe
-from ..llamagen.sampling import check_sampling
-from .engine import Engine, EngineDied, GenerationRequest
-from .errors import APIError, engine_is_away, is_draining, queue_is_full, wrong_value
-from .front import Darkroom, Development, FrontPipeline, ImageFile, PromptEncoder
-from .job import Job
-from .mask import rows_to_keep
+from .batcher import Batcher
+from .engine import Engine, EngineDied, EngineRequest
+from .errors import APIError, engine_is_away, is_draining, wrong_value
+from .frontend import Frontend, ImageRequest, TokenCounts
 from .metrics import Metrics
-from .micro_batches import MicroBatches
-from .order import Order
+from .result_cache import ResultCache, UrlStore
 from .settings import ServingSettings
-from .stores import ResultCache, UrlStore
 
 
 logger = logging.getLogger(__name__)
+
+MAX_SEED = 2**53 - 1  # the largest integer that every reader of JSON holds exactly
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """An image for the client: its index in the request, file, seed and size; `partial_index` counts its previews."""
+
+    index: int
+    file: bytes
+    seed: int
+    tokens: TokenCounts
+    partial_index: int | None = None
 
 
 class ImageService:
     """Everything behind the HTTP routes.
 
     Args:
-        pipe ([`FrontPipeline`]): Reads prompts and images, makes images of codes.
-        engine ([`Engine`]): Draws codes.
+        frontend ([`Frontend`]): Prepares requests and decodes images.
+        engine ([`Engine`]): Generates latents.
         settings ([`ServingSettings`]): Limits.
     """
 
-    def __init__(self, pipe: FrontPipeline, engine: Engine, settings: ServingSettings):
-        self.pipe, self.engine, self.settings = pipe, engine, settings
+    def __init__(self, frontend: Frontend, engine: Engine, settings: ServingSettings):
+        self.frontend, self.engine, self.settings = frontend, engine, settings
         self.metrics = Metrics()
         self.cache = ResultCache(settings.cache_bytes)
         self.urls = UrlStore(settings.url_bytes, settings.url_seconds)
-        self.pending = 0  # images that wait or are being drawn
+        self.pending = 0  # images that wait or are being generated
         self.active = 0  # requests that are being answered
         self.is_draining = False
         self.failure: str | None = None
-        self.facts = self.pipe.facts | {"checkpoint": settings.model_name}
-        self._seconds_a_image = 1.0
-        self._encode = MicroBatches(PromptEncoder(pipe).encode, 32, "text-encoder")
-        self._develop = MicroBatches(Darkroom(pipe).develop, 32, "decoder")
+        self.seconds_per_image = 1.0  # from the first latent to the last, as a moving average
+        self.encode_prompt = Batcher(frontend.encode_prompts, "text-encoder")
+        self.write_file = Batcher(self._write_files, "decoder")
         self._starting: asyncio.Task | None = None
-
-    @property
-    def num_codes(self) -> int:
-        return self.pipe.transformer.config.num_codes
 
     @property
     def status(self) -> str:
@@ -63,11 +66,11 @@ class ImageService:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the server should end, for there will be no engine."""
+        """Whether the server should end, because there will be no engine."""
         return self.failure is not None or self.engine.has_given_up
 
     def start(self) -> None:
-        """Let the engine load; the server answers meanwhile, that it is not ready."""
+        """Let the engine load. Meanwhile the server answers that it is not ready."""
         self._starting = asyncio.ensure_future(self._start())
 
     async def _start(self) -> None:
@@ -81,111 +84,32 @@ class ImageService:
         """End the engine and the threads."""
         self._starting.cancel()
         await self.engine.stop()
-        self._encode.close()
-        self._develop.close()
+        self.encode_prompt.close()
+        self.write_file.close()
 
-    async def check_prompt(self, order: Order) -> str | None:
-        """A sentence on the end of a prompt that the checkpoint leaves out, `None` if there is none.
+    async def check_prompt(self, request: ImageRequest) -> str | None:
+        """A sentence on the end of a prompt that the checkpoint does not read; `None` if it reads all of it.
 
         Raises:
-            APIError: If it can read nothing of the prompt.
+            APIError: If the checkpoint can read nothing of the prompt.
         """
-        if not order.prompt or not self.pipe.is_text_conditional or self.pipe.text_encoder is None:
+        if not request.prompt or self.frontend.pipe.condition_kind != "text":
             return None
-        loss = await asyncio.to_thread(self.pipe.find_loss, order.prompt)
+        loss = await asyncio.to_thread(self.frontend.find_loss, request.prompt)
         if loss is not None and loss.is_total:
-            param = order.field_names.get("prompt", "prompt")
+            param = request.field_names.get("prompt", "prompt")
             raise APIError(400, loss.sentence, param=param, code="unreadable_prompt")
         return loss and loss.sentence
 
-    def open(self, order: Order) -> Job:
-        """Look into the cache and take places in the queue for the rest; [`Job.start`] is next, without a pause.
-
-        Raises:
-            APIError: If there is none, or nobody to draw.
-        """
-        return Job(self, order)
-
-    def take_places(self, count: int) -> None:
-        """Make `count` images pending."""
-        if self.is_draining:
-            raise is_draining()
-        if not self.engine.is_ready:
-            raise engine_is_away()
-        limit = self.settings.max_pending
-        if self.pending + count > limit:
-            # Places come free one by one, as fast as the engine draws.
-            rate = min(self.engine.capacity, limit) / self._seconds_a_image
-            raise queue_is_full(retry_after=min(60.0, (self.pending + count - limit) / rate))
-        self.pending += count
-
-    def leave_places(self, count: int) -> None:
-        self.pending -= count
-
-    def took(self, seconds: float) -> None:
-        """Learn from an image how long one takes from the first code to the last."""
-        self._seconds_a_image += 0.1 * (seconds - self._seconds_a_image)
-
-    async def prepare(self, order: Order) -> tuple[GenerationRequest, dict]:
-        """Check an order and read its prompt and image.
-
-        Returns:
-            What the engine draws, and the parameters that say so, both for the seed 0.
-
-        Raises:
-            APIError: If something does not fit.
-        """
-        config, inputs = self.pipe.transformer.config, order.inputs
-        try:
-            if order.upload is not None:
-                await asyncio.to_thread(self._read_upload, order, inputs)
-            inputs.check(config, self.pipe.image_size, self.pipe.tokenizer if self.pipe.text_encoder else None)
-            settings = self.pipe.sampling_settings(**inputs.sampling)
-            check_sampling(**settings)
-            condition = {}
-            if self.pipe.is_text_conditional:
-                embeds, mask = await self._encode(order.prompt)
-                condition = {"prompt_embeds": embeds, "prompt_attention_mask": mask}
-            else:
-                condition = {"class_id": self.pipe.get_class_ids(inputs.class_labels).item()}
-            prefix = None
-            if inputs.image is not None:
-                prefix = await asyncio.to_thread(self._read_image, inputs)
-        except ValueError as error:
-            raise wrong_value(error, order.field_names) from error
-        generator = torch.Generator().manual_seed(0)
-        (parameters,) = describe(inputs, settings, [generator], prefix, self.facts)
-        kept = [] if prefix is None else prefix[0].tolist()
-        return GenerationRequest(seed=0, prefix_codes=kept, **condition, **settings), parameters
-
-    def _read_upload(self, order: Order, inputs: GenerationInputs) -> None:
-        """Set `image` and `keep_rows`."""
-        if order.mask is not None and order.keep_rows is not None:
-            raise FieldError("mask", "Pass `mask` or `keep_rows`, not both: each says how much of `image` to keep.")
-        try:
-            image = read_image(io.BytesIO(order.upload), max_megapixels=UPLOAD_MEGAPIXELS)
-        except ValueError as error:
-            raise FieldError("image", str(error)) from error
-        inputs.image, inputs.keep_rows = image, order.keep_rows
-        if order.keep_rows is None:
-            grid_size = self.pipe.transformer.config.grid_size
-            inputs.keep_rows = rows_to_keep(order.mask, order.upload, image.size, grid_size)
-
-    @torch.no_grad()
-    def _read_image(self, inputs: GenerationInputs) -> torch.LongTensor:
-        return self.pipe.encode_image(inputs.image)[:, : inputs.keep_rows].flatten(1).cpu()
-
-    async def develop(self, codes: list[int], file: ImageFile, parameters: dict) -> bytes:
-        """A file of codes."""
-        return await self._develop(Development(codes, file, parameters))
-
-    @property
-    def decoder_is_late(self) -> bool:
-        """Whether images wait for the decoder."""
-        return len(self._develop) > 0
+    def _write_files(self, items: list[tuple[list, EngineRequest, ImageRequest, dict]]) -> list[bytes]:
+        """Files of latents, of all or the first ones, and the requests and parameters that belong to them."""
+        images = self.frontend.decode([(prepared, latents) for latents, prepared, *_ in items])
+        return [
+            request.write(image, parameters) for image, (_, _, request, parameters) in zip(images, items, strict=True)
+        ]
 
     def observe(self) -> None:
-        """Bring the gauges up to date."""
+        """Update the gauges."""
         self.metrics.pending.set(self.pending)
         self.metrics.active.set(self.active)
         self.metrics.cache_bytes.set(self.cache.bytes)
@@ -193,3 +117,169 @@ class ImageService:
         self.metrics.ready.set(self.engine.is_ready)
         for name, value in self.engine.statistics.items():
             self.metrics.engine.labels(name).set(value)
+
+
+class ActiveRequest:
+    """A request that is being answered. It looks up images in the cache and queues those that are missing.
+
+    Call [`start`] at once: the end of its task frees the places in the queue.
+
+    Args:
+        service ([`ImageService`]): The service.
+        request ([`ImageRequest`]): The request.
+
+    Attributes:
+        images (`list[GeneratedImage | None]`): The images that are done.
+        missing (`list[int]`): Indices of images that the cache did not have.
+
+    Raises:
+        APIError: If the queue is full, or the engine is not ready.
+    """
+
+    def __init__(self, service: ImageService, request: ImageRequest):
+        self.service, self.request = service, request
+        self.arrived = time.perf_counter()
+        first = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED)
+        self.seeds = [first + i for i in range(request.n)]
+        settings = service.frontend.resolve_settings(request.settings)
+        uploads = [file and hashlib.sha256(file).digest() for file in (request.upload, request.mask)]
+        # All that determines a file, with this checkpoint, but for the seed.
+        self.key = (request.prompt, type(request.class_label), request.class_label, tuple(sorted(settings.items())))
+        self.key += (*uploads, request.output_format, request.quality, request.side)
+        self.images = [self._cached(i) for i in range(request.n)]
+        self.missing = [i for i, image in enumerate(self.images) if image is None]
+        self.places = len(self.missing)
+        if self.missing:
+            self._enqueue()
+
+    def _enqueue(self) -> None:
+        service, limit = self.service, self.service.settings.max_pending
+        if service.is_draining:
+            raise is_draining()
+        if not service.engine.is_ready:
+            raise engine_is_away()
+        if service.pending + self.places > limit:
+            # Places become free one by one, as fast as the engine generates.
+            rate = min(service.engine.capacity, limit) / service.seconds_per_image
+            seconds = min(60.0, (service.pending + self.places - limit) / rate)
+            raise APIError(429, "The queue is full; try again later.", code="queue_full", retry_after=seconds)
+        service.pending += self.places
+
+    def _cached(self, index: int) -> GeneratedImage | None:
+        found = None
+        if self.request.seed is not None:
+            found = self.service.cache.get((*self.key, self.seeds[index]))
+        return found and GeneratedImage(index, found[0], self.seeds[index], found[1])
+
+    def start(self, report: Callable[[GeneratedImage], None] = lambda _: None) -> asyncio.Task:
+        """Generate the images that are missing.
+
+        Args:
+            report (`Callable`, *optional*): Called with each image, partial ones among them, as it comes.
+
+        Returns:
+            `asyncio.Task`: Its result is a list of [`GeneratedImage`]. It raises an `APIError` if something does not
+            fit the checkpoint, the time is over, or the engine dies. Cancelling it ends the work.
+        """
+        task = asyncio.ensure_future(self._run(report))
+        task.add_done_callback(self._close)  # a task that is cancelled early enough never begins
+        return task
+
+    def _close(self, task: asyncio.Task) -> None:
+        self.service.metrics.cancelled.inc(self.places)
+        self.service.pending -= self.places
+
+    async def _run(self, report: Callable) -> list[GeneratedImage]:
+        limit = self.service.settings.timeout
+        timeout = limit if self.request.timeout is None else min(self.request.timeout, limit)
+        for image in self.images:
+            if image is not None:
+                self.service.metrics.images.labels("cache").inc()
+                report(image)
+        try:
+            if self.missing:
+                await asyncio.wait_for(self._generate_missing(report), timeout)
+        except asyncio.TimeoutError as error:
+            raise APIError(504, f"The request was not done after {timeout:g} seconds.", code="timeout") from error
+        except EngineDied as error:
+            raise engine_is_away() from error
+        return self.images
+
+    async def _generate_missing(self, report: Callable) -> None:
+        frontend, request, states = self.service.frontend, self.request, None
+        try:
+            if frontend.pipe.condition_kind == "text":
+                states = await self.service.encode_prompt(request.prompt)
+            prepared, parameters = await asyncio.to_thread(frontend.prepare, request, states)
+        except ValueError as error:
+            raise wrong_value(error, request.field_names) from error
+        parameters["checkpoint"] = self.service.settings.model_name
+        await gather_or_cancel(
+            *(
+                self._generate(
+                    index,
+                    replace(prepared, seed=self.seeds[index], place=place),
+                    parameters | {"seed": self.seeds[index]},
+                    report,
+                )
+                for place, index in enumerate(self.missing)
+            )
+        )
+
+    async def _generate(self, index: int, prepared: EngineRequest, parameters: dict, report: Callable) -> None:
+        """Generate one image with its previews, and free its place in the queue."""
+        service, request = self.service, self.request
+        tokens, latents, start = service.frontend.count_tokens(prepared), [], None
+
+        async def write(latents: list, partial_index: int | None = None) -> GeneratedImage:
+            file = await service.write_file((latents, prepared, request, parameters))
+            return GeneratedImage(index, file, prepared.seed, tokens, partial_index)
+
+        async def show(latents: list, number: int) -> None:
+            image = await write(latents, number)
+            if number == 0:
+                service.metrics.first_preview.observe(time.perf_counter() - self.arrived)
+            report(image)
+
+        # Previews are spread evenly over the steps. One is made at a time, and those that come too early are left out.
+        due = [tokens.output * (i + 1) // (request.partial_images + 1) for i in range(request.partial_images)]
+        number, preview = 0, None
+        try:
+            async with aclosing(service.engine.generate(prepared)) as steps:
+                async for new in steps:
+                    start = start or time.perf_counter()
+                    latents += new
+                    is_due = due and due[0] <= len(latents) < tokens.output
+                    due = [step for step in due if step > len(latents)]
+                    # Images and first previews, of whichever request, come before the next preview of this one.
+                    is_late = number > 0 and len(service.write_file) > 0
+                    if is_due and (preview is None or preview.done()) and not is_late:
+                        preview = asyncio.ensure_future(show(list(latents), number))
+                        number += 1
+            if preview is not None:
+                await preview
+        except ValueError as error:
+            raise wrong_value(error, request.field_names) from error
+        finally:
+            if preview is not None:
+                preview.cancel()
+        service.seconds_per_image += 0.1 * (time.perf_counter() - start - service.seconds_per_image)
+        image = await write(latents)
+        if request.seed is not None:
+            service.cache.put((*self.key, image.seed), image.file, tokens)
+        service.metrics.images.labels("drawn").inc()
+        self.images[index] = image
+        self.places -= 1
+        service.pending -= 1
+        report(image)
+
+
+async def gather_or_cancel(*coroutines: Coroutine) -> list:
+    """As `asyncio.gather`, but when one fails the others are cancelled."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

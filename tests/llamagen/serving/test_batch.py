@@ -1,4 +1,4 @@
-"""Continuous batching: an image is what the pipeline draws alone, whoever joins and leaves beside it."""
+"""Continuous batching: an image is what the pipeline generates alone, whatever joins and leaves beside it."""
 
 import random
 
@@ -9,13 +9,12 @@ from tiny_requests import draw_alone, random_requests
 
 from llamagen_hf.llamagen.decoding import CodeDecoder
 from llamagen_hf.llamagen.sampling import filter_top_k, filter_top_p, sample
-from llamagen_hf.llamagen.serving.batch import ContinuousBatch
-from llamagen_hf.llamagen.serving.scheduler import WaitingLine
-from llamagen_hf.serving.engine import GenerationRequest
+from llamagen_hf.llamagen.serving.batch import ContinuousBatch, GenerationRequest
+from llamagen_hf.llamagen.serving.scheduler import WaitingQueue
 
 
 def run(batch: ContinuousBatch, requests: list[GenerationRequest], joining: list[int]) -> dict[str, list[int]]:
-    """Draw everything; before step i, the next `joining[i]` images are added."""
+    """Generate all images; before step i, the next `joining[i]` are added."""
     drawn = {str(i): [] for i in range(len(requests))}
     names, most = iter(drawn), 0
     for count in joining + [len(requests)] * 1000:
@@ -24,7 +23,7 @@ def run(batch: ContinuousBatch, requests: list[GenerationRequest], joining: list
         progress = batch.step()
         assert not progress.failures
         most = max(most, len(batch.images))
-        for name, codes in progress.codes.items():
+        for name, codes in progress.latents.items():
             drawn[name] += codes
         if batch.is_idle and all(drawn.values()):
             assert most > 3  # else there was no batch
@@ -65,7 +64,7 @@ def test_cancelled_images_leave_and_do_not_disturb():
             waiting = [name for name in drawn if name not in batch.images and not drawn[name]][-1]
             for name in (*running, waiting, "nobody"):
                 batch.cancel(name)
-        for name, codes in batch.step().codes.items():
+        for name, codes in batch.step().latents.items():
             drawn[name] += codes
     assert batch.is_idle and not batch._streams
     assert not drawn[waiting]
@@ -74,7 +73,7 @@ def test_cancelled_images_leave_and_do_not_disturb():
         assert codes == (expected[: len(codes)] if name in (*running, waiting) else expected)
 
 
-def test_a_image_that_overflows_fails_alone():
+def test_an_image_that_overflows_fails_alone():
     model = build_transformer()
     with torch.no_grad():
         model.model.embed_tokens.weight[64 + 9] = torch.inf
@@ -85,7 +84,7 @@ def test_a_image_that_overflows_fails_alone():
     while not batch.is_idle:
         progress = batch.step()
         failures |= progress.failures
-        for name, codes in progress.codes.items():
+        for name, codes in progress.latents.items():
             drawn[name] += codes
     assert set(failures) == {"1", "3", "5", "7"} and "not finite" in failures["1"]
     for name in "0246":  # some of them in slots where the others were
@@ -107,7 +106,7 @@ def test_guidance_takes_two_rows_only_as_long_as_it_lasts():
 
 
 def test_new_images_are_read_a_few_at_a_time():
-    """Those who draw get a code at every step, however many join."""
+    """Active images get a code at every step, however many join."""
     batch = ContinuousBatch(build_transformer(conditioning="text"), slots=64, prefill_positions=48)
     first, *others = random_requests("text", 20)
     batch.add("first", first)
@@ -116,26 +115,26 @@ def test_new_images_are_read_a_few_at_a_time():
         request.prefix_codes, request.guidance_scale = [], 2.0
         batch.add(str(name), request)
     for step in range(1, 5):
-        assert len(batch.step().codes["first"]) == 1
+        assert len(batch.step().latents["first"]) == 1
         assert len(batch.images) == 1 + 2 * step  # 24 positions each
 
 
-def test_line_is_fair_to_small_requests():
-    line = WaitingLine(spacing=4)
+def test_the_queue_is_fair_to_small_requests():
+    queue = WaitingQueue(spacing=4)
     for place in range(6):
-        line.add(f"large {place}", GenerationRequest(seed=0, place=place))
+        queue.add(f"large {place}", GenerationRequest(seed=0, place=place))
     for number in range(3):
-        line.add(f"small {number}", GenerationRequest(seed=0))
-    line.discard("large 1")
-    order = [line.pop()[0] for _ in range(len(line))]
+        queue.add(f"small {number}", GenerationRequest(seed=0))
+    queue.discard("large 1")
+    order = [queue.pop()[0] for _ in range(len(queue))]
     assert order == ["large 0", "small 0", "small 1", "small 2", "large 2", "large 3", "large 4", "large 5"]
-    assert line.first() is None
-    # Nobody waits for ever: later ones overtake by a bounded number only.
-    line.add("large 0", GenerationRequest(seed=0))
-    line.add("large 1", GenerationRequest(seed=0, place=1))
+    assert queue.first() is None
+    # No image waits for ever: a bounded number of later ones overtake it.
+    queue.add("large 0", GenerationRequest(seed=0))
+    queue.add("large 1", GenerationRequest(seed=0, place=1))
     for number in range(20):
-        line.add(f"small {number}", GenerationRequest(seed=0))
-    order = [line.pop()[0] for _ in range(len(line))]
+        queue.add(f"small {number}", GenerationRequest(seed=0))
+    order = [queue.pop()[0] for _ in range(len(queue))]
     assert order.index("large 1") == 4
 
 

@@ -9,9 +9,10 @@ from tiny import build_class_pipeline, build_text_pipeline, generators
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
 
-from llamagen_hf.serving import vllm_engine  # noqa: E402
-from llamagen_hf.serving.engine import EngineDied, GenerationRequest  # noqa: E402
-from llamagen_hf.serving.vllm_engine import VLLMBackend  # noqa: E402
+from llamagen_hf.llamagen.serving import vllm_engine  # noqa: E402
+from llamagen_hf.llamagen.serving.batch import GenerationRequest  # noqa: E402
+from llamagen_hf.llamagen.serving.vllm_engine import VLLMBackend  # noqa: E402
+from llamagen_hf.serving.engine import EngineDied  # noqa: E402
 
 
 def engine_processes():
@@ -19,7 +20,7 @@ def engine_processes():
 
 
 async def draw(engine, request):
-    return [code async for new in engine.draw(request) for code in new]
+    return [code async for new in engine.generate(request) for code in new]
 
 
 async def wait_for(condition):

@@ -1,11 +1,11 @@
 """Continuous batching: images join and leave a running batch between the codes.
 
 transformers has continuous batching of its own, `ContinuousBatchingManager` behind `generate_batch`. As of 5.23 it
-can't carry these drawings:
+can't generate these images:
 
 - Guidance mixes the logits of two streams of one image. Its scheduler knows requests of one stream each, and may
-  admit or preempt one of the two alone; its logits processors see rows one by one.
-- It draws with one `torch.multinomial` for all rows, from torch's global generator: an image would depend on its
+  admit or preempt one of the two alone. Its logits processors see rows one by one.
+- It draws with one `torch.multinomial` for all rows, from torch's global generator. An image would depend on its
   neighbours, and a seed would mean nothing.
 - A request is a list of token ids. A text condition is a prefix of states, padded on the left.
 - A request can change temperature, top-k and top-p only where the generation config has a processor for them from the
@@ -19,65 +19,125 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import torch
+import transformers
 from transformers import DynamicCache
 
-from ...serving.engine import GenerationRequest
+from ...serving.engine import EngineRequest
+from ...serving.local_engine import Progress
 from ..modeling import LlamaGenForConditionalGeneration
-from ..sampling import guide, is_guided, sample
+from ..sampling import draw_uniforms, guide, is_guided, sample
 from .kv_cache import SlotCache
-from .scheduler import WaitingLine
+from .scheduler import WaitingQueue
 
 
 @dataclass
-class Image:
-    """An image in the batch: what was asked for, its codes so far, and its rows."""
+class GenerationRequest(EngineRequest):
+    """One image to generate: all that determines its codes.
+
+    The values are not checked here, but by [`~llamagen_hf.llamagen.inputs.GenerationInputs`].
+
+    Args:
+        seed (`int`): Seed of the image's own generator.
+        class_id (`int`, *optional*): Input id of the class, for class-conditional checkpoints.
+        prompt_embeds (`torch.Tensor` of shape `(condition_length, condition_dim)`, *optional*):
+            Text states, padded on the left, for text-conditional checkpoints.
+        prompt_attention_mask (`torch.LongTensor` of shape `(condition_length,)`, *optional*): 0 for padding.
+        prefix_codes (`list[int]`, *optional*): The first codes, which are kept.
+        guidance_scale (`float`, *optional*, defaults to 1.0): 1 leaves the unconditional stream out.
+        guidance_interval (`int`, *optional*, defaults to -1): See [`~llamagen_hf.llamagen.sampling.is_guided`].
+        temperature, top_k, top_p: See [`~llamagen_hf.llamagen.sampling.sample`].
+        place (`int`, *optional*, defaults to 0): See [`~llamagen_hf.serving.engine.EngineRequest`].
+    """
+
+    class_id: int | None = None
+    prompt_embeds: torch.Tensor | None = None
+    prompt_attention_mask: torch.LongTensor | None = None
+    prefix_codes: list[int] = field(default_factory=list)
+    guidance_scale: float = 1.0
+    guidance_interval: int = -1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def uniforms(self, num_codes: int) -> torch.Tensor:
+        """The random numbers `(num_codes,)` that the pipeline would draw the image with."""
+        return draw_uniforms(1, num_codes, [torch.Generator().manual_seed(self.seed)], torch.device("cpu"))[0]
+
+    def needs_guidance(self, index: int) -> bool:
+        """Whether code `index` needs the unconditional stream. If one does not, no later one does."""
+        return self.guidance_scale != 1 and is_guided(index, self.guidance_interval)
+
+
+@dataclass
+class ActiveImage:
+    """An image in the batch: its request, its codes so far with those that are kept, and its slots."""
 
     name: str
     request: GenerationRequest
     uniforms: torch.Tensor
     codes: list[int]
-    rows: list[int] = field(default_factory=list)  # the conditional stream, and the unconditional one if there is one
+    rows: list[int] = field(default_factory=list)  # the conditional stream and, if it is guided, the unconditional
 
     @property
     def needs_guidance(self) -> bool:
-        """Whether the next code needs the unconditional stream. If one does not, none after it does."""
-        return needs_guidance(self.request, len(self.codes))
-
-
-def needs_guidance(request: GenerationRequest, index: int) -> bool:
-    return request.guidance_scale != 1 and is_guided(index, request.guidance_interval)
-
-
-@dataclass
-class Progress:
-    """What a step brought: for each image its new codes, or why it can't be drawn."""
-
-    codes: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    failures: dict[str, str] = field(default_factory=dict)
+        """Whether the next code needs the unconditional stream."""
+        return self.request.needs_guidance(len(self.codes))
 
 
 class ContinuousBatch:
-    """Draws images side by side, each as the pipeline draws it alone.
+    """Generates images side by side, each as the pipeline generates it alone.
 
-    An image takes a slot of the cache, or two as long as it is guided. Slots in use are the first ones, and a step
-    runs over them, rounded up to a power of two; so there are few shapes, and [`compile`] makes a graph for each.
+    An image takes a slot of the cache, or two as long as it is guided. The slots in use are the first ones, and a step
+    runs over them, rounded up to a power of two. So there are few shapes, and [`compile`] makes a graph for each.
 
     Args:
-        model ([`LlamaGenForConditionalGeneration`]): In evaluation mode.
-        slots (`int`, *optional*, defaults to 64): Streams drawn at once, at least two.
+        model ([`LlamaGenForConditionalGeneration`]): The generator, in evaluation mode.
+        slots (`int`, *optional*, defaults to 64): Streams at once, at least two.
         prefill_positions (`int`, *optional*, defaults to 512):
             Positions of new images that are read between two codes of the others, at least those of one image. It
-            bounds how long the others stand still when many join.
+            bounds how long the others wait when many join.
     """
 
     def __init__(self, model: LlamaGenForConditionalGeneration, slots: int = 64, prefill_positions: int = 512):
         self.model, self.slots, self.prefill_positions = model, slots, prefill_positions
         self.cache = SlotCache(model.config, slots, model.dtype, model.device)
-        self.waiting = WaitingLine(spacing=max(1, slots // 2))
-        self.images: dict[str, Image] = {}
-        self._streams: list[tuple[Image, int]] = []  # for each row in use its image, and which of its streams
+        self.waiting = WaitingQueue(spacing=max(1, slots // 2))
+        self.images: dict[str, ActiveImage] = {}
+        self._streams: list[tuple[ActiveImage, int]] = []  # for each row in use its image, and which of its streams
         self._positions = torch.arange(self.cache.length, device=model.device)
         self._step = self._eager_step
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str,
+        slots: int = 64,
+        device: str = "cpu",
+        dtype: str = "float32",
+        compile: bool = False,
+        threads: int | None = None,
+    ) -> "ContinuousBatch":
+        """Load the generator.
+
+        Args:
+            folder (`str`): Folder of the generator: a checkpoint's `transformer`.
+            slots (`int`, *optional*, defaults to 64): See [`ContinuousBatch`].
+            device (`str`, *optional*, defaults to `"cpu"`): Device of the generator.
+            dtype (`str`, *optional*, defaults to `"float32"`): Type of its weights: float32, float16 or bfloat16.
+            compile (`bool`, *optional*, defaults to `False`): Whether to compile the step.
+            threads (`int`, *optional*): Number of torch's threads on a CPU.
+
+        Raises:
+            OSError, ValueError: If it can't be loaded.
+        """
+        transformers.utils.logging.disable_progress_bar()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        model = LlamaGenForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+        batch = cls(model.to(device).eval(), slots)
+        if compile:
+            batch.compile()
+        return batch
 
     def compile(self, **kwargs) -> None:
         """Compile the step, `fullgraph=True`; each number of rows gets a graph when it first occurs.
@@ -92,32 +152,32 @@ class ContinuousBatch:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to draw."""
+        """Whether there is nothing to generate."""
         return not self.images and not self.waiting
 
     @property
-    def rows_in_use(self) -> int:
-        """Slots that are taken."""
-        return len(self._streams)
+    def statistics(self) -> dict[str, int]:
+        """Images in the batch ("drawing"), images that wait, and slots in use ("rows")."""
+        return {"drawing": len(self.images), "waiting": len(self.waiting), "rows": len(self._streams)}
 
     def add(self, name: str, request: GenerationRequest) -> None:
-        """Draw an image from one of the next steps on.
+        """Generate an image from one of the next steps on.
 
         Args:
-            name (`str`): Unlike that of any other image here.
-            request ([`GenerationRequest`]): What to draw.
+            name (`str`): A name that no other image here has.
+            request ([`GenerationRequest`]): What to generate.
         """
         self.waiting.add(name, request)
 
     def cancel(self, name: str) -> None:
-        """Leave an image undone; nothing happens if there is none of this name, or none any more."""
+        """Drop an image. Nothing happens if there is none of this name."""
         self.waiting.discard(name)
         if name in self.images:
             self._remove(self.images[name])
 
     @torch.no_grad()
     def step(self) -> Progress:
-        """Let images in that wait, as far as there is room, and draw one code of each."""
+        """Admit waiting images as far as there is room, and draw one code of each image."""
         progress = Progress()
         for images in self._admit():
             self._draw(images, self._prefill(images), progress)
@@ -149,23 +209,23 @@ class ContinuousBatch:
         )
         return output.logits[:, -1]
 
-    def _admit(self) -> list[list[Image]]:
-        """Those who join now; images that are read together have as many codes to keep as each other."""
+    def _admit(self) -> list[list[ActiveImage]]:
+        """The images that join now, grouped by their number of codes to keep: each group is read together."""
         free, budget = self.slots - len(self._streams), self.prefill_positions
         joining = defaultdict(list)
         while (request := self.waiting.first()) is not None:
-            streams = 2 if needs_guidance(request, len(request.prefix_codes)) else 1
+            streams = 2 if request.needs_guidance(len(request.prefix_codes)) else 1
             positions = streams * (self.model.config.condition_length + len(request.prefix_codes))
             if streams > free or (positions > budget and joining):
                 break
             free, budget = free - streams, budget - positions
             name, request = self.waiting.pop()
-            image = Image(name, request, request.uniforms(self.model.config.num_codes), list(request.prefix_codes))
-            joining[len(request.prefix_codes)].append(image)
+            kept, uniforms = list(request.prefix_codes), request.uniforms(self.model.config.num_codes)
+            joining[len(kept)].append(ActiveImage(name, request, uniforms, kept))
         return list(joining.values())
 
-    def _prefill(self, images: list[Image]) -> tuple[torch.Tensor, list[int], torch.Tensor]:
-        """Read conditions and kept codes into slots; logits as [`_draw`] takes them."""
+    def _prefill(self, images: list[ActiveImage]) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+        """Read conditions and kept codes into slots. Returns logits as [`_draw`] takes them."""
         config, device = self.model.config, self.model.device
         guided = [i for i, image in enumerate(images) if image.needs_guidance]
         streams = [(image, 0) for image in images] + [(images[i], 1) for i in guided]
@@ -196,17 +256,17 @@ class ContinuousBatch:
 
     def _draw(
         self,
-        images: list[Image],
+        images: list[ActiveImage],
         logits: tuple[torch.Tensor, list[int], torch.Tensor],
         progress: Progress,
     ) -> None:
-        """Draw a code of each image; those that are done leave.
+        """Draw a code of each image. Images that are complete leave the batch.
 
         Args:
-            images (`list[Image]`): Any of those in the batch.
+            images (`list[ActiveImage]`): Any of those in the batch.
             logits (`tuple`): Their conditional logits `(images, V)`, the indices of those that are guided, and the
                 unconditional logits `(guided, V)` of these.
-            progress ([`Progress`]): Takes the codes.
+            progress ([`Progress`]): Where the codes go.
         """
         logits, guided, unconditional = logits
         requests = [image.request for image in images]
@@ -223,29 +283,31 @@ class ContinuousBatch:
             torch.tensor([request.top_p for request in requests], dtype=torch.float32),
         ).tolist()
         last = [i for i, image in enumerate(images) if len(image.codes) + 1 == self.model.config.num_codes]
-        # What is not finite stays so, as in the pipeline: asked once an image.
+        # Logits that are not finite stay so, as in the pipeline, so the last ones tell.
         is_finite = dict(zip(last, logits[last].isfinite().all(-1).tolist(), strict=True)) if last else {}
         for index, (image, code) in enumerate(zip(images, codes, strict=True)):
             image.codes.append(code)
             if not is_finite.get(index, True):
-                progress.codes.pop(image.name, None)
+                progress.latents.pop(image.name, None)
                 progress.failures[image.name] = (
                     f"The logits are not finite in {self.model.dtype}; use bfloat16 or float32."
                 )
             else:
-                progress.codes[image.name].append(code)
+                progress.latents[image.name].append(code)
+                if index in is_finite:
+                    progress.finished.add(image.name)
             if index in is_finite:
                 self._remove(image)
             elif len(image.rows) == 2 and not image.needs_guidance:
                 self._free(image.rows.pop())
 
-    def _remove(self, image: Image) -> None:
+    def _remove(self, image: ActiveImage) -> None:
         del self.images[image.name]
         while image.rows:
             self._free(image.rows.pop())
 
     def _free(self, row: int) -> None:
-        """Give a slot back; the last one takes its place."""
+        """Free a slot. The last one moves there."""
         image, stream = self._streams.pop()
         last = len(self._streams)
         if row != last:

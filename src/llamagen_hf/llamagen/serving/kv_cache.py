@@ -27,21 +27,21 @@ class SlotLayer(StaticLayer):
         return keys, values
 
     def get_seq_length(self) -> int:
-        # Rows have no length in common. With the largest, the causal part of the mask hides nothing, and the
-        # attention mask alone says what a row sees.
+        # Rows differ in length. With the largest, the causal part of the mask hides nothing, and the attention mask
+        # alone decides what a row sees.
         return self.max_cache_len - 1
 
 
 class SlotCache(Cache):
     """Slots of fixed size, of which the first ones are in use.
 
-    A step runs over the first so many rows, without gathering them; so whoever frees a slot moves the last one there.
+    A step runs over the first rows, without gathering them, so the caller who frees a slot moves the last one there.
 
     Args:
-        config ([`LlamaGenConfig`]): The generator's.
-        slots (`int`): Rows.
-        dtype (`torch.dtype`): Of keys and values.
-        device (`torch.device`): Where they are.
+        config ([`LlamaGenConfig`]): The generator's configuration.
+        slots (`int`): Number of rows.
+        dtype (`torch.dtype`): Type of keys and values.
+        device (`torch.device`): Their device.
 
     Attributes:
         length (`int`): Positions of a slot.
@@ -61,18 +61,18 @@ class SlotCache(Cache):
             torch._dynamo.mark_static_address(tensor)
 
     def fill(self, rows: slice, prefilled: Cache, condition_mask: torch.Tensor | None) -> None:
-        """Put the keys and values of conditions, and of codes after them, into slots.
+        """Copy the keys and values of conditions, and of the codes after them, into slots.
 
         Args:
             rows (`slice`): The slots.
-            prefilled ([`~transformers.Cache`]): What the model read, a row for each slot.
+            prefilled ([`~transformers.Cache`]): What the model has read, a row for each slot.
             condition_mask (`torch.Tensor` of shape `(rows, condition_length)`, *optional*): 0 for padding.
         """
         count = prefilled.get_seq_length()
         for layer, source in zip(self.layers, prefilled.layers, strict=True):
             for slots, states in ((layer.keys, source.keys), (layer.values, source.values)):
                 slots[rows, :, :count] = states
-                # Attention weighs what is hidden with 0, which does not take away what is not finite.
+                # Attention weighs hidden values with 0, which leaves infinities and NaN as they are.
                 slots[rows, :, count:] = 0
         self.visible[rows] = True
         if condition_mask is not None:

@@ -1,4 +1,4 @@
-"""Work that is better done for several at once, beside the event loop."""
+"""Dynamic batching of what runs in a thread beside the event loop."""
 
 import asyncio
 from collections import deque
@@ -7,22 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
-class MicroBatches:
-    """Runs a function of a list in a thread of its own. Calls that come while it is busy are taken together.
+class Batcher:
+    """Calls a function of a list in a thread of its own. Items that arrive while it is busy are processed together.
 
     Args:
-        function (`Callable`): Takes a list of items, returns one of as many results.
-        max_size (`int`): Items at once.
-        name (`str`): Of the thread.
+        function (`Callable`): Takes a list of items and returns a list of as many results.
+        name (`str`): Name of the thread.
+        max_size (`int`, *optional*, defaults to 32): Items of one call.
     """
 
-    def __init__(self, function: Callable[[list], list], max_size: int, name: str):
+    def __init__(self, function: Callable[[list], list], name: str, max_size: int = 32):
         self.function, self.max_size = function, max_size
         self._waiting: deque[tuple[Any, asyncio.Future]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._worker: asyncio.Task | None = None
 
     def __len__(self) -> int:
+        """Items that wait."""
         return len(self._waiting)
 
     async def __call__(self, item: Any) -> Any:
@@ -38,11 +39,11 @@ class MicroBatches:
             batch = []
             while self._waiting and len(batch) < self.max_size:
                 item, future = self._waiting.popleft()
-                if not future.done():  # else nobody waits any more
+                if not future.done():  # else the caller was cancelled
                     batch.append((item, future))
             try:
                 await self._run(batch)
-            except Exception:  # one item's fault, which is not the others'
+            except Exception:  # one item failed; the others must not
                 for pair in batch:
                     try:
                         await self._run([pair])
@@ -53,8 +54,7 @@ class MicroBatches:
 
     async def _run(self, batch: list[tuple[Any, asyncio.Future]]) -> None:
         items = [item for item, _ in batch]
-        loop = asyncio.get_running_loop()
-        results = await loop.run_in_executor(self._thread, self.function, items)
+        results = await asyncio.get_running_loop().run_in_executor(self._thread, self.function, items)
         for (_, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)

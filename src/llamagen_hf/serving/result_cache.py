@@ -1,46 +1,48 @@
-"""Finished images, for those who ask again, and for those who asked for an address."""
+"""Finished images that are kept: for requests that come again, and for clients that asked for an address."""
 
 import secrets
 from collections.abc import Hashable
+from typing import Any
 
 from cachetools import LRUCache, TTLCache
 
-from .front import MEDIA_TYPES
+from .frontend import MEDIA_TYPES
 
 
-OVERHEAD = 512  # bytes of a key and its place, roughly
+OVERHEAD = 512  # bytes of a key and its entry, roughly
 
 
 class ResultCache:
-    """Images by everything that determines them, the least recently used of them leaving first.
+    """Images by everything that determines them. The least recently used ones are dropped first.
 
     Args:
-        max_bytes (`int`): Of all images; 0 keeps none.
+        max_bytes (`int`): Size of all images together; 0 keeps none.
     """
 
     def __init__(self, max_bytes: int):
-        self._images = LRUCache(max_bytes, getsizeof=lambda item: len(item[0]) + OVERHEAD)
+        self._images = LRUCache(max_bytes, getsizeof=lambda entry: len(entry[0]) + OVERHEAD)
 
     @property
     def bytes(self) -> int:
+        """Size of the images that are kept."""
         return self._images.currsize
 
-    def get(self, key: Hashable) -> tuple[bytes, dict] | None:
-        """An image's file and the facts that came with it."""
+    def get(self, key: Hashable) -> tuple[bytes, Any] | None:
+        """The file of an image and what was stored with it; `None` if it is not kept."""
         return self._images.get(key)
 
-    def put(self, key: Hashable, file: bytes, facts: dict) -> None:
+    def put(self, key: Hashable, file: bytes, facts: Any) -> None:
         """Keep an image, unless it is larger than the whole cache."""
         if len(file) + OVERHEAD <= self._images.maxsize:
             self._images[key] = (file, facts)
 
 
 class UrlStore:
-    """Images by names that nobody can guess, for a while.
+    """Images by names that can't be guessed, for a limited time.
 
     Args:
-        max_bytes (`int`): Of all images; the least recently used leave first.
-        seconds (`float`): How long one stays at the most.
+        max_bytes (`int`): Size of all images together. The least recently used ones are dropped first.
+        seconds (`float`): How long an image is kept at most.
     """
 
     def __init__(self, max_bytes: int, seconds: float):
@@ -48,6 +50,7 @@ class UrlStore:
 
     @property
     def bytes(self) -> int:
+        """Size of the images that are kept."""
         self._images.expire()
         return self._images.currsize
 
@@ -58,7 +61,7 @@ class UrlStore:
             `list[str]`: Their names.
 
         Raises:
-            ValueError: In one sentence, if all of them do not fit, so that the last would push the first out.
+            ValueError: If they do not fit together, so that the last would drop the first.
         """
         size = sum(len(file) + OVERHEAD for file in files)
         if size > self._images.maxsize:
@@ -71,6 +74,6 @@ class UrlStore:
         return names
 
     def get(self, name: str) -> tuple[bytes, str] | None:
-        """An image's file and media type."""
+        """The file of an image and its media type; `None` if it is not kept."""
         file = self._images.get(name)
         return None if file is None else (file, MEDIA_TYPES[name.rpartition(".")[2]])

@@ -1,4 +1,4 @@
-"""OpenAI's client against the server: drawings, streams, completions, and errors of its own types."""
+"""OpenAI's client against the server: generations, streams, edits, and errors of its own types."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ def client(server):
     return server.client()
 
 
-def picture(b64_json: str) -> Image.Image:
+def read_b64(b64_json: str) -> Image.Image:
     image = Image.open(io.BytesIO(base64.b64decode(b64_json)))
     image.load()
     return image
@@ -36,14 +36,14 @@ def same(image: Image.Image, other: Image.Image) -> bool:
     return image.size == other.size and image.convert("RGB").tobytes() == other.tobytes()
 
 
-def test_draws_what_the_pipeline_draws(server, client):
+def test_images_are_those_of_the_pipeline(server, client):
     answer = client.images.generate(
         prompt="a Red apple", n=3, size="8x8", extra_body={"seed": 5, "guidance_scale": 3.0, "top_k": 40}
     )
     expected = server.pipe(["a Red apple"] * 3, guidance_scale=3.0, top_k=40, generator=generators(5, 6, 7))
     assert [data.seed for data in answer.data] == [5, 6, 7]
     for data, image in zip(answer.data, expected.images, strict=True):
-        assert same(picture(data.b64_json), image)
+        assert same(read_b64(data.b64_json), image)
     assert answer.size == "8x8" and answer.output_format == "png" and answer.created > 1e9
     assert answer.usage.output_tokens == 48
     assert answer.usage.input_tokens == answer.usage.input_tokens_details.text_tokens > 3
@@ -56,7 +56,7 @@ def test_without_a_seed_images_differ_and_say_theirs(server, client):
     assert again[0].b64_json == images[1].b64_json
 
 
-def test_a_png_says_how_to_draw_it_again(server, client, tmp_path):
+def test_a_png_holds_the_parameters_that_redraw_it(server, client, tmp_path):
     data = client.images.generate(prompt="a fish", extra_body={"seed": 3, "temperature": 0.5}).data[0]
     path = tmp_path / "fish.png"
     path.write_bytes(base64.b64decode(data.b64_json))
@@ -72,7 +72,7 @@ def test_formats(client, output_format):
         data = client.images.generate(
             prompt="a fish", output_format=output_format, output_compression=compression, extra_body={"seed": 1}
         )
-        image = picture(data.data[0].b64_json)
+        image = read_b64(data.data[0].b64_json)
         assert image.format == output_format.upper() and image.size == (8, 8)
         sizes.append(len(data.data[0].b64_json))
     assert sizes[0] > sizes[1]
@@ -97,12 +97,12 @@ def test_streams_previews_and_the_image(server, client):
     assert [event.partial_image_index for event in previews] == list(range(len(previews)))
     assert last.type == "image_generation.completed" and last.seed == 11 and last.usage.total_tokens > 16
     expected = server.pipe("a fish", guidance_scale=2.0, generator=generators(11)).images[0]
-    assert same(picture(last.b64_json), expected)
+    assert same(read_b64(last.b64_json), expected)
     for event in previews:
-        shown = picture(event.b64_json)
+        shown = read_b64(event.b64_json)
         assert shown.size == (8, 8) and not same(shown, expected) and event.size == "8x8"
-    # The first 4 of 16 codes are the first row of the image, and the grey below is no image.
-    pixels = picture(previews[0].b64_json).convert("RGB")
+    # The first 4 of 16 codes are the first row of the image, and the grey below is not part of it.
+    pixels = read_b64(previews[0].b64_json).convert("RGB")
     assert len({pixels.getpixel((x, 7)) for x in range(8)}) == 1
 
 
@@ -112,7 +112,7 @@ def test_streams_several_images(client):
     assert {event.seed for event in events} == {20, 21, 22}
 
 
-def test_completes_a_image(server, client):
+def test_edits_an_image(server, client):
     upload = Image.effect_noise((30, 20), 90).convert("RGB")
     file = io.BytesIO()
     upload.save(file, "PNG")
@@ -129,7 +129,7 @@ def test_completes_a_image(server, client):
             keep_rows=2 if keep_rows is None else keep_rows,
             generator=generators(2),
         )
-        assert same(picture(answer.data[0].b64_json), expected.images[0])
+        assert same(read_b64(answer.data[0].b64_json), expected.images[0])
     odd = io.BytesIO()
     upload.save(odd, "PNG", exif=b"b'II*'")  # which Pillow can't read
     again = client.images.edit(image=odd.getvalue(), prompt="a fish", extra_body=fields)
@@ -192,7 +192,7 @@ def test_a_prompt_that_can_not_be_read_is_a_bad_request(client, prompt):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_prompt_that_is_cut_has_a_warning_in_the_headers(server, stream, monkeypatch):
     logged = []
-    monkeypatch.setattr("llamagen_hf.llamagen.pipeline.logger.warning_once", logged.append)
+    monkeypatch.setattr("llamagen_hf.llamagen.encoding.logger.warning_once", logged.append)
     url = f"{server.url}/v1/images/generations"
     answer = httpx.post(url, json={"prompt": "apples and péars", "stream": stream}, timeout=60)
     assert answer.status_code == 200 and "leaves out its end: 'p\\u00e9ars'" in answer.headers["Warning"]
@@ -226,7 +226,7 @@ def test_the_cache_answers_without_the_engine(server, client):
         server.metric('llamagen_images_total{source="cache"}'),
         server.metric('llamagen_images_total{source="drawn"}'),
     )
-    server.engine._is_ready = False  # whoever needs it now gets 503
+    server.engine.is_ready = False  # whoever needs it now gets 503
     try:
         assert client.images.generate(**fields).data == first.data
         (event,) = client.images.generate(**fields | {"n": 1}, stream=True, partial_images=2)
@@ -240,7 +240,7 @@ def test_the_cache_answers_without_the_engine(server, client):
             with pytest.raises(openai.InternalServerError, match="not ready"):
                 client.images.generate(**fields | change)
     finally:
-        server.engine._is_ready = True
+        server.engine.is_ready = True
 
 
 def test_metrics_and_health(server, client):
@@ -291,7 +291,7 @@ def test_class_checkpoints_take_class_labels(tmp_path):
         expected = pipe(class_labels="goldfish", guidance_scale=2.0, generator=generators(1)).images[0]
         for condition in ({"prompt": "goldfish"}, {"prompt": "", "class_label": 1}, {"class_label": "goldfish"}):
             data = client.images.generate(prompt="", extra_body=fields | condition).data[0]
-            assert same(picture(data.b64_json), expected)
+            assert same(read_b64(data.b64_json), expected)
         upload = io.BytesIO()
         Image.new("RGB", (8, 8)).save(upload, "PNG")
         for label in ("1", "goldfish"):  # all fields of a form are text
@@ -300,7 +300,7 @@ def test_class_checkpoints_take_class_labels(tmp_path):
                 data={"class_label": label, "keep_rows": "0", "seed": "1", "guidance_scale": "2.0"},
                 headers={"Authorization": "Bearer open sesame"}, timeout=60,
             )  # fmt: skip
-            assert answer.status_code == 200 and same(picture(answer.json()["data"][0]["b64_json"]), expected)
+            assert answer.status_code == 200 and same(read_b64(answer.json()["data"][0]["b64_json"]), expected)
         for condition in (
             {"class_label": 10},
             {"class_label": "unicorn"},

@@ -1,29 +1,29 @@
-"""OpenAI's masks, as far as rows that are drawn from the top to the bottom can honour them."""
+"""OpenAI's masks, as far as a model that draws rows of codes from the top to the bottom can honour them."""
 
 import io
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..arguments import FieldError
+from ...arguments import FieldError
 
 
 def read_mask(file: bytes, size: tuple[int, int]) -> np.ndarray:
-    """Where a mask says that its image is to be drawn anew: where it is fully transparent.
+    """Where a mask is fully transparent, so that its image is to be generated anew.
 
     Args:
         file (`bytes`): The mask.
         size (`tuple[int, int]`): Width and height of its image, upright.
 
     Returns:
-        `numpy.ndarray` of shape `(height, width)`: `True` there.
+        `numpy.ndarray` of shape `(height, width)`: `True` where it is transparent.
 
     Raises:
-        FieldError: If it is no image, or not of that size.
+        FieldError: If the mask can't be read, or has another size.
     """
     try:
         with Image.open(io.BytesIO(file)) as image:
-            # Before it is decoded: what its image may be in size it may be, too.
+            # Checked before decoding: a mask may be as large as its image, but no larger.
             if size not in (image.size, image.size[::-1]):
                 raise FieldError(
                     "mask",
@@ -34,14 +34,14 @@ def read_mask(file: bytes, size: tuple[int, int]) -> np.ndarray:
     except FieldError:
         raise
     except Exception as error:  # Pillow's readers have no error in common
-        raise FieldError("mask", "`mask` is no image that can be read; expected a PNG.") from error
+        raise FieldError("mask", "`mask` can't be read as an image; expected a PNG.") from error
     if alpha.size != size:
         raise FieldError("mask", "`mask` and `image` lie on different sides; expected the same width and height.")
     return np.asarray(alpha) == 0
 
 
 def find_lower_band(clear: np.ndarray) -> int | None:
-    """The first row of what is to be drawn anew, if that is everything from there on, and something is above it."""
+    """The first row of the transparent region, if it is everything from there down and does not start at the top."""
     rows = clear.all(axis=1)
     top = len(rows) - int(rows.sum())
     return top if 0 < top < len(rows) and not clear[:top].any() else None
@@ -56,7 +56,7 @@ def count_kept_rows(top: int, size: tuple[int, int], grid_size: int) -> int:
         grid_size (`int`): Rows of codes in that square.
 
     Returns:
-        `int`: From 0 to `grid_size`, which says that the band lies below the square.
+        `int`: From 0 to `grid_size`, which means that the band lies below the square.
     """
     side, height = min(size), size[1]
     # Everything twice, since the square may begin at half a row.
@@ -64,10 +64,9 @@ def count_kept_rows(top: int, size: tuple[int, int], grid_size: int) -> int:
 
 
 def rows_to_keep(mask: bytes | None, upload: bytes, size: tuple[int, int], grid_size: int) -> int:
-    """Rows of codes that a completion keeps if it is not told.
+    """Rows of codes that an edit keeps if the request does not say how many.
 
-    Without a mask the image's own transparency is the mask, where it can be one; elsewhere it means nothing, and the
-    upper half is kept.
+    Without a mask, the image's own transparency is the mask if it is a lower band; else the upper half is kept.
 
     Args:
         mask (`bytes`, *optional*): The file of the mask.
@@ -76,27 +75,28 @@ def rows_to_keep(mask: bytes | None, upload: bytes, size: tuple[int, int], grid_
         grid_size (`int`): Rows of codes of the checkpoint.
 
     Raises:
-        FieldError: If the mask is none, or asks for what can't be drawn.
+        FieldError: If the mask can't be read, or marks a region that can't be generated.
     """
     if mask is None:
         try:
             top = find_lower_band(read_mask(upload, size))
-        except FieldError:  # with orientations that are broken
+        except FieldError:  # its EXIF orientation is broken
             top = None
         return grid_size // 2 if top is None else min(count_kept_rows(top, size, grid_size), grid_size - 1)
     clear = read_mask(mask, size)
     if not clear.any():
-        raise FieldError("mask", "`mask` has no transparent pixel, so there is nothing to draw.")
+        raise FieldError("mask", "`mask` has no transparent pixel, so there is nothing to generate.")
     top = 0 if clear.all() else find_lower_band(clear)
     if top is None:
         raise FieldError(
             "mask",
             "`mask` must be transparent over the full width, from some row down to the bottom, and nowhere else: this "
-            "model draws from the top to the bottom and can't draw another region anew.",
+            "model draws from the top to the bottom and can't redraw another region.",
         )
     kept = count_kept_rows(top, size, grid_size)
     if kept == grid_size:
         raise FieldError(
-            "mask", "`mask` is transparent only outside of the image's middle square, which is all that is drawn."
+            "mask",
+            "`mask` is transparent only outside of the image's middle square; the model sees no more than that.",
         )
     return kept

@@ -1,0 +1,109 @@
+"""What a family does around its engine: it turns clients' requests into the engine's, and latents into images."""
+
+import io
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from diffusers import DiffusionPipeline
+from PIL import Image
+from pydantic import BaseModel
+
+from ..conditioning.text import PromptLoss
+from ..provenance import write_png
+from .engine import EngineRequest
+
+
+MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """What a client asks for. The i-th image has `seed` + i, or a random seed if there is none.
+
+    `settings` are the family's own fields, where `None` is the checkpoint's default. `upload` and `mask` are the files
+    of an image to edit and of its mask. `quality` is that of JPEG and WebP, from 0 to 100; `side` is in pixels, if the
+    images are to be scaled. `field_names` is what the client calls arguments of the pipeline, where the names differ.
+    """
+
+    prompt: str | None = None
+    class_label: int | str | None = None
+    n: int = 1
+    seed: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    upload: bytes | None = None
+    mask: bytes | None = None
+    output_format: str = "png"
+    quality: int = 100
+    side: int | None = None
+    partial_images: int = 0
+    timeout: float | None = None
+    field_names: dict[str, str] = field(default_factory=dict)
+
+    def write(self, image: Image.Image, parameters: dict) -> bytes:
+        """The file of an image, as the client wants it. A PNG holds the parameters."""
+        file = io.BytesIO()
+        if self.side is not None:
+            image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
+        if self.output_format == "png":
+            write_png(image, file, parameters)
+        else:
+            image.save(file, self.output_format, quality=self.quality)
+        return file.getvalue()
+
+
+class TokenCounts(NamedTuple):
+    """Size of a request, as OpenAI counts it: words of the prompt, parts of the image kept, steps of the engine."""
+
+    text: int
+    image: int
+    output: int
+
+
+class Frontend(ABC):
+    """The parts of a pipeline that work beside the engine. The service calls them in threads.
+
+    Args:
+        pipe ([`~diffusers.DiffusionPipeline`]): The pipeline, which need not have the weights that the engine loads.
+
+    Attributes:
+        sampling_fields (`type[BaseModel]`): The family's own fields of all requests.
+        edit_fields (`dict[str, tuple]`): Further ones of edits: types and defaults for pydantic's `create_model`.
+    """
+
+    sampling_fields: type[BaseModel]
+    edit_fields: dict[str, tuple]
+
+    def __init__(self, pipe: DiffusionPipeline):
+        self.pipe = pipe
+
+    @abstractmethod
+    def resolve_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The family's own fields, with the checkpoint's defaults in place of `None`."""
+
+    @abstractmethod
+    def find_loss(self, prompt: str) -> PromptLoss | None:
+        """What the checkpoint does not read of a prompt; `None` if it reads all of it."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: list[str]) -> list[Any]:
+        """What [`prepare`] takes of each prompt."""
+
+    @abstractmethod
+    def prepare(self, request: ImageRequest, states: Any) -> tuple[EngineRequest, dict]:
+        """Check a request, with its encoded prompt (`None` for a class), and read its uploads.
+
+        Returns:
+            The request to the engine, and the parameters to store in the image, both with the seed 0.
+
+        Raises:
+            ValueError: If something does not fit; a [`~llamagen_hf.arguments.FieldError`] if that is a single field.
+        """
+
+    @abstractmethod
+    def count_tokens(self, request: EngineRequest) -> TokenCounts:
+        """Size of a request; `output` is the number of latents that the engine yields."""
+
+    @abstractmethod
+    def decode(self, items: list[tuple[EngineRequest, list]]) -> list[Image.Image]:
+        """Decode images of requests and their latents so far: all of them, or the first ones for a preview."""
