@@ -1,7 +1,6 @@
 """`llamagen serve`."""
 
 import re
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,6 +73,7 @@ def serve(
             raise ValueError(f"{error}; the server needs `pip install llamagen-hf[serve]`.") from error
         import torch
 
+        from llamagen_hf.local_paths import public_name
         from llamagen_hf.serving.engine_process import EngineSettings
         from llamagen_hf.serving.front import load_front
         from llamagen_hf.serving.local_engine import LocalEngine
@@ -130,8 +130,7 @@ def serve(
                 restarts=restarts,
             )
         if model_name is None:
-            origin = pipe.facts["checkpoint"]
-            model_name = re.sub(r"[^\w.-]", "-", Path(origin).resolve().name) if Path(origin).is_dir() else origin
+            model_name = re.sub(r"[^\w./-]", "-", public_name(pipe.facts["checkpoint"]))
         settings = ServingSettings(
             model_name=model_name,
             max_pending=max_pending,

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ..local_paths import unless_folder
 from .weights import find_missing_weights, read_weight_names
 
 
@@ -59,8 +60,7 @@ class CheckpointLoaderMixin:
             if name in saved_names and name not in kwargs and component is not None:
                 if missing := find_missing_weights(component, saved_names[name]):
                     raise OSError(f"The weights of {name} in {str(path)!r} miss {', '.join(missing)}.")
-        # Saving would publish this path, of interest on this machine only.
-        pipe.register_to_config(_name_or_path=None if Path(path).is_dir() else str(path))
+        pipe.register_to_config(_name_or_path=unless_folder(path))  # saving the pipeline would publish a path
         for component in pipe.components.values():
             if isinstance(component, ModelMixin):
                 component.register_to_config(_name_or_path=None)

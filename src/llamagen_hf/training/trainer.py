@@ -23,13 +23,13 @@ from accelerate.utils import (
     set_seed,
 )
 from diffusers.training_utils import EMAModel
-from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import nn
 
 from ..data.bad_rows import BadRows
 from ..data.feed import Feed
 from ..data.fingerprint import Inputs, claim_inputs
+from ..images.grid import image_grid
 from ..processes import on_main_process, this_process
 from .checkpoints import latest_checkpoint, remove_run, resume, save_checkpoint
 from .record import write_facts
@@ -329,7 +329,7 @@ class Run:
 
 def side_by_side(rows: list[list[Image.Image]]) -> Image.Image:
     """Images of one size in rows of one length."""
-    return make_image_grid([image for row in rows for image in row], len(rows), len(rows[0]))
+    return image_grid([image for row in rows for image in row], columns=len(rows[0]))
 
 
 def train_with_memory_at_hand(config: RunConfig, train: Callable[[int | None], dict]) -> dict:

@@ -1,7 +1,6 @@
 """Training of the generator: the next code, given a condition and the codes before it."""
 
 from functools import partial
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -21,6 +20,7 @@ from ...data.loader import batches_once
 from ...files import replace_result
 from ...loading.checkpoint import EMOJI_CHECKPOINT, is_shipped
 from ...loading.lora import lora_config
+from ...local_paths import unless_folder
 from ...processes import on_main_process
 from ...training.checkpoints import latest_checkpoint
 from ...training.record import read_facts, training_facts
@@ -238,8 +238,8 @@ class GeneratorTraining:
         transformer, text_encoder = self.transformer, self.text_encoder
         if self.config.lora_rank:
             (adapter,) = self.transformer.peft_config.values()
-            base = self.config.init_from  # a path would be of interest on this machine only
-            adapter.base_model_name_or_path = None if Path(base).is_dir() and not is_shipped(base) else base
+            base = self.config.init_from
+            adapter.base_model_name_or_path = base if is_shipped(base) else unless_folder(base)
             whole = None if state is None else state_of_part(state, "transformer.")
             replace_result(output_dir, "adapter_config.json", partial(transformer.save_pretrained, state_dict=whole))
             return
