@@ -1,4 +1,4 @@
-"""How the app looks. No font or file comes from elsewhere."""
+"""The app's theme and CSS. No font or file is fetched from elsewhere."""
 
 import gradio as gr
 
@@ -23,13 +23,13 @@ THEME = gr.themes.Default(
     button_primary_border_color="transparent",
     input_border_color_focus="*primary_400",
     input_shadow_focus="none",
-    button_primary_background_fill="*primary_600",  # white on it can be read
+    button_primary_background_fill="*primary_600",  # dark enough for white text
     button_primary_background_fill_hover="*primary_700",
     button_primary_background_fill_dark="*primary_700",
     button_primary_text_color="white",
 )
 
-# Wide: what to draw on the left, images on the right. Narrow: images right below the buttons.
+# On a wide screen inputs are on the left and images on the right; on a narrow one images are below the buttons.
 CSS = """
 .gradio-container { width: 100%; max-width: 1040px !important; margin: 0 auto !important; }
 .bench { display: grid !important; gap: 20px; align-items: start;
@@ -40,7 +40,7 @@ CSS = """
 .go button { min-width: 0 !important; }
 .go button:first-child { flex-grow: 3; }
 .easel .grid-wrap { max-height: none !important; min-height: 0 !important; }
-/* As high as with one image or four, and their captions below them, so that nothing jumps. */
+/* Of one height, whether empty or with one image or four and their captions, so that nothing moves. */
 .easel .empty { aspect-ratio: 1; height: auto !important; min-height: 0 !important;
   box-sizing: content-box !important; padding-bottom: 22px; }
 .easel .thumbnail-item { display: flex; flex-direction: column; height: auto !important; aspect-ratio: auto !important;
