@@ -26,6 +26,7 @@ from llamagen_hf.loading.lora import lora_config
 from llamagen_hf.provenance import save_png
 from llamagen_hf.publishing.cards import MARKER, write_card
 from llamagen_hf.publishing.publications import REPORT_FILES, Publication, open_publication
+from llamagen_hf.publishing.publish import space_folder
 
 
 LOAD = """
@@ -127,7 +128,7 @@ def expected_codes(pipe, condition=PROMPT):
 
 def save(pipe, folder, **kwargs):
     pipe.save_pretrained(folder, **kwargs)
-    Image.new("RGB", (64, 64)).save(folder / "contact_sheet.png")  # drawing one is a test of its own
+    Image.new("RGB", (64, 64)).save(folder / "contact_sheet.png")  # generating one is a test of its own
     return folder
 
 
@@ -160,7 +161,7 @@ def test_publish_load_update_and_load_the_old_revision(user, tmp_path):
 
 
 @pytest.mark.slow
-def test_files_that_are_gone_here_go_away_there_and_others_stay(user, tmp_path):
+def test_files_deleted_here_are_deleted_there_and_others_stay(user, tmp_path):
     folder = save(build_text_pipeline(), tmp_path / "pipe")
     (folder / "vq_model" / "notes.json").write_text("{}")
     user.publish(folder, "user/tiny")
@@ -219,7 +220,7 @@ def test_publishing_brings_the_report(user, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_report_that_is_gone_goes_away(user, tmp_path):
+def test_a_deleted_report_is_deleted_there(user, tmp_path):
     folder = save(build_class_pipeline(), tmp_path / "pipe")
     write_report(folder / "evaluation", REPORT)
     user.publish(folder, "user/fish")
@@ -230,7 +231,7 @@ def test_a_report_that_is_gone_goes_away(user, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_sheet_is_drawn_where_there_is_none(user, tmp_path):
+def test_a_sheet_is_generated_if_there_is_none(user, tmp_path):
     build_class_pipeline().save_pretrained(tmp_path / "pipe")
     user.publish(tmp_path / "pipe", "user/drawn")
     user.publish(tmp_path / "pipe", "user/plain", "--no-draw")
@@ -242,7 +243,7 @@ def test_the_sheet_is_drawn_where_there_is_none(user, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_person_wrote_stays(user, tmp_path):
+def test_what_a_person_wrote_is_kept(user, tmp_path):
     folder = save(build_text_pipeline(), tmp_path / "pipe")
     user.publish(folder, "user/tiny")
     generated = user.hub.repos["user/tiny"][-1]["README.md"]
@@ -259,7 +260,7 @@ def test_what_a_person_wrote_stays(user, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_upload_leaves_nothing_and_goes_on(user, tmp_path):
+def test_an_interrupted_upload_leaves_nothing_and_can_be_continued(user, tmp_path):
     folder = save(build_text_pipeline(), tmp_path / "pipe")
     user.hub.lfs_threshold, user.hub.lfs_limit = 5000, 1
     assert "broke off" in user.refusal(folder, "user/tiny")
@@ -290,6 +291,10 @@ def test_private_repositories_and_spaces(user, tmp_path):
     assert "exists and is public" in user.refusal(folder, "user/open", "--private")
 
 
+def test_the_spaces_files_are_found_in_a_checkout():
+    assert {"app.py", "README.md", "requirements.txt"} <= {path.name for path in space_folder().iterdir()}
+
+
 @pytest.mark.slow
 def test_a_space_that_is_another_stops_it_all(user, tmp_path):
     folder = save(build_class_pipeline(), tmp_path / "pipe")
@@ -299,7 +304,7 @@ def test_a_space_that_is_another_stops_it_all(user, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_revision_that_is_not_there_is_a_sentence(user, tmp_path):
+def test_an_unknown_revision_is_a_sentence(user, tmp_path):
     user.publish(save(build_class_pipeline(), tmp_path / "pipe"), "user/tiny")
     script = (
         "import sys; from llamagen_hf import AutoregressiveImagePipeline as P\n"
@@ -441,7 +446,7 @@ def test_an_adapter_loads_by_id(user, trained):
     by_id = user.codes(ADAPT, "user/shapes", "user/style", PROMPT)
     assert by_id == user.codes(ADAPT, trained / "pipeline", trained / "adapter", PROMPT)
     assert by_id == user.codes(ADAPT, "user/shapes", "user/style", PROMPT, HF_HUB_OFFLINE="1")
-    # One that is changed later does not take the place of what an image was drawn with.
+    # An adapter that is changed later does not replace the one that an image was generated with.
     repo = user.hub.repos["user/style"]
     old = json.dumps({"revision": user.hub.sha(repo)})
     weights = {name: -value for name, value in load(repo[-1]["adapter_model.safetensors"]).items()}

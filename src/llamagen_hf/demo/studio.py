@@ -53,16 +53,16 @@ class Studio:
 
     def draw(self, condition, guidance_scale, temperature, top_k, top_p, seed, count, preview) -> Iterator[tuple]:
         """Generate images of a prompt or a class."""
-        settings = self._settings(guidance_scale, temperature, top_k, top_p)
-        yield from self._show(self._condition(condition) | settings, seed, count, preview)
+        settings = guidance_scale, temperature, top_k, top_p
+        yield from self._show(self._condition(condition), settings, seed, count, preview)
 
     def complete(
         self, image, keep_rows, condition, guidance_scale, temperature, top_k, top_p, seed, count, preview
     ) -> Iterator[tuple]:
         """Keep the upper rows of an image and generate the others."""
         kept = {"image": self._open(image), "keep_rows": int(keep_rows)}
-        settings = self._settings(guidance_scale, temperature, top_k, top_p)
-        yield from self._show(kept | self._condition(condition) | settings, seed, count, preview)
+        settings = guidance_scale, temperature, top_k, top_p
+        yield from self._show(kept | self._condition(condition), settings, seed, count, preview)
 
     def keep(self, image, keep_rows) -> tuple[Any, str]:
         """Show what a completion would keep of an image, without the model, so that there is no wait."""
@@ -72,9 +72,6 @@ class Studio:
         top = int(keep_rows) * self.pipe.vq_model.downsample_factor
         kept.paste(UNDRAWN, (0, top, kept.width, kept.height))
         return gr.update(value=[(kept, "kept")], columns=1), "This part is kept." if top else "Nothing is kept."
-
-    def _settings(self, guidance_scale, temperature, top_k, top_p) -> dict:
-        return {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": int(top_k), "top_p": top_p}
 
     def _condition(self, condition: str | int | None) -> dict:
         if self.pipe.condition_kind == "class":
@@ -101,8 +98,10 @@ class Studio:
         except ValueError as error:
             raise refusal(str(error)) from error
 
-    def _show(self, arguments: dict, seed: str | None, count: int, preview: str) -> Iterator[tuple]:
+    def _show(self, inputs: dict, settings: tuple, seed: str | None, count: int, preview: str) -> Iterator[tuple]:
         """Yield the gallery, a line of status, and at the end the parameters and a file to share."""
+        scale, temperature, top_k, top_p = settings
+        arguments = {"guidance_scale": scale, "temperature": temperature, "top_k": int(top_k), "top_p": top_p} | inputs
         seed = (seed or "").strip()
         if seed and not (seed.isdecimal() and int(seed) <= MAX_SEED):
             raise refusal(
@@ -127,7 +126,7 @@ class Studio:
         except Exception as error:  # a browser would only be told "Error"
             raise gr.Error("The generation failed. The app's log says why.") from error
         seconds = time.perf_counter() - start
-        stem = file_stem(str(arguments.get("prompt", arguments.get("class_labels"))))
+        stem = file_stem(str(inputs.get("prompt", inputs.get("class_labels"))))
         with tempfile.TemporaryDirectory() as folder:
             gallery, share = [], Path(folder, f"{stem}.png")
             for image, facts in zip(images, parameters, strict=True):

@@ -93,8 +93,7 @@ def open_publication(folder: str | Path) -> Publication:
             "(adapter_config.json) or codes (codes.json)."
         )
     publication = Publication(folder, kind)
-    paths = {"pipeline": pipeline_files, "adapter": adapter_files, "codes": codes_files}[kind](publication)
-    for path in paths:
+    for path in list_files(publication):
         name = path.relative_to(folder).as_posix()
         try:
             if path.suffix == ".json":
@@ -107,31 +106,24 @@ def open_publication(folder: str | Path) -> Publication:
     return publication
 
 
-def pipeline_files(publication: Publication) -> list[Path]:
-    folder, index = publication.folder, publication.json("model_index.json")
-    publication.family = find_family(index.get("_class_name"))
-    if publication.family is None:
-        raise OSError(f"{str(folder)!r} holds another pipeline, of class {index.get('_class_name')!r}.")
-    paths = [folder / name for name in ("model_index.json", FACTS_FILE, SHEET, *REPORT_FILES)]
-    for name in (name for name, value in index.items() if isinstance(value, list) and value[0] is not None):
-        if not (folder / name).is_dir():
-            raise OSError(f"{str(folder)!r} is incomplete: there is no {name}.")
-        paths += [path for pattern in COMPONENT_FILES for path in sorted((folder / name).glob(pattern))]
-    return [path for path in paths if path.is_file()]
-
-
-def adapter_files(publication: Publication) -> list[Path]:
-    weights = publication.folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise OSError(f"{str(publication.folder)!r} is incomplete: there is no adapter_model.safetensors.")
-    others = [publication.folder / name for name in (FACTS_FILE, SHEET, *REPORT_FILES)]
-    return [publication.folder / "adapter_config.json", weights, *(path for path in others if path.is_file())]
-
-
-def codes_files(publication: Publication) -> list[Path]:
-    if "rows" not in publication.json("codes.json"):
-        raise OSError(f"The codes in {str(publication.folder)!r} are incomplete; extract_codes finishes them.")
-    return [publication.folder / "codes.json", *sorted(publication.folder.glob("*-[0-9]*.parquet"))]
+def list_files(publication: Publication) -> list[Path]:
+    """The files to publish; an `OSError` if one is missing."""
+    folder, marker = publication.folder, publication.json(MARKERS[publication.kind])
+    if publication.kind == "codes":
+        if "rows" not in marker:
+            raise OSError(f"The codes in {str(folder)!r} are incomplete; extract_codes finishes them.")
+        return [folder / "codes.json", *sorted(folder.glob("*-[0-9]*.parquet"))]
+    needed, patterns = ["adapter_model.safetensors"], ["adapter_model.safetensors"]
+    if publication.kind == "pipeline":
+        publication.family = find_family(marker.get("_class_name"))
+        if publication.family is None:
+            raise OSError(f"{str(folder)!r} holds another pipeline, of class {marker.get('_class_name')!r}.")
+        needed = [name for name, value in marker.items() if isinstance(value, list) and value[0] is not None]
+        patterns = [f"{name}/{pattern}" for name in needed for pattern in COMPONENT_FILES]
+    if missing := [name for name in needed if not (folder / name).exists()]:
+        raise OSError(f"{str(folder)!r} is incomplete: there is no {missing[0]}.")
+    patterns += [MARKERS[publication.kind], FACTS_FILE, SHEET, *REPORT_FILES]
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
 def public_json(path: Path) -> str:

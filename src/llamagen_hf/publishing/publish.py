@@ -8,15 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelCard,
-    RepoCard,
-    get_token,
-    hf_hub_download,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoCard, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -177,7 +169,7 @@ def look_up_license(api: HfApi, publication: Publication) -> str | None:
 def look_up_family(api: HfApi, repo_id: str) -> Family | None:
     """The family of a pipeline on the Hub; `None` if there is none, or if it is of another package."""
     try:
-        path = hf_hub_download(repo_id, "model_index.json", token=api.token)
+        path = api.hf_hub_download(repo_id, "model_index.json")
     except (EntryNotFoundError, RepositoryNotFoundError):
         return None
     return find_family(json.loads(Path(path).read_text(encoding="utf-8")).get("_class_name"))
@@ -187,10 +179,8 @@ def check_ours(api: HfApi, repo_id: str, publication: Publication, found: list[s
     """Raise an `OSError` if a repository holds anything else than an earlier version of a publication."""
     if not set(found or []) - {".gitattributes", "README.md"}:
         return
-    is_ours = MARKERS[publication.kind] in found
-    if is_ours and publication.kind == "pipeline":
-        is_ours = look_up_family(api, repo_id) is not None
-    if not is_ours:
+    has_marker = MARKERS[publication.kind] in found
+    if not has_marker or (publication.kind == "pipeline" and look_up_family(api, repo_id) is None):
         some = ", ".join(sorted(found)[:3])
         raise OSError(f"{repo_id} exists and holds something else ({some}, ...); choose another name.")
 
@@ -203,7 +193,7 @@ def kept_prose(
     if not path.is_file():
         if "README.md" not in (found or []):
             return card
-        path = Path(hf_hub_download(repo_id, "README.md", repo_type=publication.repo_type, token=api.token))
+        path = Path(api.hf_hub_download(repo_id, "README.md", repo_type=publication.repo_type))
     text = path.read_text(encoding="utf-8")
     if MARKER in text:
         return card
@@ -224,24 +214,15 @@ def upload(
     private: bool,
     owns=lambda path: False,
 ) -> str:
-    """Commit files, and delete those in the repository that are no longer in the folder.
-
-    Returns:
-        `str`: The repository's address.
-    """
+    """Commit files, and delete those that `owns` says are no longer in the folder; the repository's address."""
     if found is None:
         options = {"space_sdk": "gradio"} if repo_type == "space" else {}
         api.create_repo(repo_id, repo_type=repo_type, private=private, **options)
     operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
-    gone = [name for name in found or [] if name not in files and owns(name)]
+    operations += [CommitOperationDelete(name) for name in found or [] if name not in files and owns(name)]
+    message = "Update" if found else "Publish"
     # Not upload_folder, which would take all files, nor upload_large_folder, which makes a commit for every few.
-    commit = api.create_commit(
-        repo_id,
-        operations + [CommitOperationDelete(name) for name in gone],
-        commit_message="Update" if found else "Publish",
-        repo_type=repo_type,
-    )
-    return commit.repo_url.url
+    return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type).repo_url.url
 
 
 def space_folder() -> Path:
@@ -250,7 +231,7 @@ def space_folder() -> Path:
     Raises:
         OSError: If they are in neither.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "space", package.parents[1] / "spaces" / "llamagen"):
         if (folder / "app.py").is_file():
             return folder
@@ -261,7 +242,7 @@ def look_up_space(api: HfApi, repo_id: str, private: bool) -> list[str] | None:
     """The files of a model's Space, `None` if there is none; an `OSError` if it is another Space."""
     _, found = look_up(api, repo_id, "space", private)
     if set(found or []) - {".gitattributes", "README.md"}:
-        app = hf_hub_download(repo_id, "app.py", repo_type="space", token=api.token) if "app.py" in found else None
+        app = api.hf_hub_download(repo_id, "app.py", repo_type="space") if "app.py" in found else None
         if app is None or "llamagen_hf" not in Path(app).read_text(encoding="utf-8"):
             raise OSError(f"The Space {repo_id} exists and holds something else; rename it first.")
     return found
