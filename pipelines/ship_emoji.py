@@ -24,7 +24,7 @@ from llamagen_hf.llamagen.training.extraction import tokenizer_fingerprint
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
 from llamagen_hf.llamagen.training.vq_trainer import evaluate_tokenizer
 from llamagen_hf.publishing.publications import SHEET
-from llamagen_hf.publishing.publish import draw_sheet
+from llamagen_hf.publishing.publish import generate_sheet
 from llamagen_hf.training.recipe import parse_recipe
 
 
@@ -63,7 +63,7 @@ def main() -> None:
 
     pipe = AutoregressiveImagePipeline.from_pretrained(partial_output)
     captions = evenly(splits["train"]["caption"], TRAIN_CAPTIONS) + evenly(splits["test"]["caption"], TEST_CAPTIONS)
-    sheet = draw_sheet(pipe, captions, columns=10)
+    sheet = generate_sheet(pipe, captions, columns=10)
     sheet.quantize(256).save(partial_output / SHEET, optimize=True)
 
     def tokenize(captions):

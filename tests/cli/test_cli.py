@@ -222,7 +222,7 @@ def test_convert_writes_a_pipeline(tmp_path, monkeypatch):
                     "--variant", "tiny", "--image-size", 64, "--output", tmp_path / "out", "--id2label", names,
                     "--dtype", "float16")  # fmt: skip
     assert result.exit_code == 0, result.output
-    drawn = invoke("generate", "--class-label", "class 7", "--checkpoint", tmp_path / "out",
-                   "--output", tmp_path / "seven.png")  # fmt: skip
-    assert drawn.exit_code == 0, drawn.output
+    result = invoke("generate", "--class-label", "class 7", "--checkpoint", tmp_path / "out",
+                    "--output", tmp_path / "seven.png")  # fmt: skip
+    assert result.exit_code == 0, result.output
     assert Path(tmp_path / "seven.png").is_file()

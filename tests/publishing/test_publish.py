@@ -233,11 +233,11 @@ def test_a_deleted_report_is_deleted_there(user, tmp_path):
 @pytest.mark.slow
 def test_a_sheet_is_generated_if_there_is_none(user, tmp_path):
     build_class_pipeline().save_pretrained(tmp_path / "pipe")
-    user.publish(tmp_path / "pipe", "user/drawn")
+    user.publish(tmp_path / "pipe", "user/sheet")
     user.publish(tmp_path / "pipe", "user/plain", "--no-draw")
     assert "contact_sheet.png" not in user.hub.repos["user/plain"][-1]
     assert "![" not in user.hub.repos["user/plain"][-1]["README.md"].decode()
-    (tmp_path / "sheet.png").write_bytes(user.hub.repos["user/drawn"][-1]["contact_sheet.png"])
+    (tmp_path / "sheet.png").write_bytes(user.hub.repos["user/sheet"][-1]["contact_sheet.png"])
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (4 * 136, 3 * 172)  # ten classes
 
@@ -453,6 +453,18 @@ def test_an_adapter_loads_by_id(user, trained):
     repo.append(repo[-1] | {"adapter_model.safetensors": safetensors_bytes(weights)})
     assert user.codes(ADAPT, "user/shapes", "user/style", PROMPT, old) == by_id
     assert "a pipeline" in user.refusal(trained / "adapter", "user/style", "--space")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["user/other", "user/absent"])
+def test_an_adapter_of_a_base_that_is_not_ours_is_still_published(user, trained, tmp_path, base):
+    folder = shutil.copytree(trained / "adapter", tmp_path / "adapter", ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": base}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    user.hub.repos["user/other"] = [{"model_index.json": b'{"_class_name": "DiTPipeline"}'}]
+    user.publish(folder, "user/style")
+    card = ModelCard(user.hub.repos["user/style"][-1]["README.md"].decode())
+    assert card.data.base_model == base and f'AutoregressiveImagePipeline.from_pretrained("{base}")' in card.text
 
 
 @pytest.mark.parametrize(

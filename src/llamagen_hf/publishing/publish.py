@@ -84,7 +84,7 @@ def publish(
             publication.family = look_up_family(api, base) or publication.family
     conditions = sheet_conditions(publication, pipe)
     if pipe is not None and SHEET not in publication.files and draw:
-        publication.files[SHEET] = png(draw_sheet(pipe, conditions, columns=4))
+        publication.files[SHEET] = png(generate_sheet(pipe, conditions, columns=4))
     card = write_card(publication, repo_id, pipe, conditions, license, data_license)
     with one_sentence_errors(repo_id, api.endpoint):
         publication.add("README.md", str(kept_prose(api, publication, repo_id, found, card)))
@@ -112,7 +112,7 @@ def sheet_conditions(publication: Publication, pipe: DiffusionPipeline | None) -
     return sorted({pipe.num_classes * i // SHEET_CLASSES for i in range(SHEET_CLASSES)})
 
 
-def draw_sheet(pipe: DiffusionPipeline, conditions: list[str | int], columns: int) -> Image.Image:
+def generate_sheet(pipe: DiffusionPipeline, conditions: list[str | int], columns: int) -> Image.Image:
     """Generate one image for each prompt or class and lay them out with captions.
 
     Args:
