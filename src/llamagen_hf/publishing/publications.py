@@ -101,7 +101,7 @@ def open_publication(folder: str | Path) -> Publication:
             else:
                 publication.check(name, read_texts(path))
                 publication.files[name] = path
-        except (SafetensorError, UnidentifiedImageError, ValueError) as error:  # pyarrow's and json's are ValueErrors
+        except (SafetensorError, UnidentifiedImageError, ValueError) as error:  # pyarrow's are ValueErrors
             raise OSError(f"A file of {str(folder)!r} is damaged: {name}.") from error
     return publication
 
@@ -129,7 +129,10 @@ def list_files(publication: Publication) -> list[Path]:
 def public_json(path: Path) -> str:
     """The text of a JSON file, with names in place of the paths from which something was loaded."""
     text = path.read_text(encoding="utf-8")
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise OSError(f"{path.name} is damaged: {error}.") from error
     if not isinstance(content, dict) or (public := public_sources(content)) == content:
         return text
     return json.dumps(public, indent=2, ensure_ascii=False)
