@@ -41,7 +41,7 @@ from llamagen_hf.evaluation.images import Images, open_images
 from llamagen_hf.evaluation.sampling import SamplingConfig, sample_images
 from llamagen_hf.llamagen.training.generator_models import ConditionToCodes, mean_loss
 from llamagen_hf.llamagen.training.vq_trainer import evaluate_tokenizer
-from llamagen_hf.training.record import public_name
+from llamagen_hf.local_paths import public_name
 
 
 SPLITS = ("test", "train")

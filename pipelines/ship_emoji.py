@@ -2,7 +2,7 @@
 
 python pipelines/ship_emoji.py --config pipelines/recipes/emoji.yaml [--vq_model FOLDER] [--output FOLDER]
 
-Weights become half precision. What the card says is measured on those, and the contact sheet is drawn with them.
+The weights are saved in half precision. The card's numbers and the contact sheet come from those weights.
 """
 
 import argparse
@@ -17,18 +17,19 @@ from llamagen_hf.data.fingerprint import vq_model_fingerprint
 from llamagen_hf.data.loader import batches_once
 from llamagen_hf.data.samples import ImageSamples, stack_images
 from llamagen_hf.data.source import DataConfig
-from llamagen_hf.images.grid import contact_sheet
 from llamagen_hf.llamagen.conversion import save_complete
 from llamagen_hf.llamagen.pipeline import EMOJI_CHECKPOINT
 from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
 from llamagen_hf.llamagen.training.generator_models import ConditionToCodes, mean_loss
 from llamagen_hf.llamagen.training.vq_trainer import evaluate_tokenizer
+from llamagen_hf.publishing.publications import SHEET
+from llamagen_hf.publishing.publish import generate_sheet
 from llamagen_hf.training.recipe import parse_recipe
 
 
 TRAIN_CAPTIONS, TEST_CAPTIONS = 40, 20
-LOSS_ROWS = 800  # of each split at the most, at even distances
+LOSS_ROWS = 800  # at most, of each split, at even distances
 
 
 def evenly(captions: list[str], count: int) -> list[str]:
@@ -39,7 +40,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--config", required=True, help="The recipe of the run.")
     arguments.add_argument("--dataset", help="The images, if not where the recipe says.")
-    arguments.add_argument("--vq_model", help="A tokenizer with a better decoder for the same codes.")
+    arguments.add_argument("--vq_model", help="An image tokenizer with a better decoder for the same codes.")
     arguments.add_argument("--output", type=Path, default=EMOJI_CHECKPOINT, help="Replaced, if it is a checkpoint.")
     own = arguments.parse_args()
     recipe = ["--config", own.config]
@@ -54,7 +55,7 @@ def main() -> None:
     if own.vq_model is not None:
         pipe.vq_model = LlamaGenVQModel.from_pretrained(own.vq_model)
         if vq_model_fingerprint(pipe.vq_model) != fingerprint:
-            raise SystemExit(f"{own.vq_model} makes other codes than those the generator was trained on.")
+            raise SystemExit(f"{own.vq_model} does not encode images to the codes that the generator was trained on.")
     splits = {split: load_codes(config.codes_dir, split, fingerprint) for split in ("train", "test")}
     partial_output = own.output.with_name(f".{own.output.name}-new")
     shutil.rmtree(partial_output, ignore_errors=True)
@@ -62,8 +63,8 @@ def main() -> None:
 
     pipe = AutoregressiveImagePipeline.from_pretrained(partial_output)
     captions = evenly(splits["train"]["caption"], TRAIN_CAPTIONS) + evenly(splits["test"]["caption"], TEST_CAPTIONS)
-    sheet = contact_sheet(pipe, captions)
-    sheet.quantize(256).save(partial_output / "contact_sheet.png", optimize=True)
+    sheet = generate_sheet(pipe, captions, columns=10)
+    sheet.quantize(256).save(partial_output / SHEET, optimize=True)
 
     def tokenize(captions):
         text = pipe.transformer.config

@@ -1,4 +1,4 @@
-"""The Space: https://huggingface.co/docs/hub/spaces-config-reference says how it is started."""
+"""The Space; https://huggingface.co/docs/hub/spaces-config-reference describes how it is started."""
 
 import os
 

@@ -5,13 +5,13 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import typer
 
 
 class Application(typer.Typer):
-    """The command line on a console of any encoding: what it can't show is written as an escape, not an error."""
+    """The command line on a console of any encoding: characters that it can't show are escaped, not an error."""
 
     def __call__(self, *args, **kwargs):
         for stream in (sys.stdout, sys.stderr):
@@ -21,7 +21,7 @@ class Application(typer.Typer):
 
 
 app = Application(
-    help="Draw images with LlamaGen, an autoregressive image generator.",
+    help="Generate images with LlamaGen, an autoregressive image generator.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,11 +31,13 @@ Checkpoint = Annotated[
     str | None,
     typer.Option(help="Folder or Hub id. Default: emoji, which ships with llamagen (a folder: ./emoji)."),
 ]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")]
+Dtype = Literal["float32", "float16", "bfloat16"]
 
 
 @contextmanager
 def one_sentence_errors():
-    """Print what is wrong and exit with 1, without a traceback."""
+    """Print a `ValueError` or `OSError` without a traceback, and exit with 1."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -54,7 +56,7 @@ def check_writable(path: Path) -> None:
 
 
 def find_device(device: str | None = None) -> str:
-    """`device`, by default an accelerator if there is one; a `ValueError` if this machine hasn't got it."""
+    """`device`, by default an accelerator if there is one; a `ValueError` if this machine does not have it."""
     import torch
 
     if device is None:
@@ -68,7 +70,7 @@ def find_device(device: str | None = None) -> str:
 
 
 def quiet_loading() -> None:
-    """Loading is quick, and the bar of the drawing is the one of interest."""
+    """Turn off the progress bars and warnings of diffusers and transformers while they load models."""
     import diffusers
     import transformers
 
@@ -77,14 +79,14 @@ def quiet_loading() -> None:
         library.utils.logging.set_verbosity_error()
 
 
-def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: str | None = None, **kwargs):
+def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: Dtype | None = None, **kwargs):
+    """Load a checkpoint of any family, by default in float32; a `ValueError` if there is no such device or dtype."""
     import torch
 
-    from llamagen_hf import AutoregressiveImagePipeline
+    from llamagen_hf import families
 
     quiet_loading()
-    if dtype not in (None, "float32", "float16", "bfloat16"):
-        raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
+    if dtype not in (None, *get_args(Dtype)):  # from the parameters of an image
+        raise ValueError(f"The dtype is {dtype!r}; expected float32, float16 or bfloat16.")
     device = find_device(device)
-    pipe = AutoregressiveImagePipeline.from_pretrained(checkpoint, dtype=getattr(torch, dtype or "float32"), **kwargs)
-    return pipe.to(device)
+    return families.load_pipeline(checkpoint, dtype=getattr(torch, dtype or "float32"), **kwargs).to(device)

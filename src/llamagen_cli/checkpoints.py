@@ -1,12 +1,13 @@
 """`llamagen convert | info | publish`."""
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .app import Checkpoint, app, one_sentence_errors
+from .app import Checkpoint, Dtype, app, one_sentence_errors, quiet_loading
 
 
 @app.command()
@@ -23,7 +24,7 @@ def convert(
     id2label: Annotated[
         Path | None, typer.Option(help="JSON file of class names by id. Default: ImageNet's, fetched from the Hub.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as released.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Default: as released.")] = None,
 ):
     """Turn released LlamaGen files into a pipeline folder."""
     with one_sentence_errors():
@@ -31,16 +32,13 @@ def convert(
 
         from llamagen_hf.llamagen.conversion import convert_checkpoint
 
-        if dtype not in (None, "float32", "float16", "bfloat16"):
-            raise ValueError(f"`--dtype` is {dtype!r}; expected float32, float16 or bfloat16.")
         names = None
         if id2label is not None:
             try:
-                names = {
-                    int(key): str(value) for key, value in json.loads(id2label.read_text(encoding="utf-8-sig")).items()
-                }
+                names = json.loads(id2label.read_text(encoding="utf-8-sig"))
+                names = {int(key): str(value) for key, value in names.items()}
             except (ValueError, AttributeError, OSError) as error:
-                raise ValueError(f"{str(id2label)!r} is no JSON object of class names by id.") from error
+                raise ValueError(f"{str(id2label)!r} is not a JSON object of class names by id.") from error
         convert_checkpoint(
             vq_checkpoint=vq_checkpoint,
             transformer_checkpoint=transformer_checkpoint,
@@ -54,15 +52,13 @@ def convert(
         )
         typer.echo(f"Saved {output}")
         if text and text_encoder is None:
-            typer.echo("Without --text-encoder it draws from prompt_embeds only, not from prompts.", err=True)
+            typer.echo("Without --text-encoder the pipeline takes prompt_embeds only, not prompts.", err=True)
 
 
 @app.command()
 def info(checkpoint: Checkpoint = None):
-    """Say what a checkpoint is: sizes, parameters, conditioning, classes."""
+    """Print what a checkpoint is: sizes, parameters, conditioning, classes."""
     with one_sentence_errors():
-        from math import prod
-
         from safetensors import safe_open
 
         from llamagen_hf import AutoregressiveImagePipeline, LlamaGenConfig, LlamaGenVQModel
@@ -108,17 +104,12 @@ def publish(
         str | None, typer.Option(help="Licence of the training data. Default: what the Hub says of its dataset.")
     ] = None,
     draw: Annotated[
-        bool, typer.Option("--draw/--no-draw", help="Draw a sample sheet for the card if the folder has none.")
+        bool, typer.Option("--draw/--no-draw", help="Generate a sample sheet for the card if the folder has none.")
     ] = True,
 ):
     """Publish on the Hub, with a card; again to update."""
     with one_sentence_errors():
-        import diffusers
-        import transformers
-
-        for library in (diffusers, transformers):
-            library.utils.logging.disable_progress_bar()
-            library.utils.logging.set_verbosity_error()
+        quiet_loading()
         try:
             from llamagen_hf.publishing.publish import publish as publish_folder
         except ImportError as error:

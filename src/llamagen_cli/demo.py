@@ -4,19 +4,17 @@ from typing import Annotated
 
 import typer
 
-from .app import Checkpoint, app, one_sentence_errors
+from .app import Checkpoint, Device, Dtype, app, one_sentence_errors
 
 
 @app.command()
 def demo(
     checkpoint: Checkpoint = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Port. Default: the first free one from 7860 on.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Also open a public link, through Gradio's servers.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16. Default: float32 on a CPU, else bfloat16.")
-    ] = None,
+    device: Device = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Default: float32 on a CPU, else bfloat16.")] = None,
 ):
     """Start the app of the Gradio Space on this machine, and open it in a browser at the address it prints."""
     with one_sentence_errors():

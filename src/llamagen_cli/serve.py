@@ -1,7 +1,6 @@
 """`llamagen serve`."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -78,6 +77,7 @@ def serve(
         import torch
 
         from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
+        from llamagen_hf.local_paths import public_name
         from llamagen_hf.serving.local_engine import LocalEngine
         from llamagen_hf.serving.service import ImageService
         from llamagen_hf.serving.settings import ServingSettings
@@ -121,8 +121,7 @@ def serve(
             load = frontend.batch_loader(slots, compile, threads)
             backend = LocalEngine(load, max(1, slots // 2), restarts)
         if model_name is None:
-            origin = frontend.facts["checkpoint"]
-            model_name = re.sub(r"[^\w.-]", "-", Path(origin).resolve().name) if Path(origin).is_dir() else origin
+            model_name = re.sub(r"[^\w./-]", "-", public_name(frontend.facts["checkpoint"]))
         settings = ServingSettings(
             model_name=model_name,
             max_pending=max_pending,

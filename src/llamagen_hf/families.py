@@ -1,4 +1,4 @@
-"""The families of generators there are. Rooms that all of them share know them through this table alone."""
+"""The table of pipelines. Publishing, loading, the demo and the commands know families through it alone."""
 
 import json
 from dataclasses import dataclass
@@ -11,25 +11,27 @@ from .loading.checkpoint import CheckpointLoaderMixin
 
 @dataclass(frozen=True)
 class Family:
-    """A pipeline of this package, and what is said of it where it is published.
+    """A pipeline of this package, and what its model cards say about the method.
 
     Args:
         pipeline (`str`): Name of its class, in `llamagen_hf`.
-        name (`str`): What its paper calls it.
-        paper (`str`): Authors and year.
-        arxiv (`str`): Number of its paper.
-        tags (`tuple[str, ...]`): On the Hub, beside the task's.
+        name (`str`): The method's name.
+        reference (`str`): Authors, year and arXiv number of its paper.
+        summary (`str`): How it generates an image, as a sentence; `{pipe.image_size}` and the like are filled in.
+        tags (`tuple[str, ...]`): Tags on the Hub, beside the task's; the first is the method's own.
+        citation (`str`): Its paper in BibTeX.
     """
 
     pipeline: str
     name: str
-    paper: str
-    arxiv: str
+    reference: str
+    summary: str
     tags: tuple[str, ...]
+    citation: str
 
     @property
     def pipeline_class(self) -> type[DiffusionPipeline]:
-        """The class itself, imported when it is asked for: this table is below all families."""
+        """The class itself, imported on demand, since the families' own modules import this package."""
         return own_class(self.pipeline)
 
 
@@ -37,15 +39,26 @@ FAMILIES = (
     Family(
         pipeline="AutoregressiveImagePipeline",
         name="LlamaGen",
-        paper="Sun et al. 2024",
-        arxiv="2406.06525",
+        reference="Sun et al. 2024, arXiv 2406.06525",
+        summary=(
+            "A Llama writes an image of {pipe.image_size} x {pipe.image_size} pixels code by code, "
+            "{pipe.generator_config.num_codes} of them, from the top left to the bottom right."
+        ),
         tags=("llamagen", "autoregressive"),
+        citation="""\
+@article{sun2024autoregressive,
+  title   = {Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation},
+  author  = {Sun, Peize and Jiang, Yi and Chen, Shoufa and Zhang, Shilong and Peng, Bingyue and
+             Luo, Ping and Yuan, Zehuan},
+  journal = {arXiv preprint arXiv:2406.06525},
+  year    = {2024}
+}""",
     ),
 )
 
 
 def own_class(name: str) -> type | None:
-    """A public class of this package by its name, `None` if there is none of that name."""
+    """A public class of this package by its name; `None` if there is none of that name."""
     return getattr(import_module("llamagen_hf"), name, None)
 
 

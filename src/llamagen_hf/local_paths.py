@@ -1,5 +1,6 @@
-"""Paths of this machine: names in place of them, and a search for them in files that go to the Hub."""
+"""Paths of this machine: what stands in their place in public files, and a search for them there."""
 
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -9,24 +10,47 @@ from PIL import Image
 from safetensors import safe_open
 
 
+# Keys of settings that say where something was loaded from.
+SOURCE_KEYS = (
+    "_name_or_path", "name_or_path", "base_model_name_or_path", "dataset", "vq_model", "tokenizer", "text_encoder",
+    "init_from",
+)  # fmt: skip
+
+
+def is_hub_id(source: str | None) -> bool:
+    """Whether `source` has the form `owner/name` of a Hub id and is not a path that exists here."""
+    return bool(source and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)) and not Path(source).exists()
+
+
 def public_name(source: str) -> str:
     """A Hub id as it is; of a folder, a file or a pattern of this machine the last name alone."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).exists() and source[0] != ".":
-        return source
-    return Path(source).name
+    return source if not source or is_hub_id(source) else os.path.basename(os.path.abspath(source))
+
+
+def unless_folder(source: str | Path) -> str | None:
+    """A checkpoint's Hub id, as it may be published; `None` for a folder of this machine."""
+    return None if Path(source).is_dir() else str(source)
+
+
+def public_sources(settings: dict) -> dict:
+    """Settings with [`public_name`]s where they say where something was loaded from."""
+    return {
+        key: public_name(value) if key in SOURCE_KEYS and isinstance(value, str) else value
+        for key, value in settings.items()
+    }
 
 
 def local_places(folder: Path) -> list[str]:
-    """Folders whose names are of interest on this machine only: around `folder`, at home, here, temporary ones."""
+    """Folders that no public file should name: the one around `folder`, home, the working and the temporary folder."""
     places = {str(folder.resolve().parent), str(Path.home()), str(Path.cwd()), tempfile.gettempdir()}
-    return sorted((place for place in places if len(place) > 1), key=len, reverse=True)  # the longest is named
+    return sorted((place for place in places if len(place) > 1), key=len, reverse=True)  # the longest is found first
 
 
 def find_local_path(texts: Iterable[str], places: list[str]) -> str | None:
-    """The first of `places` that is named in a text, `None` if none is.
+    """The first of `places` that a text names; `None` if none is named.
 
-    A place at the top, such as /tmp, must be followed by the name of something in it: vocabularies of tokenizers hold
-    words like that.
+    A place at the top, such as /tmp, must be followed by the name of something in it, since vocabularies of tokenizers
+    hold words like that.
     """
     names = [re.escape(place) + (r"(?![\w-])" if place.count("/") > 1 else r"(?=/[\w.~-])") for place in places]
     pattern = re.compile(rf"(?<![\w.-])(?:{'|'.join(names)})")
@@ -35,13 +59,13 @@ def find_local_path(texts: Iterable[str], places: list[str]) -> str | None:
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """What people could read in a file: metadata of weights and images, strings of tables, all of others."""
+    """The readable text of a file: metadata of weights and images, strings of tables, all of any other file."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             yield str(file.metadata() or "")
     elif path.suffix == ".png":
         with Image.open(path) as image:
-            image.load()  # text may stand behind the pixels
+            image.load()  # text may follow the pixels
             yield str(image.info)
     elif path.suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -57,7 +81,7 @@ def read_texts(path: Path) -> Iterator[str]:
 
 
 def public_value(value, places: list[str]):
-    """A value of JSON in which what lies in one of some folders goes by its last name."""
+    """A value of JSON in which paths of this machine are replaced by their last names, see [`public_text`]."""
     if isinstance(value, dict):
         return {public_value(key, places): public_value(item, places) for key, item in value.items()}
     if isinstance(value, list):
@@ -66,8 +90,8 @@ def public_value(value, places: list[str]):
 
 
 def public_text(text: str, places: list[str]) -> str:
-    """A text in which paths of this machine are names."""
-    if re.match(r"(/|~/|\./|\.\./|[A-Za-z]:\\)\S*$", text):  # nothing but a path
+    """A text in which paths below `places`, or a path that is all of the text, are replaced by their last names."""
+    if re.match(r"(/|~/|\./|\.\./|[A-Za-z]:\\)\S*$", text):
         return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
     inside = "|".join(re.escape(place) for place in sorted(places, key=len, reverse=True))
     return re.sub(rf"({inside})(/[^\s'\"`,;:]*)?(?![\w.-])", lambda found: Path(found[0]).name, text)

@@ -1,8 +1,6 @@
-"""PNG files that carry the parameters which made them."""
+"""PNG files that hold the parameters with which their images were generated."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,20 +8,22 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .files import replacing
 
-# The text chunk that image tools agree on for generation parameters.
+
+# The text chunk in which image tools store generation parameters.
 KEY = "parameters"
 
 # Left out of the parameters where a drawing does not need them.
 DEFAULTS = {"seed_index": 0, "batch_size": 1, "batch_index": 0, "generator_device": "cpu", "prefix_codes": []}
 
 
-def write_png(image: Image.Image, file: BinaryIO, parameters: dict) -> None:
-    """Write `image` to an open file, with `parameters` as JSON in its text chunk "parameters".
+def write_png(image: Image.Image, file: BinaryIO | Path, parameters: dict) -> None:
+    """Write `image` to a file, with `parameters` as JSON in its text chunk "parameters".
 
     Args:
         image (`PIL.Image.Image`): The image.
-        file (binary file): Where to.
+        file (binary file or `Path`): An open file, or a path.
         parameters (`dict`): Plain JSON.
     """
     info = PngInfo()
@@ -40,32 +40,23 @@ def save_png(image: Image.Image, path: str | Path, parameters: dict) -> None:
         parameters (`dict`): Plain JSON.
 
     Raises:
-        ValueError: In one sentence, if the file can't be written.
+        ValueError: If the file can't be written.
     """
-    path = Path(path)
-    partial = None
     try:
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            write_png(image, file, parameters)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # temporary files are private, images are not
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            write_png(image, partial, parameters)
     except OSError as error:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
         raise ValueError(f"The image {str(path)!r} can't be written: {error.strerror or error}.") from error
 
 
 def read_parameters(path: str | Path) -> dict:
-    """The parameters that [`save_png`] stored.
+    """Read the parameters that [`save_png`] stored.
 
     Args:
         path (`str` or `os.PathLike`): The file.
 
     Raises:
-        ValueError: In one sentence, if it is no image, or holds none.
+        ValueError: If it is not an image, or holds no parameters of this package.
     """
     try:
         with Image.open(path) as image:
@@ -74,15 +65,15 @@ def read_parameters(path: str | Path) -> dict:
         raise ValueError(f"The image {str(path)!r} can't be read: {error}.") from error
     try:
         parameters = json.loads(text or "")
-    except ValueError:  # other programs use the same chunk for text of their own
+    except ValueError:  # other programs store plain text in the same chunk
         parameters = None
     if not isinstance(parameters, dict):
-        raise ValueError(f"The image {str(path)!r} holds no parameters of llamagen's.")
+        raise ValueError(f"The image {str(path)!r} holds no parameters of llamagen.")
     return parameters
 
 
 def in_common(parameters: list[dict]) -> dict:
-    """The parameters of several images on one sheet: what is the same for all, and their `seeds`."""
+    """The parameters of several images in one grid: what they have in common, and their `seeds`."""
     if len(parameters) == 1:
         return parameters[0]
     common = {

@@ -12,7 +12,7 @@ from tiny import build_class_pipeline, build_text_pipeline, generators
 from typer.testing import CliRunner
 
 import llamagen_cli
-from llamagen_hf.provenance import read_parameters
+from llamagen_hf.provenance import read_parameters, save_png
 
 
 run = CliRunner().invoke
@@ -75,7 +75,7 @@ def test_count_grid_and_seeds(class_checkpoint, tmp_path):
     assert [read_parameters(tmp_path / f"fish-{i}.png")["seed"] for i in range(3)] == [5, 6, 7]
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (16, 16)
-    # The seed of each is enough to draw it alone.
+    # The seed of each is enough to generate it alone.
     alone = invoke("generate", "--class-label", "1", "--checkpoint", class_checkpoint, "--seed", 6,
                    "--output", tmp_path / "alone.png")  # fmt: skip
     assert alone.exit_code == 0
@@ -89,7 +89,7 @@ def test_output_is_named_after_the_prompt(text_checkpoint, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["a-red-apple.png"]
 
 
-def test_files_named_after_prompts_replace_none(text_checkpoint, tmp_path, monkeypatch):
+def test_files_named_after_prompts_do_not_replace_others(text_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for prompt, *more in (["🍎"], ["🍐"], ["a cat"], ["A cat!"], ["a cat", "--count", "2"], ["a-cat", "--count", "2"],
                           ["..."], ["nul"], ["🍎"], ["x" * 3000], ["苹" * 200]):  # fmt: skip
@@ -155,7 +155,6 @@ def test_a_console_of_another_encoding_does_not_matter(arguments, tmp_path):
         (["apple", "--guidance-scale", "nan"], "`guidance_scale` is nan"),
         (["apple", "--device", "warp"], "There is no device 'warp' here; try cpu."),
         (["apple", "--device", "meta"], "There is no device 'meta' here; try cpu."),
-        (["apple", "--dtype", "int8"], "`--dtype` is 'int8'; expected"),
         (["apple", "--output", "apple.jpg"], "must end in .png"),
         (["apple", "--output", "no/such/folder/apple.png"], "can't be written"),
         (["apple", "--output", "folder.png"], "can't be written"),
@@ -172,6 +171,21 @@ def test_errors_are_one_sentence_and_exit_code_1(text_checkpoint, tmp_path, monk
     assert message in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("Error: ") and "Traceback" not in result.output
     assert [path.name for path in tmp_path.rglob("*")] == ["folder.png"]
+
+
+@pytest.mark.parametrize("command", [["generate", "apple"], ["demo"]])
+def test_choices_are_checked_and_listed(command):
+    result = invoke(*command, "--dtype", "int8")
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    words = " ".join(result.stderr.replace("│", "").split())
+    assert "'--dtype'" in words and "'int8' is not one of 'float32', 'float16', 'bfloat16'" in words
+
+
+def test_the_dtype_of_an_image_is_checked(text_checkpoint, tmp_path):
+    facts = {"prompt": "apple", "checkpoint": text_checkpoint, "dtype": "int8", "device": "cpu"}
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "image.png", facts)
+    result = invoke("generate", "--from", tmp_path / "image.png")
+    assert result.exit_code == 1 and "Error: The dtype is 'int8'; expected float32" in result.stderr
 
 
 def test_info(class_checkpoint, text_checkpoint):
@@ -208,7 +222,7 @@ def test_convert_writes_a_pipeline(tmp_path, monkeypatch):
                     "--variant", "tiny", "--image-size", 64, "--output", tmp_path / "out", "--id2label", names,
                     "--dtype", "float16")  # fmt: skip
     assert result.exit_code == 0, result.output
-    drawn = invoke("generate", "--class-label", "class 7", "--checkpoint", tmp_path / "out",
-                   "--output", tmp_path / "seven.png")  # fmt: skip
-    assert drawn.exit_code == 0, drawn.output
+    result = invoke("generate", "--class-label", "class 7", "--checkpoint", tmp_path / "out",
+                    "--output", tmp_path / "seven.png")  # fmt: skip
+    assert result.exit_code == 0, result.output
     assert Path(tmp_path / "seven.png").is_file()

@@ -28,9 +28,9 @@ from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
 from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
-from llamagen_hf.demo import launch  # noqa: E402
+from llamagen_hf.demo import build_demo, launch  # noqa: E402
 from llamagen_hf.demo import studio as studio_module  # noqa: E402
-from llamagen_hf.demo.app import lay_out, read_examples, title  # noqa: E402
+from llamagen_hf.demo.app import lay_out, read_examples  # noqa: E402
 from llamagen_hf.demo.studio import UNDRAWN, Studio  # noqa: E402
 from llamagen_hf.images.transforms import center_crop  # noqa: E402
 from llamagen_hf.llamagen.preview import decode_partly  # noqa: E402
@@ -66,7 +66,7 @@ def arguments(prompt="a red apple", seed="3", count=1, scale=2.0, preview="every
     return prompt, scale, 1.0, 0, 1.0, seed, count, preview
 
 
-def pictures(gallery):
+def shown_images(gallery):
     """What the gallery shows, decoded."""
     entries = gallery["value"] if isinstance(gallery, dict) else gallery
     return [Image.open(entry["image"]).convert("RGB") for entry in entries]
@@ -76,9 +76,9 @@ def alone(pipe, seed, prompt="a red apple"):
     return pipe(prompt, guidance_scale=2.0, top_k=0, generator=generators(seed)).images[0]
 
 
-def test_a_drawing_equals_the_pipelines(app, client):
+def test_images_equal_the_pipelines(app, client):
     gallery, status, parameters, share = client.predict(*arguments(count=3), api_name="/draw")
-    images = pictures(gallery)
+    images = shown_images(gallery)
     assert [image.tobytes() for image in images] == [alone(app[0], seed).tobytes() for seed in (3, 4, 5)]
     assert re.fullmatch(r"3 images in \d+\.\d s", status)
     assert [facts["seed"] for facts in json.loads(parameters)] == [3, 4, 5]
@@ -92,23 +92,23 @@ def test_files_carry_their_parameters_and_the_shared_one_is_large(app, client):
     facts = read_parameters(entries[0]["image"])
     assert facts == json.loads(parameters) == read_parameters(share["value"] if isinstance(share, dict) else share)
     assert facts["prompt"] == "a red apple" and facts["seed"] == 3
-    assert app[0].redraw(facts).images[0].tobytes() == pictures(gallery)[0].tobytes()
+    assert app[0].redraw(facts).images[0].tobytes() == shown_images(gallery)[0].tobytes()
     with Image.open(share["value"] if isinstance(share, dict) else share) as image:
         assert image.format == "PNG" and image.size == (512, 512)
 
 
-def test_frames_arrive_row_by_row(app, client):
+def test_previews_arrive_row_by_row(app, client):
     job = client.submit(*arguments(), api_name="/draw")
     *frames, last = list(job)
-    assert [frame[1] for frame in frames] == ["Row 1 of 4", "Row 2 of 4", "Row 3 of 4"]
-    contents = [pictures(frame[0])[0].tobytes() for frame in [*frames, last]]
+    assert [frame[1] for frame in frames] == ["25%", "50%", "75%"]
+    contents = [shown_images(frame[0])[0].tobytes() for frame in [*frames, last]]
     assert len(set(contents)) == 4 and contents[-1] == alone(app[0], 3).tobytes()
 
 
 def test_previews_can_be_off_and_without_a_seed_there_is_one_anyway(client):
     job = client.submit(*arguments(seed="", preview="off"), api_name="/draw")
     *rows, result = list(job)
-    assert [row[1] for row in rows] == ["Row 1 of 4", "Row 2 of 4", "Row 3 of 4"]
+    assert [row[1] for row in rows] == ["25%", "50%", "75%"]
     assert not any(isinstance(row[0], list) or "value" in row[0] for row in rows)
     assert json.loads(result[2])["seed"] < 2**31
     assert (
@@ -116,15 +116,15 @@ def test_previews_can_be_off_and_without_a_seed_there_is_one_anyway(client):
     )
 
 
-def test_clients_of_the_api_need_only_say_what_to_draw(app, client, tmp_path):
+def test_clients_of_the_api_need_only_a_prompt(app, client, tmp_path):
     facts = json.loads(client.predict("a fish", api_name="/draw")[2])
     assert facts["prompt"] == "a fish"
     assert facts | app[0].sampling_settings() == facts
     assert json.loads(client.predict("a fish", api_name="/draw")[2])["seed"] != facts["seed"]
     for seed in (0, 7):
         assert json.loads(client.predict("a fish", seed=seed, api_name="/draw")[2])["seed"] == seed
-    picture = upload(tmp_path, "own.png", save(alone(app[0], 9), "PNG"))
-    facts = json.loads(client.predict(picture, condition="a fish", api_name="/complete")[2])
+    image = upload(tmp_path, "own.png", save(alone(app[0], 9), "PNG"))
+    facts = json.loads(client.predict(image, condition="a fish", api_name="/complete")[2])
     assert len(facts["prefix_codes"]) == 8
     parameters = client.view_api(return_format="dict")["named_endpoints"]
     required = {
@@ -137,12 +137,12 @@ def test_clients_of_the_api_need_only_say_what_to_draw(app, client, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"prompt": "  "}, "Type what to draw first"),
+        ({"prompt": "  "}, "Type a prompt first"),
         ({"prompt": "\u200b"}, "This checkpoint can read nothing of the prompt"),
         ({"prompt": "long " * 200}, "it has 999 characters, at most 500"),
-        ({"seed": "-1"}, "'-1' is no whole number"),
-        ({"seed": "abc"}, "'abc' is no whole number"),
-        ({"seed": str(2**70)}, "no whole number from 0"),
+        ({"seed": "-1"}, "'-1' is not a whole number"),
+        ({"seed": "abc"}, "'abc' is not a whole number"),
+        ({"seed": str(2**70)}, "not a whole number from 0"),
         ({"count": 99}, "99"),
         ({"scale": -3}, "-3"),
     ],
@@ -165,17 +165,17 @@ def upload(tmp_path, name, content):
     return handle_file(str(path))
 
 
-def complete(client, picture, rows=2, **changes):
-    return client.predict(picture, rows, *arguments(**changes), api_name="/complete")
+def complete(client, image, rows=2, **changes):
+    return client.predict(image, rows, *arguments(**changes), api_name="/complete")
 
 
 def test_a_completion_keeps_the_images_codes(app, client, tmp_path):
-    picture = alone(app[0], 9)
-    gallery, _, parameters, _ = complete(client, upload(tmp_path, "own.png", save(picture, "PNG")))
-    own = app[0].encode_image(picture)[0, :2].flatten().tolist()
+    image = alone(app[0], 9)
+    gallery, _, parameters, _ = complete(client, upload(tmp_path, "own.png", save(image, "PNG")))
+    own = app[0].encode_image(image)[0, :2].flatten().tolist()
     assert json.loads(parameters)["prefix_codes"] == own
-    expected = app[0]("a red apple", guidance_scale=2.0, image=picture, keep_rows=2, generator=generators(3))
-    assert pictures(gallery)[0].tobytes() == expected.images[0].tobytes()
+    expected = app[0]("a red apple", guidance_scale=2.0, image=image, keep_rows=2, generator=generators(3))
+    assert shown_images(gallery)[0].tobytes() == expected.images[0].tobytes()
 
 
 def test_uploads_of_all_kinds_are_completed(app, client, tmp_path):
@@ -200,7 +200,7 @@ def test_uploads_of_all_kinds_are_completed(app, client, tmp_path):
         assert parameters["prefix_codes"] == own, name
 
 
-def test_uploads_that_are_no_images_are_refused_in_words(client, tmp_path):
+def test_uploads_that_are_not_images_are_refused_in_words(client, tmp_path):
     whole = save(Image.effect_noise((64, 64), 90).convert("RGB"), "PNG")
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
     for name, content, message in [
@@ -226,7 +226,7 @@ def test_twenty_clients_get_their_own_images_and_memory_returns(app):
 
     def ask(seed):
         result = clients[seed].predict(*arguments(f"image {seed}", str(seed)), api_name="/draw")
-        return seed, pictures(result[0])[0].tobytes()
+        return seed, shown_images(result[0])[0].tobytes()
 
     def everyone():
         with ThreadPoolExecutor(20) as pool:
@@ -255,7 +255,7 @@ def slow_pipe(monkeypatch):
     return pipe, steps
 
 
-def test_a_cancelled_drawing_stops_working(slow_pipe):
+def test_a_cancelled_generation_stops_working(slow_pipe):
     pipe, steps = slow_pipe
     with running(pipe) as url:
         job = Client(url, verbose=False).submit(*arguments(), api_name="/draw")
@@ -267,7 +267,7 @@ def test_a_cancelled_drawing_stops_working(slow_pipe):
         time.sleep(0.5)
         assert len(steps) == done
         steps.clear()
-        assert pictures(Client(url, verbose=False).predict(*arguments(), api_name="/draw")[0])
+        assert shown_images(Client(url, verbose=False).predict(*arguments(), api_name="/draw")[0])
         assert len(steps) == 16
 
 
@@ -279,7 +279,7 @@ def test_a_full_queue_says_so_and_serves_the_others(slow_pipe):
 
         def ask(client):
             try:
-                return pictures(client.predict(*arguments(), api_name="/draw")[0])[0].tobytes()
+                return shown_images(client.predict(*arguments(), api_name="/draw")[0])[0].tobytes()
             except Exception as error:
                 return str(error)
 
@@ -302,7 +302,7 @@ def test_a_class_conditional_checkpoint_asks_for_a_class(named):
         client = Client(url, verbose=False)
         gallery, *_ = client.predict(*arguments(4), api_name="/draw")
         expected = pipe(class_labels=4, guidance_scale=2.0, top_k=0, generator=generators(3)).images[0]
-        assert pictures(gallery)[0].tobytes() == expected.tobytes()
+        assert shown_images(gallery)[0].tobytes() == expected.tobytes()
         with pytest.raises((AppError, ValueError)):
             client.predict(*arguments(77), api_name="/draw")
 
@@ -320,40 +320,43 @@ def test_what_goes_to_and_from_a_lent_gpu_can_be_pickled(monkeypatch):
         return run
 
     monkeypatch.setattr(studio_module, "GPU", GPU)
-    studio = Studio(build_text_pipeline(), "tiny")
+    studio = Studio(build_text_pipeline())
     assert inspect.isgeneratorfunction(wrapped[0])
     *frames, last = studio.draw(*arguments(count=2))
     assert len(frames) == 3 and len(json.loads(last[2])) == 2
 
 
 def test_what_is_kept_is_shown_without_a_device(tmp_path):
-    picture = Image.effect_noise((24, 16), 90).convert("RGB")
-    picture.save(tmp_path / "noise.png")
-    studio = Studio(build_text_pipeline().to("meta"), "tiny")  # on ZeroGPU none is lent for this
+    image = Image.effect_noise((24, 16), 90).convert("RGB")
+    image.save(tmp_path / "noise.png")
+    studio = Studio(build_text_pipeline().to("meta"))  # on ZeroGPU none is lent for this
     gallery, status = studio.keep(str(tmp_path / "noise.png"), 1)
     ((shown, _),) = gallery["value"]
     assert status == "This part is kept." and shown.size == (8, 8)
     upper, lower = shown.crop((0, 0, 8, 2)), shown.crop((0, 2, 8, 8))
-    assert upper.tobytes() == center_crop(picture, 8).crop((0, 0, 8, 2)).tobytes()
+    assert upper.tobytes() == center_crop(image, 8).crop((0, 0, 8, 2)).tobytes()
     assert lower.getcolors() == [(48, UNDRAWN)]
     undrawn = decode_partly(build_vq_model(), torch.zeros(1, 0).long(), 4)[0, :, 0, 0]
     assert UNDRAWN == tuple(((undrawn + 1) * 127.5).round().int().tolist())
-    assert studio.keep(str(tmp_path / "noise.png"), 0)[1] == "Nothing of it is kept."
+    assert studio.keep(str(tmp_path / "noise.png"), 0)[1] == "Nothing is kept."
 
 
-def test_what_nobody_foresaw_is_a_sentence_too(monkeypatch):
+def test_an_unexpected_error_is_a_sentence_too(monkeypatch):
     pipe = build_text_pipeline()
 
     def fail(*args, **kwargs):
         raise RuntimeError("/home/someone/secret")
 
     monkeypatch.setattr(pipe.transformer, "forward", fail)
-    with running(pipe) as url, pytest.raises(AppError, match="The drawing failed. The app's log says why.") as refused:
+    with (
+        running(pipe) as url,
+        pytest.raises(AppError, match="The generation failed. The app's log says why.") as refused,
+    ):
         Client(url, verbose=False).predict(*arguments(), api_name="/draw")
     assert "secret" not in str(refused.value)
 
 
-def test_a_sheet_says_what_its_images_have_in_common(client):
+def test_a_grid_says_what_its_images_have_in_common(client):
     *_, parameters, share = client.predict(*arguments(count=2), api_name="/draw")
     facts = read_parameters(share["value"] if isinstance(share, dict) else share)
     assert facts["seeds"] == [3, 4] and facts["prompt"] == "a red apple" and "seed" not in facts
@@ -373,11 +376,12 @@ def test_nobody_reads_a_path_of_the_server(tmp_path):
     pipe = AutoregressiveImagePipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     found = []
-    for _, _, parameters, share in Studio(pipe, title(str(tmp_path))).draw(*arguments()):
+    for _, _, parameters, share in Studio(pipe).draw(*arguments()):
         if isinstance(parameters, str) and parameters:  # at the end; the file is gone once its reader goes on
             found += [json.loads(parameters), read_parameters(share["value"])]
     assert [facts["checkpoint"] for facts in found] == [tmp_path.name] * 2
-    assert title(str(tmp_path)) == tmp_path.name and title("user/model") == "user/model" and title(None) == "emoji"
+    demo = build_demo(str(tmp_path))
+    assert tmp_path.name in demo.title and str(tmp_path) not in json.dumps(demo.get_config_file(), default=str)
 
 
 def test_the_spaces_files_fit_together():

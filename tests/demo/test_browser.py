@@ -109,7 +109,7 @@ def frames(page) -> list[str]:
     return page.evaluate("() => window.frames_seen")
 
 
-def test_a_prompt_and_enter_draw_row_by_row(page):
+def test_a_prompt_and_enter_show_an_image_row_by_row(page):
     prompt = page.get_by_label("Prompt").first
     prompt.fill("a red heart")
     start = time.perf_counter()
@@ -159,11 +159,11 @@ def test_stop_stops(page):
     assert frames(page) == seen  # the grid stays as it was
     assert page.get_by_text("images in").count() == 0
     assert page.get_by_role("button", name="Draw").first.is_enabled()
-    page.get_by_label("Prompt").first.press("Enter")  # and the next drawing goes through
+    page.get_by_label("Prompt").first.press("Enter")  # and the next generation goes through
     page.get_by_text("8 images in").wait_for(timeout=120_000)
 
 
-def test_nothing_moves_while_it_draws(page):
+def test_nothing_moves_during_a_generation(page):
     def places():
         return page.evaluate(
             "() => ['.easel', '.below', '.more'].map(name => document.querySelector(name).getBoundingClientRect())"
@@ -186,15 +186,15 @@ def test_nothing_moves_while_it_draws(page):
 
 def test_an_error_is_a_toast_and_nothing_gets_stuck(page):
     page.get_by_role("button", name="Draw").first.click()
-    page.get_by_text("Type what to draw first.").wait_for()
+    page.get_by_text("Type a prompt first.").wait_for()
     page.wait_for_function("() => !document.querySelector('.go button').disabled")
     page.get_by_label("Prompt").first.fill("a red heart")
     page.get_by_label("Prompt").first.press("Enter")
     page.get_by_text("1 image in").wait_for()
-    # A refusal leaves what was drawn before, and what belongs to it.
+    # A refusal leaves the images before it, and what belongs to them.
     page.get_by_label("Prompt").first.fill("")
     page.get_by_role("button", name="Draw").first.click()
-    page.get_by_text("Type what to draw first.").last.wait_for()
+    page.get_by_text("Type a prompt first.").last.wait_for()
     page.wait_for_function("() => !document.querySelector('.go button').disabled")
     assert page.get_by_role("button", name="Save PNG").first.is_enabled()
 
@@ -271,7 +271,7 @@ def test_stop_stops_the_work_of_its_own_tab_alone(browser, slow_app, preview):
     first.get_by_role("button", name="Settings").first.click()
     first.get_by_label(preview, exact=True).first.check()
     start(first)
-    first.get_by_text("Row 1 of 4").wait_for()
+    first.get_by_text("25%").wait_for()
     start(second)
     second.get_by_text("Waiting ...").wait_for()
     first.get_by_role("button", name="Stop").first.click()
@@ -288,16 +288,16 @@ def test_who_waits_can_stop_waiting_and_who_leaves_stops_the_work(browser, slow_
     url, steps = slow_app
     first, second = visit(browser, url), visit(browser, url)
     start(first)
-    first.get_by_text("Row 1 of 4").wait_for()
+    first.get_by_text("25%").wait_for()
     start(second)
     second.get_by_text("Waiting ...").wait_for()
     second.get_by_role("button", name="Stop").first.click()
     second.get_by_text("Stopped.").wait_for()
     first.get_by_text("1 image in").wait_for()
     first.wait_for_timeout(1500)
-    assert len(steps) == 16  # nothing was drawn for the second
+    assert len(steps) == 16  # nothing was generated for the second
     start(first)
-    first.get_by_text("Row 1 of 4").wait_for()
+    first.get_by_text("25%").wait_for()
     first.close()
     second.wait_for_timeout(1500)
     done = len(steps)
@@ -311,7 +311,7 @@ def test_a_full_queue_is_a_toast_and_nothing_gets_stuck(browser, slow_app):
     url, _ = slow_app
     pages = [visit(browser, url) for _ in range(3)]
     start(pages[0])
-    pages[0].get_by_text("Row 1 of 4").wait_for()
+    pages[0].get_by_text("25%").wait_for()
     start(pages[1])
     pages[1].get_by_text("Waiting ...").wait_for()
     start(pages[2])

@@ -332,7 +332,7 @@ def test_the_card_takes_a_report_beside_the_training(tmp_path):
     write_report(tmp_path / "evaluation", RESULTS)
     publication = open_publication(tmp_path)
     assert set(REPORT_FILES) < set(publication.files)
-    card = ModelCard(str(write_card(publication, "user/fish", pipe, [0], False, "mit")))
+    card = ModelCard(str(write_card(publication, "user/fish", pipe, [0], "mit")))
     results = {result.metric_type: result for result in card.data.eval_results}
     assert results["test_loss"].dataset_name == "user/images" and results["fid"].metric_value == 3.39412
     assert "| user/model | 3.39 | 0.829 | 0.540 | 0.51 ± 0.20 |" in card.text and "- Of the training set." in card.text
@@ -350,7 +350,7 @@ def test_a_damaged_report_is_not_published(tmp_path):
     for text, message in (("{}", "The results hold no metrics"), ("[]", "The results are not a dict")):
         (tmp_path / REPORT).write_text(text, encoding="utf-8")
         with pytest.raises(OSError, match=f"report.json is damaged: {message}"):
-            write_card(open_publication(tmp_path), "user/fish", pipe, [0], False, None)
+            write_card(open_publication(tmp_path), "user/fish", pipe, [0], None)
     with pytest.raises(OSError, match="There is no report"):
         read_report(tmp_path / "report.json")
 

@@ -225,7 +225,7 @@ def test_generate_from_says_what_is_wrong(checkpoint, tmp_path):
         (["--from", tmp_path / "plain.png"], "holds no parameters"),
         (["--from", tmp_path / "text.png"], "can't be read"),
         (["--from", tmp_path / "absent.png"], "can't be read"),
-        (["--from", tmp_path / "bare.png"], "does not say which checkpoint"),
+        (["--from", tmp_path / "bare.png"], "does not name its checkpoint"),
         (["--from", tmp_path / "bare.png", "--checkpoint", checkpoint], "lack guidance_scale"),
         (["--from", tmp_path / "lost.png"], "There is no folder"),
         (["--from", tmp_path / "styled.png", "--checkpoint", checkpoint], "There is no adapter"),

@@ -20,13 +20,13 @@ from tiny import build_class_pipeline, build_text_pipeline, generators
 from tiny_training import generator_config, write_codes
 
 from llamagen_hf.evaluation.report import write_report
+from llamagen_hf.families import Family
 from llamagen_hf.llamagen.training.generator_trainer import train_generator
 from llamagen_hf.loading.lora import lora_config
-from llamagen_hf.local_paths import find_local_path
 from llamagen_hf.provenance import save_png
-from llamagen_hf.publishing.cards import write_card
-from llamagen_hf.publishing.publications import REPORT_FILES, open_publication
-from llamagen_hf.training.record import public_name
+from llamagen_hf.publishing.cards import MARKER, write_card
+from llamagen_hf.publishing.publications import REPORT_FILES, Publication, open_publication
+from llamagen_hf.publishing.publish import space_folder
 
 
 LOAD = """
@@ -128,7 +128,7 @@ def expected_codes(pipe, condition=PROMPT):
 
 def save(pipe, folder, **kwargs):
     pipe.save_pretrained(folder, **kwargs)
-    Image.new("RGB", (64, 64)).save(folder / "contact_sheet.png")  # drawing one is a test of its own
+    Image.new("RGB", (64, 64)).save(folder / "contact_sheet.png")  # generating one is a test of its own
     return folder
 
 
@@ -161,7 +161,7 @@ def test_publish_load_update_and_load_the_old_revision(user, tmp_path):
 
 
 @pytest.mark.slow
-def test_files_that_are_gone_here_go_away_there_and_others_stay(user, tmp_path):
+def test_files_deleted_here_are_deleted_there_and_others_stay(user, tmp_path):
     folder = save(build_text_pipeline(), tmp_path / "pipe")
     (folder / "vq_model" / "notes.json").write_text("{}")
     user.publish(folder, "user/tiny")
@@ -220,7 +220,7 @@ def test_publishing_brings_the_report(user, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_report_that_is_gone_goes_away(user, tmp_path):
+def test_a_deleted_report_is_deleted_there(user, tmp_path):
     folder = save(build_class_pipeline(), tmp_path / "pipe")
     write_report(folder / "evaluation", REPORT)
     user.publish(folder, "user/fish")
@@ -231,19 +231,19 @@ def test_a_report_that_is_gone_goes_away(user, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_sheet_is_drawn_where_there_is_none(user, tmp_path):
+def test_a_sheet_is_generated_if_there_is_none(user, tmp_path):
     build_class_pipeline().save_pretrained(tmp_path / "pipe")
-    user.publish(tmp_path / "pipe", "user/drawn")
+    user.publish(tmp_path / "pipe", "user/sheet")
     user.publish(tmp_path / "pipe", "user/plain", "--no-draw")
     assert "contact_sheet.png" not in user.hub.repos["user/plain"][-1]
     assert "![" not in user.hub.repos["user/plain"][-1]["README.md"].decode()
-    (tmp_path / "sheet.png").write_bytes(user.hub.repos["user/drawn"][-1]["contact_sheet.png"])
+    (tmp_path / "sheet.png").write_bytes(user.hub.repos["user/sheet"][-1]["contact_sheet.png"])
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (4 * 136, 3 * 172)  # ten classes
 
 
 @pytest.mark.slow
-def test_what_a_person_wrote_stays(user, tmp_path):
+def test_what_a_person_wrote_is_kept(user, tmp_path):
     folder = save(build_text_pipeline(), tmp_path / "pipe")
     user.publish(folder, "user/tiny")
     generated = user.hub.repos["user/tiny"][-1]["README.md"]
@@ -260,7 +260,7 @@ def test_what_a_person_wrote_stays(user, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_upload_leaves_nothing_and_goes_on(user, tmp_path):
+def test_an_interrupted_upload_leaves_nothing_and_can_be_continued(user, tmp_path):
     folder = save(build_text_pipeline(), tmp_path / "pipe")
     user.hub.lfs_threshold, user.hub.lfs_limit = 5000, 1
     assert "broke off" in user.refusal(folder, "user/tiny")
@@ -291,6 +291,10 @@ def test_private_repositories_and_spaces(user, tmp_path):
     assert "exists and is public" in user.refusal(folder, "user/open", "--private")
 
 
+def test_the_spaces_files_are_found_in_a_checkout():
+    assert {"app.py", "README.md", "requirements.txt"} <= {path.name for path in space_folder().iterdir()}
+
+
 @pytest.mark.slow
 def test_a_space_that_is_another_stops_it_all(user, tmp_path):
     folder = save(build_class_pipeline(), tmp_path / "pipe")
@@ -300,7 +304,7 @@ def test_a_space_that_is_another_stops_it_all(user, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_revision_that_is_not_there_is_a_sentence(user, tmp_path):
+def test_an_unknown_revision_is_a_sentence(user, tmp_path):
     user.publish(save(build_class_pipeline(), tmp_path / "pipe"), "user/tiny")
     script = (
         "import sys; from llamagen_hf import AutoregressiveImagePipeline as P\n"
@@ -328,7 +332,7 @@ def test_refusals_are_one_sentence_and_publish_nothing(user, tmp_path):
     refused = {
         (folder, "user/other"): "exists and holds something else",
         (folder, "user/files"): "user/files exists and holds something else (data.csv, ...)",
-        (folder, "user/a b"): "'user/a b' is no name of a repository",
+        (folder, "user/a b"): "'user/a b' is not the name of a repository",
         (tmp_path / "absent", "user/tiny"): "There is no folder",
         (tmp_path / "empty", "user/tiny"): "can't be published",
         (broken, "user/tiny"): "damaged",
@@ -396,21 +400,6 @@ def test_damaged_files_are_named(tmp_path, name):
         open_publication(folder)
 
 
-@pytest.mark.parametrize(
-    "text, place",
-    [
-        ('{"seen": "/home/me"}', "/home/me"),
-        ("file:///home/me/x", "/home/me"),
-        ("a line\\n/data/images", "/data"),
-        ("/home/medium", None),
-        ("user/data/x and https://there.org/data/x", None),
-        ('{"Ġ/data": 7, "/data": 8, "/data/": 9}', None),
-    ],
-)
-def test_what_a_path_of_this_machine_is(text, place):
-    assert find_local_path(["nothing", text], ["/home/me", "/data"]) == place
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A tokenizer, codes, a pipeline and an adapter, as the trainings write them."""
@@ -457,13 +446,25 @@ def test_an_adapter_loads_by_id(user, trained):
     by_id = user.codes(ADAPT, "user/shapes", "user/style", PROMPT)
     assert by_id == user.codes(ADAPT, trained / "pipeline", trained / "adapter", PROMPT)
     assert by_id == user.codes(ADAPT, "user/shapes", "user/style", PROMPT, HF_HUB_OFFLINE="1")
-    # One that is changed later does not take the place of what an image was drawn with.
+    # An adapter that is changed later does not replace the one that an image was generated with.
     repo = user.hub.repos["user/style"]
     old = json.dumps({"revision": user.hub.sha(repo)})
     weights = {name: -value for name, value in load(repo[-1]["adapter_model.safetensors"]).items()}
     repo.append(repo[-1] | {"adapter_model.safetensors": safetensors_bytes(weights)})
     assert user.codes(ADAPT, "user/shapes", "user/style", PROMPT, old) == by_id
     assert "a pipeline" in user.refusal(trained / "adapter", "user/style", "--space")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["user/other", "user/absent"])
+def test_an_adapter_of_a_base_that_is_not_ours_is_still_published(user, trained, tmp_path, base):
+    folder = shutil.copytree(trained / "adapter", tmp_path / "adapter", ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": base}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    user.hub.repos["user/other"] = [{"model_index.json": b'{"_class_name": "DiTPipeline"}'}]
+    user.publish(folder, "user/style")
+    card = ModelCard(user.hub.repos["user/style"][-1]["README.md"].decode())
+    assert card.data.base_model == base and f'AutoregressiveImagePipeline.from_pretrained("{base}")' in card.text
 
 
 @pytest.mark.parametrize(
@@ -481,10 +482,31 @@ def test_an_adapters_base_is_named_unless_it_is_a_folder(tmp_path, base, named, 
     pipe.transformer.peft_config["default"].base_model_name_or_path = base
     pipe.transformer.save_pretrained(tmp_path)
     publication = open_publication(tmp_path)
-    card = write_card(publication, "user/style", None, [], False, None, None)
+    card = write_card(publication, "user/style", None, [], None, None)
     assert card.data.base_model == named
     assert f'from_pretrained("{loaded}")' in card.text
     assert not any("/data" in str(content) for content in (publication.files["adapter_config.json"], card))
+
+
+def test_the_card_of_a_new_family_needs_one_entry_in_the_table(tmp_path):
+    family = Family(
+        pipeline="PixelDiffusionPipeline",
+        name="Pixels",
+        reference="Doe 2025",
+        summary="It denoises {pipe.image_size} pixels.",
+        tags=("pixels", "diffusion"),
+        citation="@article{doe2025pixels}",
+    )
+    pipe = build_text_pipeline()
+    card = write_card(Publication(tmp_path, "pipeline", family), "user/pixels", pipe, ["a cat"], None)
+    assert "Pixels (Doe 2025). It denoises 8 pixels." in card.text
+    assert 'PixelDiffusionPipeline.from_pretrained("user/pixels")' in card.text and 'pipe("a cat")' in card.text
+    assert "```bibtex\n@article{doe2025pixels}\n```" in card.text
+    assert card.data.tags == ["pixels", "diffusion", "text-to-image"]
+    assert "llama" not in str(card).lower().replace("llamagen-hf", "").replace("llamagen_hf", "").replace(MARKER, "")
+    (tmp_path / "adapter_config.json").write_text('{"r": 4}')
+    card = write_card(Publication(tmp_path, "adapter", family), "user/style", None, [], None)
+    assert "PixelDiffusionPipeline.from_pretrained" in card.text and "@article{doe2025pixels}" in card.text
 
 
 @pytest.mark.slow
@@ -498,9 +520,9 @@ def test_the_card_says_whose_images_they_are(user, trained, tmp_path):
     card = ModelCard(user.hub.repos["user/model"][-1]["README.md"].decode())
     assert card.data.datasets == ["user/shapes"] and "Their licence: cc0-1.0." in card.text
     assert "(https://huggingface.co/datasets/user/shapes)" in card.text
-    card = write_card(open_publication(trained / "codes"), "user/codes", None, [], False, None, "mit")
+    card = write_card(open_publication(trained / "codes"), "user/codes", None, [], None, "mit")
     assert "Their licence: mit." in card.text
-    card = write_card(open_publication(trained / "codes"), "user/codes", None, [], False, None, None)
+    card = write_card(open_publication(trained / "codes"), "user/codes", None, [], None, None)
     assert "Their licence is not stated here." in card.text
 
 
@@ -519,18 +541,3 @@ def test_codes_become_a_dataset_to_train_on(user, trained, tmp_path):
     )
     assert user.codes(script, "user/shape-codes") == 20
     assert user.codes(script, "user/shape-codes", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1") == 20
-
-
-@pytest.mark.parametrize(
-    "source, name",
-    [
-        ("user/dataset", "user/dataset"),
-        ("/data/images", "images"),
-        ("./images", "images"),
-        ("~/images", "images"),
-        ("shards/{00000..00009}.tar", "{00000..00009}.tar"),
-        ("cifar10", "cifar10"),
-    ],
-)
-def test_public_names(source, name):
-    assert public_name(source) == name

@@ -1,4 +1,4 @@
-"""The app of the Gradio Space, also `llamagen demo`. It needs the extra `demo`."""
+"""The Gradio app of the Space and of `llamagen demo`; it needs the extra `demo`."""
 
 from .app import build_demo, launch
 

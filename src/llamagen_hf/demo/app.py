@@ -1,21 +1,76 @@
-"""The app: its parts and what they do."""
+"""The app: its layout, its looks, and which events its parts start."""
 
 from functools import partial
-from pathlib import Path
 
 import gradio as gr
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
-from ..families import load_pipeline
+from ..families import find_family, load_pipeline
+from ..local_paths import public_name
 from .studio import MAX_COUNT, MAX_PROMPT, PREVIEWS, Studio
-from .style import CSS, THEME
 
 
-QUEUE_SIZE = 40  # drawings that wait
+QUEUE_SIZE = 40  # requests that wait
 MAX_FILE_SIZE = "20mb"
 EXAMPLES = ["a red apple", "a golden retriever in the snow", "a lighthouse at dusk"]
+
+# No font or file is fetched from elsewhere.
+THEME = gr.themes.Default(
+    primary_hue="orange",
+    neutral_hue="stone",
+    font=["ui-sans-serif", "system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "Consolas", "monospace"],
+).set(
+    body_background_fill="*neutral_50",
+    block_border_width="1px",
+    block_radius="*radius_lg",
+    block_shadow="0 1px 3px rgb(0 0 0 / 0.05)",
+    block_title_text_weight="500",
+    button_large_radius="*radius_lg",
+    button_secondary_background_fill="white",
+    button_secondary_background_fill_dark="*neutral_700",
+    button_secondary_border_color="*neutral_200",
+    button_secondary_border_color_dark="*neutral_600",
+    button_border_width="1px",
+    button_primary_border_color="transparent",
+    input_border_color_focus="*primary_400",
+    input_shadow_focus="none",
+    button_primary_background_fill="*primary_600",  # dark enough for white text
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_text_color="white",
+)
+
+# On a wide screen inputs are on the left and images on the right; on a narrow one images are below the buttons.
+CSS = """
+.gradio-container { width: 100%; max-width: 1040px !important; margin: 0 auto !important; }
+.bench { display: grid !important; gap: 20px; align-items: start;
+  grid-template-columns: minmax(0, 6fr) minmax(0, 5fr); grid-template-rows: auto 1fr;
+  grid-template-areas: "asks shows" "more shows"; }
+.asks { grid-area: asks; } .shows { grid-area: shows; } .more { grid-area: more; }
+.go { flex-wrap: nowrap !important; }
+.go button { min-width: 0 !important; }
+.go button:first-child { flex-grow: 3; }
+.easel .grid-wrap { max-height: none !important; min-height: 0 !important; }
+/* Of one height, whether empty or with one image or four and their captions, so that nothing moves. */
+.easel .empty { aspect-ratio: 1; height: auto !important; min-height: 0 !important;
+  box-sizing: content-box !important; padding-bottom: 22px; }
+.easel .thumbnail-item { display: flex; flex-direction: column; height: auto !important; aspect-ratio: auto !important;
+  border: none; border-radius: 0; box-shadow: none; background: none; overflow: visible; }
+.easel .thumbnail-item img { width: 100%; height: auto !important; aspect-ratio: 1; background: white;
+  border-radius: var(--radius-sm); }
+.easel .caption-label { position: static; width: 100%; max-width: none; height: 22px; padding: 2px 0; border: none;
+  background: none; text-align: center; font-size: var(--text-xs); color: var(--body-text-color-subdued); }
+.below { align-items: center; flex-wrap: nowrap !important; min-height: 32px; }
+.below .status { color: var(--body-text-color-subdued); flex-grow: 1; }
+.below .share { flex-grow: 0; min-width: 96px !important; }
+@media (max-width: 760px) {
+  .gradio-container { padding: 8px !important; }
+  .bench { grid-template-columns: minmax(0, 1fr); grid-template-areas: "asks" "shows" "more"; gap: 12px; }
+}
+"""
 
 
 def build_demo(checkpoint: str | None = None, device: str | None = None, dtype: str | None = None) -> gr.Blocks:
@@ -30,14 +85,14 @@ def build_demo(checkpoint: str | None = None, device: str | None = None, dtype: 
         `gradio.Blocks`: Ready to [`launch`].
 
     Raises:
-        OSError: In one sentence, if there is no such checkpoint.
+        OSError: If there is no such checkpoint.
     """
     if device is None:
         device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     pipe = load_pipeline(checkpoint, dtype=getattr(torch, dtype)).to(device)
     pipe.set_progress_bar_config(disable=True)
-    return lay_out(pipe, read_examples(pipe, checkpoint), title(checkpoint))
+    return lay_out(pipe, read_examples(pipe, checkpoint), public_name(checkpoint or "emoji"))
 
 
 def launch(demo: gr.Blocks, **kwargs):
@@ -45,84 +100,67 @@ def launch(demo: gr.Blocks, **kwargs):
     return demo.launch(**{"theme": THEME, "css": CSS, "max_file_size": MAX_FILE_SIZE} | kwargs)
 
 
-def title(checkpoint: str | None) -> str:
-    """What a checkpoint is called where everyone reads it: of a folder no more than its name."""
-    return Path(checkpoint).name if checkpoint and Path(checkpoint).is_dir() else checkpoint or "emoji"
-
-
 def read_examples(pipe: DiffusionPipeline, checkpoint: str | None) -> list:
-    """Prompts of the widget in the checkpoint's card, or some others; class ids for a class-conditional one."""
-    if not pipe.is_text_conditional:
-        return sorted({pipe.transformer.config.num_classes * i // 5 for i in range(5)})
+    """Prompts of the widget in the checkpoint's card, or some others; class ids for a class-conditional checkpoint."""
+    if pipe.condition_kind == "class":
+        return sorted({pipe.num_classes * i // 5 for i in range(5)})
     folder = pipe.find_checkpoint(checkpoint)
     try:
         card = ModelCard.load(folder / "README.md" if (folder / "README.md").is_file() else checkpoint)
         prompts = [entry["text"] for entry in card.data.get("widget") or [] if "text" in entry]
-    except Exception:  # a card is for people, and may be missing or anything
+    except Exception:  # cards are written by people, and may be missing or hold anything
         prompts = []
     return prompts or EXAMPLES
 
 
 def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int = QUEUE_SIZE) -> gr.Blocks:
-    """The parts of the app and their events."""
-    studio, config = Studio(pipe, name), pipe.transformer.config
+    """Lay out the app and connect its events.
+
+    Args:
+        pipe ([`~diffusers.DiffusionPipeline`]): The pipeline that generates the images.
+        examples (`list`): Prompts or class ids to choose from.
+        name (`str`): The checkpoint's name, which everyone can read.
+        queue_size (`int`, *optional*, defaults to 40): Requests that may wait.
+    """
+    studio, config, is_text = Studio(pipe), pipe.transformer.config, pipe.condition_kind == "text"
+    hidden = {"show_progress": "hidden", "api_visibility": "private"}
+
+    def ask() -> gr.components.Component:
+        if is_text:
+            return gr.Textbox(
+                label="Prompt", placeholder="Describe an image", lines=1, max_lines=3, max_length=MAX_PROMPT,
+                elem_classes="ask",
+            )  # fmt: skip
+        if config.id2label:
+            names = [(f"{label} ({index})", index) for index, label in config.id2label.items()]
+            return gr.Dropdown(names, value=names[0][1], label="Class", filterable=True, elem_classes="ask")
+        return gr.Number(0, label="Class", precision=0, minimum=0, maximum=pipe.num_classes - 1, elem_classes="ask")
 
     def settings() -> list[gr.components.Component]:
         values = pipe.sampling_settings()
+
+        def slider(name: str, label: str, low: float, high: float, step: float, info: str) -> gr.Slider:
+            return gr.Slider(
+                low, max(high, values[name]), values[name], step=step, label=label, info=info, min_width=140
+            )
+
         with gr.Accordion("Settings", open=False):
             with gr.Row():
                 # No gr.Number: an empty one turns into 0. The value is a default for clients of the API.
                 seed = gr.Textbox("", label="Seed", placeholder="random", max_length=16, min_width=100)
                 count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Images", min_width=100)
             with gr.Row():
-                scale = gr.Slider(
-                    1, max(10, values["guidance_scale"]), values["guidance_scale"], step=0.5, label="Guidance",
-                    info="1 is off, and twice as fast.", min_width=140,
-                )  # fmt: skip
-                temperature = gr.Slider(
-                    0, max(2, values["temperature"]), values["temperature"], step=0.05, label="Temperature",
-                    info="0 takes the likeliest code.", min_width=140,
-                )  # fmt: skip
+                scale = slider("guidance_scale", "Guidance", 1, 10, 0.5, "1 is off, and twice as fast.")
+                temperature = slider("temperature", "Temperature", 0, 2, 0.05, "0 takes the likeliest code.")
             with gr.Row():
-                top_k = gr.Slider(
-                    0, config.vocab_size, values["top_k"], step=1, label="Top k",
-                    info="Likeliest codes, 0 for all.", min_width=140,
-                )  # fmt: skip
-                top_p = gr.Slider(
-                    0, 1, values["top_p"], step=0.01, label="Top p",
-                    info="Their probability, 1 for all.", min_width=140,
-                )  # fmt: skip
+                top_k = slider("top_k", "Top k", 0, config.vocab_size, 1, "Likeliest codes, 0 for all.")
+                top_p = slider("top_p", "Top p", 0, 1, 0.01, "Their probability, 1 for all.")
             preview = gr.Radio(PREVIEWS, value=PREVIEWS[0], label="Preview")
         return [scale, temperature, top_k, top_p, seed, count, preview]
 
-    def ask() -> gr.components.Component:
-        if pipe.is_text_conditional:
-            return gr.Textbox(
-                label="Prompt", placeholder="What to draw", lines=1, max_lines=3, max_length=MAX_PROMPT,
-                elem_classes="ask",
-            )  # fmt: skip
-        if config.id2label:
-            names = [(f"{label} ({index})", index) for index, label in config.id2label.items()]
-            return gr.Dropdown(names, value=names[0][1], label="Class", filterable=True, elem_classes="ask")
-        return gr.Number(0, label="Class", precision=0, minimum=0, maximum=config.num_classes - 1, elem_classes="ask")
-
-    def show() -> tuple:
-        gallery = gr.Gallery(
-            show_label=False, columns=1, object_fit="contain", format="png", interactive=False,
-            buttons=["download", "fullscreen"], elem_classes="easel", height=None,
-        )  # fmt: skip
-        with gr.Row(elem_classes="below"):
-            status = gr.Markdown("", elem_classes="status")
-            share = gr.DownloadButton("Save PNG", size="sm", interactive=False, elem_classes="share")
-        return gallery, status, share
-
-    def buttons() -> tuple[gr.Button, gr.Button]:
-        with gr.Row(elem_classes="go"):
-            return gr.Button("Draw", variant="primary"), gr.Button("Stop", interactive=False)
-
-    def connect(triggers, examples, stop, go, function, inputs, outputs, api_name) -> None:
-        """Run `function` on the triggers and after an example; buttons and status say what is going on meanwhile."""
-        status = outputs[1]
+    def connect(triggers, examples, stop, go, function, inputs, outputs) -> None:
+        """Run `function` on the triggers and after an example; buttons and status show what is going on meanwhile."""
+        buttons = [go, stop, outputs[1]]
         on, off = gr.update(interactive=True), gr.update(interactive=False)
 
         def busy():
@@ -131,71 +169,65 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
         def idle(text=None):
             return on, off, gr.skip() if text is None else text
 
-        hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        started = [gr.on(triggers, busy, None, [go, stop, status], **hidden)]
+        started = [gr.on(triggers, busy, None, buttons, queue=False, **hidden)]
         if examples is not None:
-            started.append(examples.load_input_event.then(busy, None, [go, stop, status], **hidden))
+            started.append(examples.load_input_event.then(busy, None, buttons, queue=False, **hidden))
         runs = []
         for event in started:
             run = event.then(
                 function, inputs, outputs, show_progress="hidden", concurrency_id="draw", concurrency_limit=1,
-                api_name=api_name, api_visibility="private" if runs else "public",
+                api_name=function.__name__, api_visibility="private" if runs else "public",
             )  # fmt: skip
-            # Both, since `then` is not called in the browser after an error.
-            run.success(idle, None, [go, stop, status], **hidden)
-            # A drawing that is cancelled fails too, before or after what the stop button does.
-            run.failure(partial(idle, "Stopped."), None, [go, stop, status], **hidden)
+            # Both, since the browser does not call `then` after an error.
+            run.success(idle, None, buttons, queue=False, **hidden)
+            # A cancelled generation fails too, before or after the stop button's own event.
+            run.failure(partial(idle, "Stopped."), None, buttons, queue=False, **hidden)
             runs.append(run)
-        stop.click(partial(idle, "Stopped."), None, [go, stop, status], cancels=runs, **hidden)
+        stop.click(partial(idle, "Stopped."), None, buttons, queue=False, cancels=runs, **hidden)
+
+    def tab(label: str, function, completes: bool) -> None:
+        """A tab with inputs, images and settings; one that completes images also takes an image."""
+        with gr.Tab(label), gr.Row(elem_classes="bench"):
+            given, samples = [], None
+            with gr.Column(elem_classes="asks"):
+                if completes:
+                    image = gr.Image(type="filepath", label="Image", sources=["upload", "clipboard"], height=220)
+                    # The file as it was uploaded: the event opens it, so that it can say what is wrong with it.
+                    image.preprocess = lambda payload: payload and payload.path
+                    rows = gr.Slider(
+                        0, config.grid_size - 1, config.grid_size // 2, step=1, label="Rows to keep",
+                        info=f"From the top, of {config.grid_size}.",
+                    )  # fmt: skip
+                    given = [image, rows]
+                condition = ask()
+                with gr.Row(elem_classes="go"):
+                    go, stop = gr.Button("Draw", variant="primary"), gr.Button("Stop", interactive=False)
+            with gr.Column(elem_classes="shows"):
+                gallery = gr.Gallery(
+                    show_label=False, columns=1, object_fit="contain", format="png", interactive=False,
+                    buttons=["download", "fullscreen"], elem_classes="easel", height=None,
+                )  # fmt: skip
+                with gr.Row(elem_classes="below"):
+                    status = gr.Markdown("", elem_classes="status")
+                    share = gr.DownloadButton("Save PNG", size="sm", interactive=False, elem_classes="share")
+            with gr.Column(elem_classes="more"):
+                if not completes:
+                    samples = gr.Examples(
+                        [[value] for value in examples], condition, label="Examples", cache_examples=False,
+                        example_labels=[(config.id2label or {}).get(value, str(value)) for value in examples],
+                    )  # fmt: skip
+                chosen = settings()
+                with gr.Accordion("Parameters", open=False):
+                    parameters = gr.Code(language="json", show_label=False, interactive=False, max_lines=18)
+            if completes:
+                gr.on([image.change, rows.release], studio.keep, given, [gallery, status], **hidden)
+            triggers = [go.click] + ([condition.submit] if is_text else [])
+            inputs, outputs = [*given, condition, *chosen], [gallery, status, parameters, share]
+            connect(triggers, samples, stop, go, function, inputs, outputs)
 
     with gr.Blocks(title=f"llamagen: {name}", delete_cache=(600, 3600), analytics_enabled=False) as demo:
-        gr.Markdown(
-            f"# llamagen\n\n**{name}**: a Llama writes an image code by code, {config.num_codes} of them, "
-            f"from the top left to the bottom right."
-        )
+        gr.Markdown(f"# llamagen\n\n**{name}**: {find_family(type(pipe).__name__).summary.format(pipe=pipe)}")
         with gr.Tabs():
-            with gr.Tab("Text" if pipe.is_text_conditional else "Class"):
-                with gr.Row(elem_classes="bench"):
-                    with gr.Column(elem_classes="asks"):
-                        condition = ask()
-                        go, stop = buttons()
-                    with gr.Column(elem_classes="shows"):
-                        gallery, status, share = show()
-                    with gr.Column(elem_classes="more"):
-                        samples = gr.Examples(
-                            [[value] for value in examples], condition, label="Examples", cache_examples=False,
-                            example_labels=[(config.id2label or {}).get(value, str(value)) for value in examples],
-                        )  # fmt: skip
-                        chosen = settings()
-                        with gr.Accordion("Parameters", open=False):
-                            parameters = gr.Code(language="json", show_label=False, interactive=False, max_lines=18)
-                triggers = [go.click] + ([condition.submit] if pipe.is_text_conditional else [])
-                outputs = [gallery, status, parameters, share]
-                connect(triggers, samples, stop, go, studio.draw, [condition, *chosen], outputs, "draw")
-            with gr.Tab("Complete"):
-                with gr.Row(elem_classes="bench"):
-                    with gr.Column(elem_classes="asks"):
-                        image = gr.Image(type="filepath", label="Image", sources=["upload", "clipboard"], height=220)
-                        # The file as it came, so that it is opened where a refusal is put in words.
-                        image.preprocess = lambda payload: payload and payload.path
-                        rows = gr.Slider(
-                            0, config.grid_size - 1, config.grid_size // 2, step=1, label="Rows to keep",
-                            info=f"From the top, of {config.grid_size}.",
-                        )  # fmt: skip
-                        condition = ask()
-                        go, stop = buttons()
-                    with gr.Column(elem_classes="shows"):
-                        gallery, status, share = show()
-                    with gr.Column(elem_classes="more"):
-                        chosen = settings()
-                        with gr.Accordion("Parameters", open=False):
-                            parameters = gr.Code(language="json", show_label=False, interactive=False, max_lines=18)
-                gr.on(
-                    [image.change, rows.release], studio.keep, [image, rows], [gallery, status],
-                    show_progress="hidden", api_visibility="private",
-                )  # fmt: skip
-                triggers = [go.click] + ([condition.submit] if pipe.is_text_conditional else [])
-                outputs = [gallery, status, parameters, share]
-                inputs = [image, rows, condition, *chosen]
-                connect(triggers, None, stop, go, studio.complete, inputs, outputs, "complete")
+            tab("Text" if is_text else "Class", studio.draw, completes=False)
+            tab("Complete", studio.complete, completes=True)
     return demo.queue(max_size=queue_size, default_concurrency_limit=1)

@@ -16,6 +16,8 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
+from ..local_paths import unless_folder
+
 
 EMOJI_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "emoji"
 
@@ -58,8 +60,7 @@ class CheckpointLoaderMixin:
             if name in saved_names and name not in kwargs and component is not None:
                 if missing := find_missing_weights(component, saved_names[name]):
                     raise OSError(f"The weights of {name} in {str(path)!r} miss {', '.join(missing)}.")
-        # Saving would publish this path, which means nothing on another machine.
-        pipe.register_to_config(_name_or_path=None if Path(path).is_dir() else str(path))
+        pipe.register_to_config(_name_or_path=unless_folder(path))  # saving the pipeline would publish a path
         for component in pipe.components.values():
             if isinstance(component, ModelMixin):
                 component.register_to_config(_name_or_path=None)

@@ -3,17 +3,20 @@
 import json
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 
 from ..evaluation.report import REPORT, model_index_results, read_report
 from ..evaluation.report.markdown import markdown_notes, markdown_summary
-from ..local_paths import public_name
+from ..families import Family
+from ..local_paths import is_hub_id, public_name
 from ..training.record import FACTS_FILE
-from .publications import Publication
+from .publications import SHEET, Publication
 
 
 MARKER = "<!-- `llamagen publish` wrote this card, and will write it again unless this line is removed. -->"
+UNSTATED = "a dataset that is not stated"
 TEMPLATE = Path(__file__).parent / "card_template.md"
 METRICS = {
     "test_loss": ("generator, loss in nats a code", ".3f"),
@@ -30,197 +33,146 @@ def write_card(
     repo_id: str,
     pipe: DiffusionPipeline | None,
     conditions: list[str | int],
-    has_sheet: bool,
     license: str | None,
     data_license: str | None = None,
 ) -> RepoCard:
-    """The card of what is published.
+    """Write the card of what is published.
 
     Args:
-        publication ([`~llamagen_hf.publishing.publications.Publication`]): What it is.
-        repo_id (`str`): Where it goes.
-        pipe ([`~diffusers.DiffusionPipeline`], *optional*): The pipeline itself, if it is one.
+        publication ([`~llamagen_hf.publishing.publications.Publication`]): What is published.
+        repo_id (`str`): The repository, `user/name`.
+        pipe ([`~diffusers.DiffusionPipeline`], *optional*): The pipeline, if one is published.
         conditions (`list[str | int]`): Prompts or classes of the sample sheet.
-        has_sheet (`bool`): Whether there is a sample sheet.
         license (`str`, *optional*): The Hub's name of the licence, such as `"cc-by-4.0"`.
-        data_license (`str`, *optional*): That of the images that it was trained on, or made from.
+        data_license (`str`, *optional*): The licence of the images behind it.
     """
-    facts = publication.json(FACTS_FILE)
-    write = {"pipeline": pipeline_card, "adapter": adapter_card, "codes": codes_card}[publication.kind]
-    data, texts = write(publication, repo_id, facts, pipe, conditions)
-    data["license"] = license
-    texts["evaluation"] = None
+    family, facts, name = publication.family, publication.json(FACTS_FILE), repo_id.rpartition("/")[2]
+    card, card_data = ModelCard, ModelCardData
+    if publication.kind == "pipeline":
+        data, texts = pipeline_card(family, repo_id, pipe, conditions)
+    elif publication.kind == "adapter":
+        data, texts = adapter_card(family, repo_id, publication.json("adapter_config.json"), conditions)
+    else:
+        card, card_data = DatasetCard, DatasetCardData
+        data, texts = codes_card(family, repo_id, publication.json("codes.json"))
+    dataset = facts.get("data", {}).get("dataset")
+    metrics = read_metrics(facts)
+    results = [
+        EvalResult(data["pipeline_tag"], dataset or UNSTATED, dataset or UNSTATED, metric, round(value, 5),
+                   dataset_split="test", metric_name=label)
+        for metric, label, value, _ in metrics
+    ]  # fmt: skip
     if REPORT in publication.files:
         report = read_report(publication.folder / REPORT)
-        data["model_name"] = repo_id.rpartition("/")[2]
-        data["eval_results"] = data.get("eval_results", []) + model_index_results(report)
-        texts["evaluation"] = evaluation_text(report)
-    texts["data"] += f" Their licence: {data_license}." if data_license else " Their licence is not stated here."
-    texts |= {
-        "title": repo_id.rpartition("/")[2],
+        results += model_index_results(report)
+        texts["evaluation"] = "\n\n".join(filter(None, (markdown_summary(report), markdown_notes(report))))
+    if results:
+        data |= {"model_name": name, "eval_results": results}
+    if is_hub_id(dataset):
+        data["datasets"] = [dataset]
+    if is_hub_id(base := facts.get("generator", {}).get("settings", {}).get("init_from")):
+        data.setdefault("base_model", base)
+    texts = {
+        "title": name,
         "marker": MARKER,
-        "sheet": "contact_sheet.png" if has_sheet else None,
-        "sheet_text": "Drawn once with the seeds 0, 1, 2, ... in this order. None was chosen.",
-        "recipe": json.dumps({name: value for name, value in facts.items() if name != "examples"}, indent=2),
-    }
-    if not facts:
-        texts["recipe"] = None
-    card, card_data = (DatasetCard, DatasetCardData) if publication.kind == "codes" else (ModelCard, ModelCardData)
-    return card.from_template(card_data(**data), template_path=str(TEMPLATE), **texts)
+        "family": family,
+        "sheet": SHEET if SHEET in publication.files else None,
+        "data": data_text(facts),
+        "data_license": data_license,
+        "metrics": [(label, written) for _, label, _, written in metrics],
+        "recipe": json.dumps({key: value for key, value in facts.items() if key != "examples"}, indent=2)
+        if facts
+        else None,
+    } | texts
+    return card.from_template(card_data(license=license, **data), template_path=str(TEMPLATE), **texts)
 
 
-def pipeline_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, dict]:
+def pipeline_card(family: Family, repo_id: str, pipe: DiffusionPipeline, conditions: list) -> tuple[dict, dict]:
+    """Metadata and texts of a pipeline's card."""
     is_text = pipe.condition_kind == "text"
-    family, config = publication.family, pipe.transformer.config
-    argument = f'"{conditions[0]}"' if is_text else f"class_labels={conditions[0]!r}"
     data = {
         "library_name": "diffusers",
-        # The Hub has no task of its own for classes.
+        # The Hub has no task for classes.
         "pipeline_tag": "text-to-image" if is_text else "unconditional-image-generation",
         "tags": [*family.tags, "text-to-image" if is_text else "class-conditional"],
     }
-    data |= sources_and_metrics(repo_id, facts, data["pipeline_tag"])
     if is_text:
         data["widget"] = [{"text": prompt} for prompt in conditions[:5]]
     texts = {
         "summary": (
-            f"A {'text' if is_text else 'class'}-conditional image generator: {family.name} ({family.paper}, "
-            f"arXiv {family.arxiv}), {pipe.image_size} x {pipe.image_size} pixels from {config.grid_size} x "
-            f"{config.grid_size} codes."
+            f"A {pipe.condition_kind}-conditional image generator: {family.name} ({family.reference}). "
+            f"{family.summary.format(pipe=pipe)}"
         ),
-        "usage": usage(family.pipeline, repo_id, argument),
+        "checkpoint": repo_id,
+        "condition": f'"{conditions[0]}"' if is_text else f"class_labels={conditions[0]!r}",
         "parameters": [
             (name, f"{sum(p.numel() for p in component.parameters()) / 1e6:.1f}M")
             for name, component in pipe.components.items()
-            if name in ("vq_model", "transformer", "text_encoder") and component is not None
+            if isinstance(component, torch.nn.Module)
         ],
-        "metrics": metric_rows(facts),
-        "data": data_text(facts),
-        "limits": limits_text(facts),
     }
     return data, texts
 
 
-def adapter_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, dict]:
-    adapter = publication.json("adapter_config.json")
+def adapter_card(family: Family, repo_id: str, adapter: dict, conditions: list) -> tuple[dict, dict]:
+    """Metadata and texts of a LoRA adapter's card."""
+    data = {"library_name": "peft", "pipeline_tag": "text-to-image", "tags": [*family.tags, "lora"]}
     base = adapter.get("base_model_name_or_path")
-    repository = base if base and "/" in base else None  # else a folder's name, or the checkpoint that ships with us
-    checkpoint = repository or ("emoji" if base == "emoji" else "the checkpoint that it was trained on")
-    data = {
-        "library_name": "peft",
-        "pipeline_tag": "text-to-image",
-        "tags": ["llamagen", "autoregressive", "lora"],
-        **sources_and_metrics(repo_id, facts, "text-to-image"),
-    }
-    if repository:
-        data["base_model"] = repository
-    prompt = f'"{conditions[0]}"' if conditions and isinstance(conditions[0], str) else "..."
+    if is_hub_id(base):
+        data["base_model"] = base
+    elif base != "emoji":  # the checkpoint of the package; any other name is that of a folder
+        base = "the checkpoint that it was trained on"
     texts = {
-        "summary": f"A LoRA adapter of rank {adapter.get('r')} for a LlamaGen generator (arXiv 2406.06525).",
-        "usage": usage("AutoregressiveImagePipeline", checkpoint, prompt, f'pipe.load_lora_weights("{repo_id}")\n'),
-        "parameters": [],
-        "metrics": metric_rows(facts),
-        "data": data_text(facts),
-        "limits": limits_text(facts),
+        "summary": f"A LoRA adapter of rank {adapter.get('r')} for {family.name} ({family.reference}).",
+        "checkpoint": base,
+        "adapter": repo_id,
+        "condition": f'"{conditions[0]}"' if conditions and isinstance(conditions[0], str) else "...",
     }
     return data, texts
 
 
-def codes_card(publication, repo_id, facts, pipe, conditions) -> tuple[dict, dict]:
-    info = publication.json("codes.json")
+def codes_card(family: Family, repo_id: str, info: dict) -> tuple[dict, dict]:
+    """Metadata and texts of the card of a dataset of codes."""
     fingerprint = info.get("vq_model_fingerprint") or info["tokenizer_fingerprint"]  # of earlier versions
     splits = [split for split in ("train", "test") if info["rows"].get(split)]
     files = [{"split": split, "path": f"{split}-*.parquet"} for split in splits]
     rows = " and ".join(f"{info['rows'][split]:,} of the {split} split" for split in splits)
-    data = {
-        "tags": ["llamagen", "image-codes"],
-        "configs": [{"config_name": "default", "data_files": files}],
-    }
-    if "/" in (dataset := public_name(info["dataset"])):
+    data = {"tags": [family.tags[0], "image-codes"], "configs": [{"config_name": "default", "data_files": files}]}
+    if is_hub_id(dataset := public_name(info["dataset"])):
         data["source_datasets"] = [dataset]
-    grid = " x ".join(map(str, info["grid"]))
     texts = {
         "summary": (
-            f"Images as codes of an image tokenizer, for training LlamaGen (arXiv 2406.06525): {rows}, each with "
-            f"grids of {grid} codes, each code one of {info['vocab_size']:,}. Their tokenizer has the fingerprint "
-            f"`{fingerprint}`; no other can read them."
+            f"Images as codes of an image tokenizer, for training {family.name} ({family.reference}): {rows}, each "
+            f"with grids of {' x '.join(map(str, info['grid']))} codes, each code one of {info['vocab_size']:,}. "
+            f"Their tokenizer has the fingerprint `{fingerprint}`; no other one can decode them."
         ),
-        "usage": (
-            "Train on them, with that tokenizer:\n\n```bash\nllamagen train-generator --config RECIPE "
-            f"--codes_dir {repo_id}\n```"
-        ),
-        "parameters": [],
-        "metrics": [],
-        "data": f"The images are those of {linked(dataset)}. They can be decoded from their codes, so what their "
-        "licence asks for holds for these too.",
-        "limits": "Only as good as their tokenizer: what it loses, nothing trained on its codes can draw.",
+        "codes": repo_id,
+        "data": f"The images are those of {linked(dataset)}. They can be decoded from their codes, so the terms of "
+        "their licence apply to the codes too.",
     }
     return data, texts
 
 
-def usage(pipeline: str, checkpoint: str, argument: str, more: str = "") -> str:
-    """The lines that draw an image."""
-    return (
-        f"```python\nfrom llamagen_hf import {pipeline}\n\n"
-        f'pipe = {pipeline}.from_pretrained("{checkpoint}")\n{more}'
-        f"image = pipe({argument}).images[0]\n```\n\nIt needs `pip install llamagen-hf`."
-    )
-
-
-def sources_and_metrics(repo_id: str, facts: dict, task: str) -> dict:
-    """`base_model`, `datasets`, `model_name` and `eval_results` of the card's metadata."""
-    data = {}
-    if "/" in (dataset := facts.get("data", {}).get("dataset") or ""):
-        data["datasets"] = [dataset]
-    base = facts.get("generator", {}).get("settings", {}).get("init_from")
-    if base and "/" in base:
-        data["base_model"] = base
-    metrics = all_metrics(facts)
-    if metrics:
-        dataset = public_dataset(facts.get("data", {}).get("dataset"))
-        data["model_name"] = repo_id.rpartition("/")[2]
-        data["eval_results"] = [
-            EvalResult(task, dataset, dataset, name, round(value, 5), dataset_split="test", metric_name=label)
-            for name, (label, value) in metrics.items()
-        ]
-    return data
-
-
-def all_metrics(facts: dict) -> dict[str, tuple[str, float]]:
+def read_metrics(facts: dict) -> list[tuple[str, str, float, str]]:
+    """Name, label, value and written value of each metric that a training measured."""
     vq_model = facts.get("vq_model") or facts.get("tokenizer", {})  # its name in earlier versions
     measured = facts.get("generator", {}).get("metrics", {}) | vq_model.get("metrics", {})
-    return {name: (label, measured[name]) for name, (label, _) in METRICS.items() if name in measured}
-
-
-def metric_rows(facts: dict) -> list[tuple[str, str]]:
-    return [(label, format(value, METRICS[name][1])) for name, (label, value) in all_metrics(facts).items()]
-
-
-def evaluation_text(report: dict) -> str:
-    """The numbers of an evaluation, what to know about them, and where the rest is."""
-    rest = "Settings and more are in its [report](evaluation/report.md)."
-    return "\n\n".join(part for part in (markdown_summary(report), markdown_notes(report), rest) if part)
-
-
-def public_dataset(name: str | None) -> str:
-    return name or "a dataset that is not stated"
+    return [
+        (name, label, measured[name], format(measured[name], spec))
+        for name, (label, spec) in METRICS.items()
+        if name in measured
+    ]
 
 
 def data_text(facts: dict) -> str:
+    """What a model was trained on."""
     if "data" not in facts:
         return "Not stated."
     rows = facts.get("codes", {}).get("rows", {})
     counts = f", {rows['train']:,} images for training and {rows.get('test', 0):,} for testing" if rows else ""
-    return f"The images of {linked(public_dataset(facts['data'].get('dataset')))}{counts}."
+    return f"The images of {linked(facts['data'].get('dataset') or UNSTATED)}{counts}."
 
 
 def linked(dataset: str) -> str:
-    """A dataset's name, for a Hub id as a link."""
-    return f"[{dataset}](https://huggingface.co/datasets/{dataset})" if "/" in dataset else dataset
-
-
-def limits_text(facts: dict) -> str:
-    return (
-        "It draws what resembles its training data, and nothing else well. Like any model of images it repeats the "
-        "biases of that data, and may draw something close to an image in it."
-    )
+    """A dataset's name, as a link if it is a Hub id."""
+    return f"[{dataset}](https://huggingface.co/datasets/{dataset})" if is_hub_id(dataset) else dataset

@@ -1,26 +1,25 @@
-"""What can be published: pipelines, LoRA adapters and codes, and which of their files go up."""
+"""What can be published: pipelines, LoRA adapters and codes, and which of their files are uploaded."""
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from PIL import UnidentifiedImageError
 from safetensors import SafetensorError
 
 from ..evaluation.report import REPORT_FILES
-from ..families import Family, find_family
-from ..local_paths import find_local_path, local_places, public_name, read_texts
+from ..families import FAMILIES, Family, find_family
+from ..local_paths import find_local_path, local_places, public_sources, read_texts
 from ..training.record import FACTS_FILE
 
 
 SHEET = "contact_sheet.png"
-MAX_SHEET_BYTES = 2_000_000
-# What belongs to a component that diffusers or transformers saved.
+# The file by which each kind is known, in a folder and in a repository.
+MARKERS = {"pipeline": "model_index.json", "adapter": "adapter_config.json", "codes": "codes.json"}
+# Files that diffusers and transformers save for a component.
 COMPONENT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-# Where a component notes from where it was loaded.
-PATH_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path", "dataset", "vq_model", "text_encoder")
-PATH_KEYS += ("tokenizer",)  # the key of codes.json in earlier versions
 
 
 @dataclass
@@ -28,32 +27,25 @@ class Publication:
     """A folder that can be published.
 
     Args:
-        folder (`Path`): Where it is.
+        folder (`Path`): The folder.
         kind (`str`): `"pipeline"`, `"adapter"` or `"codes"`.
-        files (`dict[str, Path | bytes]`): What goes up, by its path in the repository.
+        family ([`~llamagen_hf.families.Family`]): The family of the pipeline, or the one that an adapter or codes are
+            for.
+        files (`dict[str, Path | bytes]`): What is uploaded, by its path in the repository.
     """
 
     folder: Path
-    kind: str
+    kind: Literal["pipeline", "adapter", "codes"]
+    family: Family = FAMILIES[0]
     files: dict[str, Path | bytes] = field(default_factory=dict)
 
     @property
-    def repo_type(self) -> str:
-        """Of the repository: `"model"` or `"dataset"`."""
+    def repo_type(self) -> Literal["model", "dataset"]:
+        """The type of the repository."""
         return "dataset" if self.kind == "codes" else "model"
 
-    @property
-    def family(self) -> Family | None:
-        """That of a pipeline."""
-        return find_family(self.json("model_index.json").get("_class_name"))
-
-    @property
-    def marker(self) -> str:
-        """The file by which this kind is known, in a folder and in a repository."""
-        return MARKERS[self.kind]
-
     def add(self, name: str, text: str) -> None:
-        """Take a text along; an `OSError` if it names a folder of this machine."""
+        """Add a text file; an `OSError` if it names a folder of this machine."""
         self.check(name, [text])
         self.files[name] = text.encode()
 
@@ -63,22 +55,19 @@ class Publication:
             raise OSError(f"{name} holds the path {found!r} of this machine; remove it, then publish again.")
 
     def json(self, name: str) -> dict:
-        """A JSON file as it goes up, else of the folder; empty if there is none."""
+        """A JSON file as it is uploaded, else as it is in the folder; empty if there is none."""
         if isinstance(content := self.files.get(name), bytes):
             return json.loads(content)
         path = self.folder / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def owns(self, path: str) -> bool:
-        """Whether a file of the repository is of the sort that goes up, and so goes away when it is gone here."""
+        """Whether publishing uploads files like this one, and so deletes it there once it is deleted here."""
         if path.endswith(".gitattributes"):
             return False
         if self.kind == "codes":
             return path.endswith(".parquet") and "/" not in path
         return path.endswith((".json", ".safetensors")) or path in (SHEET, *REPORT_FILES)
-
-
-MARKERS = {"pipeline": "model_index.json", "adapter": "adapter_config.json", "codes": "codes.json"}
 
 
 def open_publication(folder: str | Path) -> Publication:
@@ -89,10 +78,10 @@ def open_publication(folder: str | Path) -> Publication:
             `save_pretrained` write them.
 
     Returns:
-        [`Publication`]: With all its files but the card. Settings in JSON are freed of paths of this machine.
+        [`Publication`]: All its files but the card. In JSON files, names stand in place of local paths.
 
     Raises:
-        OSError: In one sentence, if it is none of these, is incomplete, or if a file still holds such a path.
+        OSError: If the folder is none of these, is incomplete, or if a file still holds a path of this machine.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -100,63 +89,50 @@ def open_publication(folder: str | Path) -> Publication:
     kind = next((kind for kind, marker in MARKERS.items() if (folder / marker).is_file()), None)
     if kind is None:
         raise OSError(
-            f"{str(folder)!r} can't be published: it is no pipeline (model_index.json), no adapter "
-            "(adapter_config.json) and no codes (codes.json)."
+            f"{str(folder)!r} can't be published: it is not a pipeline (model_index.json), an adapter "
+            "(adapter_config.json) or codes (codes.json)."
         )
     publication = Publication(folder, kind)
-    paths = {"pipeline": pipeline_files, "adapter": adapter_files, "codes": codes_files}[kind](publication)
-    for path in paths:
+    for path in list_files(publication):
         name = path.relative_to(folder).as_posix()
-        if path.suffix == ".json":
-            publication.add(name, without_paths(path))
-            continue
         try:
-            publication.check(name, read_texts(path))
+            if path.suffix == ".json":
+                publication.add(name, public_json(path))
+            else:
+                publication.check(name, read_texts(path))
+                publication.files[name] = path
         except (SafetensorError, UnidentifiedImageError, ValueError) as error:  # pyarrow's are ValueErrors
             raise OSError(f"A file of {str(folder)!r} is damaged: {name}.") from error
-        publication.files[name] = path
     return publication
 
 
-def pipeline_files(publication: Publication) -> list[Path]:
-    folder, index = publication.folder, publication.json("model_index.json")
-    if publication.family is None:
-        raise OSError(f"{str(folder)!r} holds another pipeline, of class {index.get('_class_name')!r}.")
-    components = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
-    paths = [folder / name for name in ("model_index.json", FACTS_FILE, SHEET, *REPORT_FILES)]
-    for name in components:
-        if not (folder / name).is_dir():
-            raise OSError(f"{str(folder)!r} is incomplete: there is no {name}.")
-        paths += [path for pattern in COMPONENT_FILES for path in sorted((folder / name).glob(pattern))]
-    return [path for path in paths if path.is_file()]
+def list_files(publication: Publication) -> list[Path]:
+    """The files to publish; an `OSError` if one is missing."""
+    folder, marker = publication.folder, publication.json(MARKERS[publication.kind])
+    if publication.kind == "codes":
+        if "rows" not in marker:
+            raise OSError(f"The codes in {str(folder)!r} are incomplete; extract_codes finishes them.")
+        return [folder / "codes.json", *sorted(folder.glob("*-[0-9]*.parquet"))]
+    needed, patterns = ["adapter_model.safetensors"], ["adapter_model.safetensors"]
+    if publication.kind == "pipeline":
+        publication.family = find_family(marker.get("_class_name"))
+        if publication.family is None:
+            raise OSError(f"{str(folder)!r} holds another pipeline, of class {marker.get('_class_name')!r}.")
+        needed = [name for name, value in marker.items() if isinstance(value, list) and value[0] is not None]
+        patterns = [f"{name}/{pattern}" for name in needed for pattern in COMPONENT_FILES]
+    if missing := [name for name in needed if not (folder / name).exists()]:
+        raise OSError(f"{str(folder)!r} is incomplete: there is no {missing[0]}.")
+    patterns += [MARKERS[publication.kind], FACTS_FILE, SHEET, *REPORT_FILES]
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
-def adapter_files(publication: Publication) -> list[Path]:
-    weights = publication.folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise OSError(f"{str(publication.folder)!r} is incomplete: there is no adapter_model.safetensors.")
-    others = [publication.folder / name for name in (FACTS_FILE, SHEET, *REPORT_FILES)]
-    return [publication.folder / "adapter_config.json", weights, *(path for path in others if path.is_file())]
-
-
-def codes_files(publication: Publication) -> list[Path]:
-    if "rows" not in publication.json("codes.json"):
-        raise OSError(f"The codes in {str(publication.folder)!r} are incomplete; extract_codes goes on with them.")
-    return [publication.folder / "codes.json", *sorted(publication.folder.glob("*-[0-9]*.parquet"))]
-
-
-def without_paths(path: Path) -> str:
-    """The text of a JSON file, with Hub ids and bare names where it says where something was loaded from."""
+def public_json(path: Path) -> str:
+    """The text of a JSON file, with names in place of the paths from which something was loaded."""
     text = path.read_text(encoding="utf-8")
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise OSError(f"{path.name} is damaged: {error}.") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or (public := public_sources(content)) == content:
         return text
-    changed = {
-        key: public_name(value)
-        for key, value in content.items()
-        if key in PATH_KEYS and isinstance(value, str) and public_name(value) != value
-    }
-    return json.dumps(content | changed, indent=2, ensure_ascii=False) if changed else text
+    return json.dumps(public, indent=2, ensure_ascii=False)

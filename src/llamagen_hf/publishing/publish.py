@@ -1,4 +1,4 @@
-"""Publishing on the Hub: a pipeline, an adapter or codes, with their card, in one commit."""
+"""Publishing a pipeline, an adapter or codes on the Hub, with a card, in one commit."""
 
 import io
 import json
@@ -8,16 +8,9 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelCard,
-    RepoCard,
-    get_token,
-    hf_hub_download,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoCard, get_token
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
@@ -26,15 +19,19 @@ from huggingface_hub.errors import (
 )
 from PIL import Image
 
-from ..families import find_family
-from ..images.grid import contact_sheet
+from ..families import Family, find_family
+from ..images.grid import image_grid
+from ..local_paths import is_hub_id
 from ..training.record import FACTS_FILE
 from .cards import MARKER, write_card
-from .publications import MAX_SHEET_BYTES, SHEET, Publication, open_publication
+from .publications import MARKERS, SHEET, Publication, open_publication
 
 
 PROMPTS = ["a red apple", "a cat", "a house by the sea", "a tree in winter"]
 SHEET_CLASSES = 12
+SHEET_SIDE = 128  # of an image on the sheet, in pixels
+MAX_SHEET_BYTES = 2_000_000
+BATCH_SIZE = 64  # images of a sheet that are generated at once
 
 
 def publish(
@@ -49,17 +46,17 @@ def publish(
 ) -> list[str]:
     """Publish a pipeline, a LoRA adapter or a folder of codes; again to update it.
 
-    Everything goes up in one commit, so that no revision holds half of it. Large files are sent before the commit, and
-    those that an interrupted upload has sent already are not sent again.
+    Everything is uploaded in one commit, so that each revision is complete. Large files are sent before the commit;
+    those that an interrupted upload has sent are not sent again.
 
     Args:
-        folder (`str` or `os.PathLike`): What to publish. Checkpoints and samples of its training stay here.
-        repo_id (`str`): Where: `user/name`. Codes become a dataset, the others a model.
+        folder (`str` or `os.PathLike`): What to publish. Checkpoints and samples of its training are not uploaded.
+        repo_id (`str`): Where to, as `user/name`. Codes become a dataset, the others a model.
         private (`bool`, *optional*, defaults to `False`): Whether a new repository is private.
         space (`bool`, *optional*, defaults to `False`): Also make a Space of the same name that shows a pipeline.
         license (`str`, *optional*): The Hub's name of its licence, such as `"cc-by-4.0"`, for the card.
-        draw (`bool`, *optional*, defaults to `True`): Draw a sample sheet for the card if the folder has none.
-        token (`str`, *optional*): A token that may write; that of `hf auth login` or `HF_TOKEN` by default.
+        draw (`bool`, *optional*, defaults to `True`): Generate a sample sheet for the card if the folder has none.
+        token (`str`, *optional*): A token with write access; that of `hf auth login` or `HF_TOKEN` by default.
         data_license (`str`, *optional*):
             The licence of the images behind it, for the card; by default what the Hub says of their dataset.
 
@@ -67,8 +64,8 @@ def publish(
         `list[str]`: Addresses of what was published.
 
     Raises:
-        OSError: In one sentence, if the folder is nothing that can be published or is incomplete, if the Hub can't be
-            reached or refuses, or if the repository holds something else.
+        OSError: If the folder can't be published or is incomplete, if the Hub can't be reached or refuses, or if the
+            repository holds something else.
     """
     publication = open_publication(folder)
     if space and publication.kind != "pipeline":
@@ -76,17 +73,19 @@ def publish(
     template = space_folder() if space else None
     pipe = load(publication) if publication.kind == "pipeline" else None
     if (token or get_token()) is None:
-        raise OSError("Publishing needs a token that may write: run `hf auth login`, or set HF_TOKEN.")
+        raise OSError("Publishing needs a token with write access: run `hf auth login`, or set HF_TOKEN.")
     api = HfApi(token=token)
     with one_sentence_errors(repo_id, api.endpoint):
         repo_id, found = look_up(api, repo_id, publication.repo_type, private)
         check_ours(api, repo_id, publication, found)
         found_space = look_up_space(api, repo_id, private) if space else None
         data_license = data_license or look_up_license(api, publication)
+        if is_hub_id(base := publication.json("adapter_config.json").get("base_model_name_or_path")):
+            publication.family = look_up_family(api, base) or publication.family
     conditions = sheet_conditions(publication, pipe)
     if pipe is not None and SHEET not in publication.files and draw:
-        publication.files[SHEET] = png(contact_sheet(pipe, conditions, columns=4))
-    card = write_card(publication, repo_id, pipe, conditions, SHEET in publication.files, license, data_license)
+        publication.files[SHEET] = png(generate_sheet(pipe, conditions, columns=4))
+    card = write_card(publication, repo_id, pipe, conditions, license, data_license)
     with one_sentence_errors(repo_id, api.endpoint):
         publication.add("README.md", str(kept_prose(api, publication, repo_id, found, card)))
         url = upload(api, publication.files, repo_id, publication.repo_type, found, private, publication.owns)
@@ -94,10 +93,10 @@ def publish(
 
 
 def load(publication: Publication) -> DiffusionPipeline:
-    """The pipeline that is to be published, which shows that it can be loaded."""
-    weights = [path.name for path in (publication.folder / "transformer").glob("*.safetensors")]
+    """Load the pipeline that is to be published, which shows that it is not damaged."""
+    weights = [Path(name).name for name in publication.files if name.endswith(".safetensors")]
     variant = None
-    if weights and not any(name.count(".") == 1 for name in weights):  # model.fp16.safetensors, and nothing beside it
+    if weights and not any(name.count(".") == 1 for name in weights):  # only the likes of model.fp16.safetensors
         variant = weights[0].split(".")[1].partition("-")[0]
     pipe = publication.family.pipeline_class.from_pretrained(publication.folder, variant=variant)
     pipe.set_progress_bar_config(disable=True)
@@ -105,17 +104,32 @@ def load(publication: Publication) -> DiffusionPipeline:
 
 
 def sheet_conditions(publication: Publication, pipe: DiffusionPipeline | None) -> list[str | int]:
-    """Prompts or classes that the training says suit the model; else some of all its classes, or any prompts."""
+    """Prompts or classes that the training gives as examples; else classes at even distances, or any prompts."""
     if examples := publication.json(FACTS_FILE).get("examples"):
         return examples
     if pipe is None or pipe.condition_kind == "text":
         return PROMPTS
-    count = pipe.num_classes
-    return sorted({count * i // SHEET_CLASSES for i in range(SHEET_CLASSES)})
+    return sorted({pipe.num_classes * i // SHEET_CLASSES for i in range(SHEET_CLASSES)})
+
+
+def generate_sheet(pipe: DiffusionPipeline, conditions: list[str | int], columns: int) -> Image.Image:
+    """Generate one image for each prompt or class and lay them out with captions.
+
+    Args:
+        pipe ([`~diffusers.DiffusionPipeline`]): The pipeline, used with its own sampling settings.
+        conditions (`list[str | int]`): Prompts, or classes by id or name. Image i has the seed i.
+        columns (`int`): Images in a row.
+    """
+    name, images = "prompt" if pipe.condition_kind == "text" else "class_labels", []
+    for start in range(0, len(conditions), BATCH_SIZE):
+        part = conditions[start : start + BATCH_SIZE]
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
+        images += pipe(**{name: part}, generator=generators).images
+    return image_grid(images, columns, SHEET_SIDE, conditions)
 
 
 def png(image: Image.Image) -> bytes:
-    """An image as PNG, small enough for a card."""
+    """An image as PNG of 256 colours, halved in size until it has at most [`MAX_SHEET_BYTES`]."""
     while True:
         file = io.BytesIO()
         image.quantize(256).save(file, "PNG", optimize=True)
@@ -125,7 +139,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def look_up(api: HfApi, repo_id: str, repo_type: str, private: bool) -> tuple[str, list[str] | None]:
-    """The full name of a repository, and its files, or `None` if it does not exist yet."""
+    """The full name of a repository and its files, or `None` for the files if it does not exist yet."""
     if "/" not in repo_id:
         repo_id = f"{api.whoami()['name']}/{repo_id}"
     try:
@@ -140,11 +154,10 @@ def look_up(api: HfApi, repo_id: str, repo_type: str, private: bool) -> tuple[st
 
 
 def look_up_license(api: HfApi, publication: Publication) -> str | None:
-    """What the Hub says of the licence of the dataset behind it, if that is there for all."""
-    dataset = publication.json("codes.json").get("dataset") or publication.json(FACTS_FILE).get("data", {}).get(
-        "dataset"
-    )
-    if "/" not in (dataset or ""):
+    """The licence that the Hub states for the dataset behind it, if that is public."""
+    dataset = publication.json("codes.json").get("dataset")
+    dataset = dataset or publication.json(FACTS_FILE).get("data", {}).get("dataset")
+    if not is_hub_id(dataset):
         return None
     try:
         found = (api.dataset_info(dataset).card_data or {}).get("license")
@@ -153,16 +166,21 @@ def look_up_license(api: HfApi, publication: Publication) -> str | None:
     return ", ".join(found) if isinstance(found, list) else found
 
 
+def look_up_family(api: HfApi, repo_id: str) -> Family | None:
+    """The family of a pipeline on the Hub; `None` if there is none, or if it is of another package."""
+    try:
+        path = api.hf_hub_download(repo_id, "model_index.json")
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        return None
+    return find_family(json.loads(Path(path).read_text(encoding="utf-8")).get("_class_name"))
+
+
 def check_ours(api: HfApi, repo_id: str, publication: Publication, found: list[str] | None) -> None:
-    """Raise an `OSError` if a repository holds something else than what was published like this before."""
+    """Raise an `OSError` if a repository holds anything else than an earlier version of a publication."""
     if not set(found or []) - {".gitattributes", "README.md"}:
         return
-    is_ours = publication.marker in found
-    if is_ours and publication.kind == "pipeline":
-        path = hf_hub_download(repo_id, publication.marker, token=api.token)
-        name = json.loads(Path(path).read_text(encoding="utf-8")).get("_class_name")
-        is_ours = find_family(name) is not None
-    if not is_ours:
+    has_marker = MARKERS[publication.kind] in found
+    if not has_marker or (publication.kind == "pipeline" and look_up_family(api, repo_id) is None):
         some = ", ".join(sorted(found)[:3])
         raise OSError(f"{repo_id} exists and holds something else ({some}, ...); choose another name.")
 
@@ -170,12 +188,12 @@ def check_ours(api: HfApi, repo_id: str, publication: Publication, found: list[s
 def kept_prose(
     api: HfApi, publication: Publication, repo_id: str, found: list[str] | None, card: RepoCard
 ) -> RepoCard:
-    """The card, but with what a person wrote, here or on the Hub, in place of the template's text."""
+    """The card, with its text replaced by what a person wrote into the folder or on the Hub, if anyone did."""
     path = publication.folder / "README.md"
     if not path.is_file():
         if "README.md" not in (found or []):
             return card
-        path = Path(hf_hub_download(repo_id, "README.md", repo_type=publication.repo_type, token=api.token))
+        path = Path(api.hf_hub_download(repo_id, "README.md", repo_type=publication.repo_type))
     text = path.read_text(encoding="utf-8")
     if MARKER in text:
         return card
@@ -196,29 +214,24 @@ def upload(
     private: bool,
     owns=lambda path: False,
 ) -> str:
-    """Commit files, and the removal of those of their sort that are no more; the repository's address."""
+    """Commit files, and delete those that `owns` says are no longer in the folder; the repository's address."""
     if found is None:
         options = {"space_sdk": "gradio"} if repo_type == "space" else {}
         api.create_repo(repo_id, repo_type=repo_type, private=private, **options)
     operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
-    gone = [name for name in found or [] if name not in files and owns(name)]
+    operations += [CommitOperationDelete(name) for name in found or [] if name not in files and owns(name)]
+    message = "Update" if found else "Publish"
     # Not upload_folder, which would take all files, nor upload_large_folder, which makes a commit for every few.
-    commit = api.create_commit(
-        repo_id,
-        operations + [CommitOperationDelete(name) for name in gone],
-        commit_message="Update" if found else "Publish",
-        repo_type=repo_type,
-    )
-    return commit.repo_url.url
+    return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type).repo_url.url
 
 
 def space_folder() -> Path:
-    """The Space's files: within an installed package, or in a checkout beside it.
+    """The folder of the Space's files: within an installed package, or in a checkout beside it.
 
     Raises:
         OSError: If they are in neither.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "space", package.parents[1] / "spaces" / "llamagen"):
         if (folder / "app.py").is_file():
             return folder
@@ -229,7 +242,7 @@ def look_up_space(api: HfApi, repo_id: str, private: bool) -> list[str] | None:
     """The files of a model's Space, `None` if there is none; an `OSError` if it is another Space."""
     _, found = look_up(api, repo_id, "space", private)
     if set(found or []) - {".gitattributes", "README.md"}:
-        app = hf_hub_download(repo_id, "app.py", repo_type="space", token=api.token) if "app.py" in found else None
+        app = api.hf_hub_download(repo_id, "app.py", repo_type="space") if "app.py" in found else None
         if app is None or "llamagen_hf" not in Path(app).read_text(encoding="utf-8"):
             raise OSError(f"The Space {repo_id} exists and holds something else; rename it first.")
     return found
@@ -248,13 +261,13 @@ def publish_space(api: HfApi, template: Path, repo_id: str, private: bool, found
 
 @contextmanager
 def one_sentence_errors(repo_id: str, endpoint: str) -> Iterator[None]:
-    """Turn the Hub's refusals into an `OSError` of one sentence."""
+    """Turn the Hub's errors into an `OSError` of one sentence."""
     try:
         yield
     except HFValidationError as error:
-        raise OSError(f"{repo_id!r} is no name of a repository; expected user/name.") from error
+        raise OSError(f"{repo_id!r} is not the name of a repository; expected user/name.") from error
     except OfflineModeIsEnabled as error:
-        raise OSError("The Hub is switched off by HF_HUB_OFFLINE; publishing needs it.") from error
+        raise OSError("HF_HUB_OFFLINE is set, but publishing needs the Hub; unset it.") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 401:
@@ -263,7 +276,7 @@ def one_sentence_errors(repo_id: str, endpoint: str) -> Iterator[None]:
             raise OSError(f"This token may not write to {repo_id}.") from error
         reason = error.server_message or f"status {status}"
         raise OSError(f"The Hub refused to publish {repo_id}: {reason}") from error
-    except RuntimeError as error:  # huggingface_hub's, for a file that could not be sent
-        raise OSError(f"The upload to {repo_id} broke off ({error}); start it again, and it goes on.") from error
+    except RuntimeError as error:  # huggingface_hub raises it for a file that could not be sent
+        raise OSError(f"The upload to {repo_id} broke off ({error}); start it again to continue.") from error
     except HTTPError as error:  # without an answer: the connection failed
-        raise OSError(f"The Hub at {endpoint} can't be reached; what was published before is as it was.") from error
+        raise OSError(f"The Hub at {endpoint} can't be reached; nothing has changed there.") from error

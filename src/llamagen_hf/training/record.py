@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..local_paths import public_name
+from ..local_paths import public_sources
 
 
 if TYPE_CHECKING:
@@ -23,11 +23,7 @@ LEFT_OUT = {
 
 def public_settings(config) -> dict:
     """The settings of a recipe's section that determine its result, without paths of this machine."""
-    settings = {name: value for name, value in asdict(config).items() if name not in LEFT_OUT}
-    for name in ("dataset", "vq_model", "init_from", "text_encoder"):
-        if settings.get(name) is not None:
-            settings[name] = public_name(settings[name])
-    return settings
+    return public_sources({name: value for name, value in asdict(config).items() if name not in LEFT_OUT})
 
 
 def read_facts(folder: str | Path) -> dict:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from functools import partial
 from itertools import chain
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -19,6 +18,7 @@ from ...data.loader import StepLoader, batches_once
 from ...files import replace_result
 from ...loading.checkpoint import EMOJI_CHECKPOINT, is_shipped
 from ...loading.lora import lora_config
+from ...local_paths import unless_folder
 from ...training.record import read_facts, training_facts
 from ...training.trainer import Trainer, TrainingTask
 from ..pipeline import AutoregressiveImagePipeline
@@ -193,8 +193,8 @@ class GeneratorTask(TrainingTask):
         transformer, text_encoder = self.transformer, self.text_encoder
         if self.config.lora_rank:
             (adapter,) = self.transformer.peft_config.values()
-            base = self.config.init_from  # a local path would mean nothing on another machine
-            adapter.base_model_name_or_path = None if Path(base).is_dir() and not is_shipped(base) else base
+            base = self.config.init_from
+            adapter.base_model_name_or_path = base if is_shipped(base) else unless_folder(base)
             whole = None if state is None else state_of_part(state, "transformer.")
             replace_result(output_dir, "adapter_config.json", partial(transformer.save_pretrained, state_dict=whole))
             return
