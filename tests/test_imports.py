@@ -11,6 +11,9 @@ FAMILIES = ("llamagen", "diffusion", "imagen", "unclip")
 # What lies on top of the families: the public names, and the command.
 ENTRIES = ("llamagen_hf", "llamagen_hf.conversion", "llamagen_cli", "llamagen_vllm")
 LONGEST, SHORTEST = 400, 25
+# Short for a reason: an import path that others use, a module that each process of vLLM runs, and one that only vLLM's
+# newer model runner can import.
+SHORT = ("llamagen_hf.conversion", "llamagen_vllm", "llamagen_hf.llamagen.vllm.model_state")
 
 
 def module_name(path: Path) -> str:
@@ -101,4 +104,4 @@ def test_a_circle_is_found():
 def test_files_can_be_read_in_a_sitting_and_are_worth_opening(name):
     lines = len(MODULES[name].read_text(encoding="utf-8").splitlines())
     assert lines <= LONGEST
-    assert lines >= SHORTEST or MODULES[name].name in ("__init__.py", "__main__.py", "llamagen_vllm.py")
+    assert lines >= SHORTEST or name in SHORT or MODULES[name].name in ("__init__.py", "__main__.py")

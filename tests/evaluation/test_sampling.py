@@ -45,10 +45,10 @@ def test_prompts_repeat(tmp_path):
 
 def test_random_classes_do_not_depend_on_count_or_batches(tmp_path):
     pipe, seen = build_class_pipeline(), {}
-    get = pipe.get_class_ids
+    prepare = pipe.prepare
     for name, count, batch_size in (("few", 4, 2), ("many", 9, 3)):
         labels = seen.setdefault(name, [])
-        pipe.get_class_ids = lambda values, labels=labels: labels.extend(values) or get(values)
+        pipe.prepare = lambda inputs, labels=labels: labels.extend(inputs.class_labels) or prepare(inputs)
         draw(pipe, tmp_path / name, count, batch_size)
     assert seen["few"] == seen["many"][:4] and len(set(seen["many"])) > 2
 
@@ -206,6 +206,6 @@ def test_images_of_other_weights_are_refused_or_drawn_anew(tmp_path):
 
 def test_what_is_no_evaluation_is_never_removed(tmp_path):
     (tmp_path / "000000.png").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="is not empty and holds no images that were drawn"):
+    with pytest.raises(ValueError, match="is not empty and holds no images that were generated"):
         draw(build_class_pipeline(), tmp_path, overwrite=True)
     assert (tmp_path / "000000.png").read_bytes() == b"mine"
