@@ -30,7 +30,7 @@ def main() -> None:
 
     pipe = AutoregressiveImagePipeline.from_pretrained(args.checkpoint, dtype=getattr(torch, args.dtype))
     pipe.to(args.device).set_progress_bar_config(disable=True)
-    condition = {"prompt": args.prompt} if pipe.is_text_conditional else {"class_labels": int(args.prompt)}
+    condition = {"prompt": args.prompt} if pipe.condition_kind == "text" else {"class_labels": int(args.prompt)}
     condition["num_images_per_prompt"] = args.count
 
     def stream(**kwargs) -> int:

@@ -179,7 +179,7 @@ def main() -> None:
     args = parser.parse_args()
     start = time.perf_counter()
     pipe = AutoregressiveImagePipeline.from_pretrained(args.checkpoint)
-    if not pipe.is_text_conditional:
+    if pipe.condition_kind != "text":
         parser.error(f"{args.checkpoint} generates classes; the scoreboard needs a checkpoint that takes prompts")
     try:
         splits = {split: DataConfig(args.dataset).load(split) for split in SPLITS}

@@ -27,20 +27,20 @@ def random_requests(conditioning: str, count: int) -> list[GenerationRequest]:
     requests = []
     for seed in range(count):
         prefix = [choose.randrange(64) for _ in range(choose.choice([0, 0, 0, 1, 5, 15]))]
-        request = GenerationRequest(seed=seed, prefix_codes=prefix, **choose.choice(SETTINGS))
+        settings = choose.choice(SETTINGS)
         if conditioning == "class":
-            request.class_id = 64 + choose.randrange(10)
+            condition = {"class_id": 64 + choose.randrange(10)}
         else:
-            request.prompt_attention_mask = torch.ones(12, dtype=torch.long)
-            request.prompt_attention_mask[: choose.randrange(12)] = 0
-            request.prompt_embeds = torch.randn(12, 16) * request.prompt_attention_mask[:, None]
+            mask = torch.ones(12, dtype=torch.long)
+            mask[: choose.randrange(12)] = 0
+            condition = {"prompt_embeds": torch.randn(12, 16) * mask[:, None], "prompt_attention_mask": mask}
+        request = GenerationRequest(seed=seed, prefix_codes=prefix, **condition, **settings)
         requests.append(request)
     return requests
 
 
 def draw_alone(decoder: CodeDecoder, request: GenerationRequest) -> list[int]:
     """The codes of a request without its prefix, by the pipeline's loop."""
-    names = ("guidance_scale", "guidance_interval", "temperature", "top_k", "top_p")
     condition = {"prefix_codes": torch.tensor([request.prefix_codes]).long()}
     if request.class_id is not None:
         condition["class_ids"] = torch.tensor([request.class_id])
@@ -48,5 +48,5 @@ def draw_alone(decoder: CodeDecoder, request: GenerationRequest) -> list[int]:
         condition["prompt_embeds"] = request.prompt_embeds[None]
         condition["prompt_attention_mask"] = request.prompt_attention_mask[None]
     uniforms = draw_uniforms(1, 16, generators(request.seed), torch.device("cpu"))
-    codes = decoder(uniforms, **condition, **{name: getattr(request, name) for name in names})
+    codes = decoder(uniforms, **condition, **request.sampling)
     return codes[0, len(request.prefix_codes) :].tolist()

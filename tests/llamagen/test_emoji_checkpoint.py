@@ -35,11 +35,11 @@ def test_it_is_small_half_precision_and_documented():
 def test_a_folder_called_emoji_does_not_hide_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     build_class_pipeline().save_pretrained("emoji")
-    assert AutoregressiveImagePipeline.from_pretrained("emoji").is_text_conditional
+    assert AutoregressiveImagePipeline.from_pretrained("emoji").condition_kind == "text"
     assert load_autoencoder("emoji").config.num_vq_embeddings == 1024
     for folder in ("./emoji", Path("emoji")):
         pipe = AutoregressiveImagePipeline.from_pretrained(folder)
-        assert not pipe.is_text_conditional and pipe.facts["checkpoint"] == "./emoji"
+        assert pipe.condition_kind == "class" and pipe.facts["checkpoint"] == "./emoji"
         assert load_autoencoder(folder).config.num_vq_embeddings == 64
     (tmp_path / "emoji" / "model_index.json").unlink()  # such as a folder of images
     assert is_checkpoint("emoji") and not is_checkpoint("./emoji")

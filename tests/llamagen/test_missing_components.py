@@ -27,7 +27,7 @@ def test_prompts_are_encoded_alone_and_drawn_elsewhere(folder):
     whole = load(folder)
     expected = whole("apple", generator=generators(0), output_type="pt")
     encoding = load(folder, transformer=None, vq_model=None)
-    assert encoding.is_text_conditional
+    assert encoding.condition_kind == "text"
     embeds, mask = encoding.encode_prompt("apple")
     assert torch.equal(embeds, whole.encode_prompt("apple")[0])
     drawing = load(folder, text_encoder=None, tokenizer=None, vq_model=None)

@@ -56,7 +56,7 @@ def test_parameters_say_everything(text_pipe):
 def test_every_drawing_can_be_drawn_again(build, arguments):
     pipe = build()
     arguments = arguments | {"generator": arguments.get("generator", lambda: None)()}
-    condition = {"prompt": "a red apple"} if pipe.is_text_conditional else {"class_labels": "goldfish"}
+    condition = {"prompt": "a red apple"} if pipe.condition_kind == "text" else {"class_labels": "goldfish"}
     assert_redrawn(pipe, pipe(**condition, **arguments))
 
 

@@ -124,11 +124,6 @@ class AutoregressiveImagePipeline(
             self._generator_config = LlamaGenConfig.from_pretrained(folder / "transformer")
 
     @property
-    def is_text_conditional(self) -> bool:
-        """Whether the checkpoint draws from prompts; else it draws from classes."""
-        return self.generator_config.conditioning == "text"
-
-    @property
     def condition_kind(self) -> Literal["text", "class"]:
         """What the checkpoint draws from: prompts or classes."""
         return self.generator_config.conditioning

@@ -47,6 +47,11 @@ class SamplingParams:
         values = NEUTRAL | dict(defaults or {})
         return SamplingParams(**{name: values[name] if v is None else v for name, v in self.sampling.items()})
 
+    def fill(self) -> None:
+        """Put neutral values in place of `None`, when a subclass without a checkpoint is made."""
+        for name, value in self.filled().sampling.items():
+            object.__setattr__(self, name, value)
+
     def check_sampling(self) -> None:
         """Check that all settings are in range.
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 logger = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ class EngineDied(Exception):
     """The engine died, and the images that it was generating are lost."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class EngineRequest:
     """One image to generate. Each family adds its conditions and settings.
 
@@ -29,7 +29,7 @@ class EngineRequest:
     """
 
     seed: int
-    place: int = field(default=0, kw_only=True)
+    place: int = 0
 
 
 class Engine(ABC):

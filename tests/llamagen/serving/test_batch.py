@@ -1,6 +1,7 @@
 """Continuous batching: an image is what the pipeline generates alone, whatever joins and leaves beside it."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -112,8 +113,7 @@ def test_new_images_are_read_a_few_at_a_time():
     batch.add("first", first)
     batch.step()
     for name, request in enumerate(others):
-        request.prefix_codes, request.guidance_scale = [], 2.0
-        batch.add(str(name), request)
+        batch.add(str(name), replace(request, prefix_codes=[], guidance_scale=2.0))
     for step in range(1, 5):
         assert len(batch.step().latents["first"]) == 1
         assert len(batch.images) == 1 + 2 * step  # 24 positions each

@@ -25,13 +25,13 @@ from transformers import DynamicCache
 from ...serving.engine import EngineRequest
 from ...serving.local_engine import Progress
 from ..modeling import LlamaGenForConditionalGeneration
-from ..sampling import draw_uniforms, guide, is_guided, sample
+from ..sampling import SamplingParams, draw_uniforms, guide, is_guided, sample
 from .kv_cache import SlotCache
 from .scheduler import WaitingQueue
 
 
-@dataclass
-class GenerationRequest(EngineRequest):
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest(SamplingParams, EngineRequest):
     """One image to generate: all that determines its codes.
 
     The values are not checked here, but by [`~llamagen_hf.llamagen.inputs.GenerationInputs`].
@@ -43,21 +43,19 @@ class GenerationRequest(EngineRequest):
             Text states, padded on the left, for text-conditional checkpoints.
         prompt_attention_mask (`torch.LongTensor` of shape `(condition_length,)`, *optional*): 0 for padding.
         prefix_codes (`list[int]`, *optional*): The first codes, which are kept.
-        guidance_scale (`float`, *optional*, defaults to 1.0): 1 leaves the unconditional stream out.
-        guidance_interval (`int`, *optional*, defaults to -1): See [`~llamagen_hf.llamagen.sampling.is_guided`].
-        temperature, top_k, top_p: See [`~llamagen_hf.llamagen.sampling.sample`].
         place (`int`, *optional*, defaults to 0): See [`~llamagen_hf.serving.engine.EngineRequest`].
+        kwargs: As for [`~llamagen_hf.llamagen.sampling.SamplingParams`]; without them codes are drawn from the logits
+            as they are.
     """
 
     class_id: int | None = None
     prompt_embeds: torch.Tensor | None = None
     prompt_attention_mask: torch.LongTensor | None = None
     prefix_codes: list[int] = field(default_factory=list)
-    guidance_scale: float = 1.0
-    guidance_interval: int = -1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.fill()
 
     def uniforms(self, num_codes: int) -> torch.Tensor:
         """The random numbers `(num_codes,)` that the pipeline would draw the image with."""

@@ -33,8 +33,7 @@ class GenerationSettings(SamplingParams):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, value in self.filled().sampling.items():
-            object.__setattr__(self, name, value)
+        self.fill()
         self.check_sampling()
         for name, limit in (("seed", 2**64), ("prefix_length", 2**31)):
             value = plain(getattr(self, name))
