@@ -14,7 +14,7 @@ from .files import replacing
 # The text chunk in which image tools store generation parameters.
 KEY = "parameters"
 
-# Left out of the parameters where a drawing does not need them.
+# Parameters that are left out of a file where they have these values.
 DEFAULTS = {"seed_index": 0, "batch_size": 1, "batch_index": 0, "generator_device": "cpu", "prefix_codes": []}
 
 

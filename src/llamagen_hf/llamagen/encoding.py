@@ -98,8 +98,8 @@ class EncodingMixin:
         if isinstance(image, torch.Tensor):
             pixels = 2 * image - 1
         else:
-            pictures = image if isinstance(image, list) else [image]
-            crops = [center_crop(read_image(picture), self.image_size) for picture in pictures]
+            images = image if isinstance(image, list) else [image]
+            crops = [center_crop(read_image(each), self.image_size) for each in images]
             pixels = torch.stack([to_tensor(crop) for crop in crops])
         return vq_model.encode(pixels.to(self._execution_device, vq_model.dtype)).codes
 

@@ -224,7 +224,7 @@ class GenerationInputs(SamplingParams):
             )
 
     def _check_start(self, config: LlamaGenConfig, image_size: int | None) -> None:
-        """Check `image`, `keep_rows` and `prefix_codes`, with which a drawing does not start from nothing."""
+        """Check `image`, `keep_rows` and `prefix_codes`, with which a generation begins."""
         counts = sorted({1, len(self.conditions), self.num_images})
         expected = " or ".join(map(str, counts))
         if self.image is None:

@@ -147,7 +147,7 @@ class AutoregressiveImagePipeline(
         return settings | {name: plain(value) for name, value in given.items() if value is not None}
 
     def compile_step(self, **kwargs) -> None:
-        """Compile the drawing of one code, see [`~llamagen_hf.llamagen.decoding.CodeDecoder.compile`].
+        """Compile the step that draws one code, see [`~llamagen_hf.llamagen.decoding.CodeDecoder.compile`].
 
         Call it last, when weights, dtype and device are set. The first image then takes a minute or so to compile.
         """

@@ -1,4 +1,4 @@
-"""What drawing returns."""
+"""What the pipeline returns and yields."""
 
 from dataclasses import dataclass
 from pathlib import Path

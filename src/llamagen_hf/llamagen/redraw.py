@@ -110,7 +110,7 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
         try:
             generator = torch.Generator(full["generator_device"]).manual_seed(full["seed"])
         except RuntimeError as error:
-            raise ValueError(f"There is no device {full['generator_device']!r} here to draw the seed on.") from error
+            raise ValueError(f"The device {full['generator_device']!r} of the seed is not available here.") from error
         for _ in range(full["seed_index"]):
             torch.rand(num_codes, dtype=torch.float32, generator=generator, device=generator.device)
         generators.append(generator)

@@ -19,13 +19,13 @@ from .weight_loading import build_text_projector
 
 
 class EngineDiedError(RuntimeError):
-    """The process that draws has ended, and with it all drawings under way; start another engine."""
+    """The engine's process has ended, and all running requests with it; start another engine."""
 
 
 class VLLMEngine:
     """Draws the codes of images with vLLM, in processes of their own. What makes images of codes is not its concern.
 
-    Drawings that are under way share the steps of the model, whatever their settings. An image does not depend on the
+    Running requests share the steps of the model, whatever their settings. An image does not depend on the
     others, nor on when they come and go: with the same seed it has the codes that the pipeline draws, up to the last
     bits of the logits.
 

@@ -86,7 +86,7 @@ def text_prompt(config: LlamaGenConfig, words: torch.Tensor, prefix_codes: list[
     kept = len(prefix_codes)
     return {
         "prompt_embeds": torch.cat([words, words.new_zeros(kept, words.shape[1])]),
-        # An id that is no code marks a word, for positions count from the first code back.
+        # An id beyond the codes marks a word, since positions count back from the first code.
         "prompt_token_ids": [config.vocab_size] * len(words) + prefix_codes,
         "prompt_is_token_ids": [False] * len(words) + [True] * kept,
     }
