@@ -92,7 +92,7 @@ def test_a_generator_in_use_has_no_seed_to_tell(class_pipe):
         ({"batch_size": 10**9}, "damaged: batch_size"),
         ({"batch_index": 1}, "damaged: batch_index"),
         ({"prefix_codes": "12"}, "damaged: prefix_codes"),
-        ({"generator_device": "abacus"}, "no device 'abacus'"),
+        ({"generator_device": "abacus"}, "The device 'abacus'"),
         ({"lora": [{"path": "user/style"}]}, r"drawn with the adapters .*'user/style'.*, the pipeline has \[\]"),
         ({"top_p": 7}, "`top_p` is 7"),
         ({"class_labels": 77}, "Class id 77 is out of range"),
