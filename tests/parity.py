@@ -48,7 +48,12 @@ def released_transformer(name: str) -> LlamaGenForConditionalGeneration:
     condition = (
         {"num_classes": 10}
         if name == "c2i_tiny"
-        else {"conditioning": "text", "condition_length": 120, "condition_dim": 24}
+        else {
+            "conditioning": "text",
+            "condition_length": 120,
+            "condition_dim": 24,
+            "condition_rotary": "zero",
+        }
     )
     config = LlamaGenConfig(**SIZES, **condition)
     model = LlamaGenForConditionalGeneration(config).eval()

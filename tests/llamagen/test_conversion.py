@@ -175,7 +175,8 @@ def test_averaged_weights_are_taken_and_it_is_said(tmp_path, monkeypatch):
 def test_a_converted_text_checkpoint_cleans_by_the_released_rules():
     shapes = _released_shapes(LlamaGenConfig(**VARIANTS["B"], conditioning="text", vocab_size=64, condition_dim=8))
     state = {key: torch.zeros(shape) for key, shape in shapes.items()}
-    assert transformer_from_released(state, "B", grid_size=4).config.prompt_cleaning == "released"
+    config = transformer_from_released(state, "B", grid_size=4).config
+    assert config.prompt_cleaning == "released" and config.condition_rotary == "zero"
 
 
 @pytest.fixture(scope="module")

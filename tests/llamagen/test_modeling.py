@@ -71,6 +71,36 @@ def test_padding_is_never_read():
     assert not torch.allclose(model(codes, **condition).logits[0], before[0])
 
 
+def test_rotary_of_the_condition_is_zero_or_identity():
+    positions = torch.arange(12 + 16)[None]
+    for kind, expected in (("zero", 0.0), ("identity", 1.0)):
+        config = build_transformer(conditioning="text", condition_rotary=kind).config
+        cos, sin = rotary_2d(config, positions)
+        assert (cos[0, :12] == expected).all() and (sin[0, :12] == 0).all()
+        torch.testing.assert_close(cos[0, 12:].square() + sin[0, 12:].square(), torch.ones(16, 16))
+
+
+def test_words_are_told_apart_only_with_identity():
+    """Without rotation all words have the same key, so only the mean of their values is heard."""
+    for kind in ("zero", "identity"):
+        model = build_transformer(conditioning="text", condition_rotary=kind, num_hidden_layers=1)
+        _, condition = text_inputs(model.config)
+        condition["prompt_attention_mask"][:] = 1
+        model.set_attn_implementation("eager")
+        (weights,) = model(torch.zeros(2, 3, dtype=torch.long), **condition, output_attentions=True).attentions
+        to_words = weights[:, :, 12:, :12]  # from codes
+        assert ((to_words.amax(-1) - to_words.amin(-1)).max() < 1e-6) == (kind == "zero")
+
+
+def test_checkpoints_saved_before_the_choice_are_zero_and_new_text_models_identity():
+    assert LlamaGenConfig(conditioning="text").condition_rotary == "identity"
+    assert LlamaGenConfig().condition_rotary == "zero"
+    saved = LlamaGenConfig(conditioning="text").to_dict()
+    assert LlamaGenConfig.from_dict(saved).condition_rotary == "identity"
+    del saved["condition_rotary"]
+    assert LlamaGenConfig.from_dict(saved).condition_rotary == "zero"
+
+
 @pytest.mark.parametrize("conditioning", ["class", "text"])
 def test_cached_equals_uncached(conditioning):
     model = build_transformer(conditioning=conditioning)

@@ -1,5 +1,7 @@
 """Configuration of the generator."""
 
+from typing import Literal
+
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
 
@@ -31,6 +33,11 @@ class LlamaGenConfig(PreTrainedConfig):
         condition_length (`int`, *optional*): Positions before the first code: 1 in class mode, by default 120 in text
             mode.
         condition_dim (`int`, *optional*, defaults to 2048): Width of the text encoder's states, text mode only.
+        condition_rotary (`str`, *optional*):
+            Rotary embedding at the positions of the condition. `"zero"` has cosine and sine 0, as in the released
+            code: queries and keys of all words vanish, so every code attends to all words alike. `"identity"` has
+            cosine 1 and sine 0: codes attend to words by what they mean. By default `"zero"` in class mode and
+            `"identity"` in text mode. A saved configuration without it means `"zero"`.
         prompt_cleaning (`str`, *optional*, defaults to `"unicode"`):
             How prompts are cleaned, text mode only; see [`~llamagen_hf.conditioning.text.clean_prompt`]. A saved
             configuration without this field means `"released"`.
@@ -65,6 +72,7 @@ class LlamaGenConfig(PreTrainedConfig):
     num_classes: int = 1000
     condition_length: int | None = None
     condition_dim: int = 2048
+    condition_rotary: Literal["zero", "identity"] | None = None
     prompt_cleaning: str = "unicode"
     embedding_dropout: int | float = 0.1
     residual_dropout: int | float = 0.1
@@ -92,6 +100,8 @@ class LlamaGenConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.condition_length is None:
             self.condition_length = 1 if self.conditioning == "class" else 120
+        if self.condition_rotary is None:
+            self.condition_rotary = "zero" if self.conditioning == "class" else "identity"
         # Without names, the base class would invent "LABEL_0", "LABEL_1".
         named = self.id2label is not None
         super().__post_init__(**kwargs)
@@ -100,8 +110,8 @@ class LlamaGenConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        # Checkpoints that predate this field were trained on prompts cleaned by the released rules.
-        return super().from_dict({"prompt_cleaning": "released"} | config_dict, **kwargs)
+        # Checkpoints that predate these fields follow the released code.
+        return super().from_dict({"prompt_cleaning": "released", "condition_rotary": "zero"} | config_dict, **kwargs)
 
     def validate_architecture(self):
         """Check that the sizes fit together. Called on construction and on every change."""

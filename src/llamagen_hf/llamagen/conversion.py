@@ -299,7 +299,7 @@ def transformer_from_released(
     if "cls_embedding.uncond_embedding" in state_dict:
         length, dim = state_dict["cls_embedding.uncond_embedding"].shape
         condition = {"conditioning": "text", "condition_length": length, "condition_dim": dim}
-        condition["prompt_cleaning"] = "released"
+        condition |= {"condition_rotary": "zero", "prompt_cleaning": "released"}
     elif "cls_embedding.embedding_table.weight" in state_dict:
         # The last row is the null class.
         condition = {"num_classes": state_dict["cls_embedding.embedding_table.weight"].shape[0] - 1}

@@ -31,11 +31,13 @@ from .loss import check_inputs, check_labels, code_loss
 def rotary_2d(config: LlamaGenConfig, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute cosine and sine of the 2D rotary embedding, in float32 and in Llama's half-split layout.
 
-    The first half of the frequencies encodes the row of a code, the second half its column. Cosine and sine are 0 at
-    the condition's positions, so their queries and keys vanish, as in the released `precompute_freqs_cis_2d`.
+    The first half of the frequencies encodes the row of a code, the second half its column. Positions of the condition
+    are not in the grid. With `condition_rotary="zero"` their cosine and sine are 0, so their queries and keys vanish,
+    as in the released `precompute_freqs_cis_2d`; with `"identity"` they are not rotated.
 
     Args:
-        config ([`LlamaGenConfig`]): Gives `head_dim`, `grid_size`, `condition_length` and `rope_theta`.
+        config ([`LlamaGenConfig`]): Gives `head_dim`, `grid_size`, `condition_length`, `condition_rotary` and
+            `rope_theta`.
         position_ids (`torch.LongTensor` of shape `(batch, length)`):
             Positions in the sequence; 0 is the first position of the condition.
 
@@ -51,7 +53,8 @@ def rotary_2d(config: LlamaGenConfig, position_ids: torch.LongTensor) -> tuple[t
     angles = torch.cat([row[..., None] * frequencies, column[..., None] * frequencies], dim=-1)
     angles = torch.cat([angles, angles], dim=-1)
     is_code = (cell >= 0)[..., None]
-    return angles.cos() * is_code, angles.sin() * is_code
+    cos, sin = angles.cos() * is_code, angles.sin() * is_code
+    return (cos + ~is_code if config.condition_rotary == "identity" else cos), sin
 
 
 class LlamaGenAttention(LlamaAttention):
