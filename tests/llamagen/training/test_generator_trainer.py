@@ -348,6 +348,19 @@ def test_a_text_encoder_learns_what_its_captions_look_like(stages):
     assert before < 0 and after > 0.1
 
 
+def test_rotary_and_dropout_of_init_from_stay_unless_the_recipe_says_otherwise(stages, tmp_path):
+    folder, _ = stages
+    start = {"init_from": str(folder / "text"), "max_train_steps": 1}
+    assert set_up(config_of(folder, tmp_path / "new")).transformer.config.condition_rotary == "identity"
+    same = set_up(config_of(folder, tmp_path / "same", **start)).transformer.config
+    assert same.condition_rotary == "identity" and same.ffn_dropout == 0.1
+    train_generator(config_of(folder, tmp_path / "out", **start, condition_rotary="zero", dropout=0.0))
+    saved = AutoregressiveImagePipeline.from_pretrained(tmp_path / "out").transformer.config
+    assert saved.condition_rotary == "zero" and saved.embedding_dropout == saved.residual_dropout == 0.0
+    with pytest.raises(ValueError, match="with condition_rotary 'identity'; leave condition_rotary"):
+        train_generator(config_of(folder, tmp_path / "lora", **start, lora_rank=2, condition_rotary="zero"))
+
+
 def test_compiled_layers_are_saved_under_their_own_names(stages, tmp_path, monkeypatch):
     folder, _ = stages
     compiled = []

@@ -52,7 +52,16 @@ class GeneratorTrainingConfig(RunConfig):
     num_hidden_layers: int = field(default=12, metadata={"help": "Layers of the Llama."})
     num_attention_heads: int = field(default=12, metadata={"help": "Heads of the Llama."})
     condition_length: int = field(default=120, metadata={"help": "Positions of a prompt."})
-    dropout: float = field(default=0.1, metadata={"help": "Embedding, residual and FFN dropout."})
+    condition_rotary: Literal["zero", "identity"] | None = field(
+        default=None,
+        metadata={
+            "help": "Rotary embedding of the condition, see LlamaGenConfig. Default: as for init_from, else identity "
+            "for text and zero for classes."
+        },
+    )
+    dropout: float | None = field(
+        default=None, metadata={"help": "Embedding, residual and FFN dropout. Default: as for init_from, else 0.1."}
+    )
     condition_dropout: float = field(default=0.1, metadata={"help": "Chance of the null condition."})
 
     # The text encoder
@@ -99,6 +108,8 @@ class GeneratorTrainingConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.dropout is None and self.init_from is None:
+            self.dropout = 0.1
         if self.lora_rank and self.init_from is None:
             raise ValueError("A LoRA adapter needs weights to adapt: set init_from to a pipeline.")
         if self.stored_states and self.conditioning != "text":

@@ -20,6 +20,7 @@ from .generator_config import GeneratorTrainingConfig
 from .text_encoder import build_text_encoder, train_text_tokenizer
 
 
+DROPOUTS = ("embedding_dropout", "residual_dropout", "ffn_dropout")
 CORPUS_ROWS = 100_000  # enough to learn a small tokenizer's pairs from
 
 
@@ -46,13 +47,22 @@ def build_models(
         text_encoder, tokenizer = load_text_encoder(config.text_encoder)
     if config.init_from is not None:
         folder = AutoregressiveImagePipeline.find_checkpoint(config.init_from)
-        found = LlamaGenConfig.from_pretrained(folder / "transformer").conditioning
+        before = LlamaGenConfig.from_pretrained(folder / "transformer")
+        found = before.conditioning
         if found != config.conditioning:
             raise ValueError(
                 f"{config.init_from} is {found}-conditional, but conditioning is {config.conditioning!r}."
             )
+        changes = {} if config.condition_rotary is None else {"condition_rotary": config.condition_rotary}
+        if config.dropout is not None:
+            changes |= dict.fromkeys(DROPOUTS, config.dropout)
+        if config.lora_rank and changes.get("condition_rotary", before.condition_rotary) != before.condition_rotary:
+            raise ValueError(
+                f"An adapter reads its condition like its model, with condition_rotary {before.condition_rotary!r}; "
+                f"leave condition_rotary ({config.condition_rotary!r}) out."
+            )
         transformer = LlamaGenForConditionalGeneration.from_pretrained(
-            folder / "transformer", grid_size=grid_size, dtype=torch.float32
+            folder / "transformer", grid_size=grid_size, dtype=torch.float32, **changes
         )
         if cleaning is not None and config.lora_rank and cleaning != transformer.config.prompt_cleaning:
             raise ValueError(
@@ -124,9 +134,8 @@ def _new_transformer(
         LlamaGenConfig(
             vocab_size=codes_info["vocab_size"],
             grid_size=codes_info["grid"][0],
-            embedding_dropout=config.dropout,
-            residual_dropout=config.dropout,
-            ffn_dropout=config.dropout,
+            condition_rotary=config.condition_rotary,
+            **dict.fromkeys(DROPOUTS, config.dropout),
             condition_dropout=config.condition_dropout,
             **(VARIANTS[config.variant] if config.variant else sizes),
             **condition,
