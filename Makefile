@@ -1,4 +1,4 @@
-.PHONY: demo scoreboard test test-slow test-vllm docs style quality clean
+.PHONY: demo emoji scoreboard test test-slow test-vllm docs style quality clean
 
 PYTHON ?= python3
 export PROMPT ?= a red apple
@@ -38,8 +38,19 @@ test-vllm: .venv-vllm/installed  ## run the tests on vLLM, on a CPU: installs 3.
 	.venv-vllm/bin/python -m pytest -m "" tests/llamagen/vllm
 	TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 .venv-vllm/bin/python -m pytest tests/llamagen/vllm -k "released or settings"
 
-scoreboard: .venv/installed  ## measure how well CHECKPOINT generates the emoji of DATASET
-	$(BIN)/python benchmarks/scoreboard.py --checkpoint "$$CHECKPOINT" --dataset "$$DATASET"
+# The emoji of DATASET with some held out of the training in one of their styles.
+runs/emoji/data/data: .venv/installed pipelines/split_emoji.py
+	$(BIN)/python pipelines/split_emoji.py --dataset "$$DATASET" --output runs/emoji/data
+
+scoreboard: runs/emoji/data/data  ## measure how well CHECKPOINT generates the emoji of DATASET
+	$(BIN)/python benchmarks/scoreboard.py --checkpoint "$$CHECKPOINT"
+
+# Hours on a CPU. Each step goes on where it was interrupted.
+emoji: runs/emoji/data/data  ## train the checkpoint that ships with the package, into runs/emoji
+	$(BIN)/llamagen train-tokenizer --config pipelines/recipes/emoji_tokenizer.yaml
+	$(BIN)/llamagen train-tokenizer --config pipelines/recipes/emoji.yaml
+	$(BIN)/llamagen extract-codes --config pipelines/recipes/emoji.yaml
+	$(BIN)/llamagen train-generator --config pipelines/recipes/emoji.yaml
 
 docs: .venv/installed  ## write docs/api from the docstrings
 	$(BIN)/python docs/make_api.py

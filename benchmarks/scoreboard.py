@@ -1,9 +1,10 @@
 """How well a checkpoint generates emoji, judged by a small network that was trained to tell emoji apart.
 
-make scoreboard [CHECKPOINT=FOLDER_OR_ID] [DATASET=../shared/data/emoji]
-python benchmarks/scoreboard.py [--checkpoint emoji] [--dataset ../shared/data/emoji] [--count 419]
+make scoreboard [CHECKPOINT=FOLDER_OR_ID]
+python benchmarks/scoreboard.py [--checkpoint emoji] [--dataset runs/emoji/data] [--count 419]
 
-Takes evenly spaced captions of both splits and generates one image for each, caption i with the seed i. The generated
+Takes evenly spaced captions of each split of pipelines/split_emoji.py and generates one image for each, caption i with
+the seed i: emoji of the training, emoji in a style that they were not trained in, and new emoji. The generated
 images, the captions' own images, and their reconstructions by the image tokenizer are measured side by side; the
 reconstructions are the best that the generator could reach. Each line of the first table is a set of images:
 
@@ -44,7 +45,8 @@ from llamagen_hf.llamagen.training.vq_trainer import evaluate_tokenizer
 from llamagen_hf.local_paths import public_name
 
 
-SPLITS = ("test", "train")
+SPLITS = ("test", "train")  # whose images all sets are compared with
+UNSEEN_STYLE = "unseen_style"
 BATCH_SIZE = 64  # images generated and encoded together
 
 
@@ -118,8 +120,8 @@ def measure(pipe: AutoregressiveImagePipeline, judge: Judge, splits: dict[str, D
     Args:
         pipe ([`AutoregressiveImagePipeline`]): Generates from captions.
         judge ([`Judge`]): Scores the images.
-        splits (`dict[str, datasets.Dataset]`): All rows of both splits.
-        count (`int`): Captions of each split, and images of each set.
+        splits (`dict[str, datasets.Dataset]`): All rows of each split.
+        count (`int`): Captions of each split, and images of each set; as many as there are, if there are fewer.
 
     Returns:
         `dict`: `sets`, the scores of each set of images by its name; and by split, the tokenizer's measurements and
@@ -127,11 +129,11 @@ def measure(pipe: AutoregressiveImagePipeline, judge: Judge, splits: dict[str, D
     """
     results = {"sets": {}}
     for split, rows in splits.items():
-        chosen = evenly(rows, count)
+        chosen = evenly(rows, min(count, len(rows)))
         results["sets"][f"{split} images"] = judge.score(chosen, chosen)
         results["sets"][f"{split} images, reconstructed"] = judge.score(reconstruct(pipe, chosen), chosen)
         with tempfile.TemporaryDirectory() as folder:
-            config = SamplingConfig(count, prompts=list(chosen["caption"]), batch_size=BATCH_SIZE)
+            config = SamplingConfig(len(chosen), prompts=list(chosen["caption"]), batch_size=BATCH_SIZE)
             generated = sample_images(pipe, config, folder)
             results["sets"][f"drawn for {split} captions"] = judge.score(generated, chosen)  # RESULTS.md's name
         results[split] = evaluate_tokenizer(pipe.vq_model, as_batches(chosen, pipe.image_size)) | losses(pipe, chosen)
@@ -152,7 +154,8 @@ def show(results: dict) -> str:
             cells += [f"{scores[f'{share}_{split}']:.3f}" for share in ("precision", "recall")]
         labels = ("subgroup_accuracy", "style_accuracy", "group_accuracy", "r_precision")
         lines.append(f"| {name} | {' | '.join(cells + [f'{scores[label]:.1%}' for label in labels])} |")
-    lines += ["", "| | test | train |", "|---|---:|---:|"]
+    measured = [split for split in (*SPLITS, UNSEEN_STYLE) if split in results]
+    lines += ["", f"| | {' | '.join(measured)} |", "|---" + len(measured) * "|---:" + "|"]
     for name, key, form in (
         ("PSNR of the tokenizer, dB", "psnr", ".2f"),
         ("SSIM of the tokenizer", "ssim", ".3f"),
@@ -161,7 +164,7 @@ def show(results: dict) -> str:
         ("loss of the generator, nats a code", "loss", ".3f"),
         ("... without its prompts", "loss_without_prompt", ".3f"),
     ):
-        lines.append(f"| {name} | {' | '.join(format(results[split][key], form) for split in SPLITS)} |")
+        lines.append(f"| {name} | {' | '.join(format(results[split][key], form) for split in measured)} |")
     return "\n".join(lines)
 
 
@@ -174,7 +177,7 @@ def commit() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="emoji", help="Folder or Hub id of a text-conditional pipeline.")
-    parser.add_argument("--dataset", default="../shared/data/emoji", help="The emoji, as a folder.")
+    parser.add_argument("--dataset", default="runs/emoji/data", help="The emoji, as split_emoji.py wrote them.")
     parser.add_argument("--count", type=int, default=419, help="Captions of each split to generate from.")
     args = parser.parse_args()
     start = time.perf_counter()
@@ -183,12 +186,14 @@ def main() -> None:
         parser.error(f"{args.checkpoint} generates classes; the scoreboard needs a checkpoint that takes prompts")
     try:
         splits = {split: DataConfig(args.dataset).load(split) for split in SPLITS}
+        splits[UNSEEN_STYLE] = DataConfig(args.dataset, test_split=UNSEEN_STYLE).load("test")
     except ValueError as error:
         parser.error(str(error))
     if not 4 <= args.count <= len(splits["test"]):
         parser.error(f"--count is {args.count}; expected 4 to {len(splits['test'])}, the size of the test split")
     model = EmojiClassifier.from_pretrained(CLASSIFIER, dtype=torch.float32)
-    judge = Judge(model, AutoTokenizer.from_pretrained(CLASSIFIER / "tokenizer"), splits)
+    references = {split: splits[split] for split in SPLITS}
+    judge = Judge(model, AutoTokenizer.from_pretrained(CLASSIFIER / "tokenizer"), references)
     weights = hashlib.sha256((CLASSIFIER / "model.safetensors").read_bytes()).hexdigest()
     results = measure(pipe, judge, splits, args.count)
     minutes, busy = (time.perf_counter() - start) / 60, time.process_time() / 60

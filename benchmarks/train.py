@@ -41,13 +41,13 @@ from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig, extra
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
 from llamagen_hf.llamagen.training.generator_models import flops_per_image
 from llamagen_hf.llamagen.training.generator_trainer import GeneratorTask
-from llamagen_hf.training.throughput import peak_flops
+from llamagen_hf.training.hardware import peak_flops
 from llamagen_hf.training.trainer import Trainer
 
 
 # Sizes of the Llama, the side of its grid and the number of its codes; "emoji" is pipelines/recipes/emoji.yaml's.
 SIZES = {name: ({"variant": name}, 16, 16384) for name in VARIANTS}
-for name, *sizes, grid_size, vocab_size in (("tiny", 32, 64, 2, 2, 4, 64), ("emoji", 320, 896, 6, 5, 8, 1024)):
+for name, *sizes, grid_size, vocab_size in (("tiny", 32, 64, 2, 2, 4, 64), ("emoji", 320, 896, 6, 5, 8, 4096)):
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     SIZES[name] = dict(zip(fields, sizes, strict=True)), grid_size, vocab_size
 MODES = ("loop", "trainer", "loop compiled", "trainer compiled")

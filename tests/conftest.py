@@ -7,6 +7,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tiny models gain nothing from threads, and lose a lot where something else runs beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Trainings are compared to the last bits, on machines with fast bfloat16 and without.
+os.environ.setdefault("ACCELERATE_MIXED_PRECISION", "no")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -35,9 +35,13 @@ class RunConfig:
         default=0.9999, metadata={"help": "Decay of the averaged weights, which are saved; 0 saves the weights."}
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = field(
-        default=None, metadata={"help": "By default what accelerate launch says."}
+        default=None,
+        metadata={"help": "By default what accelerate launch says, else bf16 on CPUs with instructions for it."},
     )
-    compile: bool = field(default=False, metadata={"help": "Compile the layers with torch.compile."})
+    compile: bool | None = field(
+        default=None,
+        metadata={"help": "Use torch.compile. Default: for generators, on a CPU, from 1,000 steps on."},
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Compute activations again in the backward pass, to save memory."}
     )

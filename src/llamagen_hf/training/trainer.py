@@ -6,6 +6,7 @@ A family says what it trains in a [`TrainingTask`]; all else is the same for all
 import copy
 import json
 import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -39,11 +40,13 @@ from ..files import replacing, write_json
 from ..processes import on_main_process, this_process
 from .checkpoints import latest_checkpoint, remove_run, resume, save_checkpoint
 from .config import RunConfig
+from .hardware import can_compile, fast_precision, memory_in_use, peak_flops, run_sentence
 from .record import FACTS_FILE
-from .throughput import peak_flops
 
 
 logger = get_logger(__name__)
+
+COMPILED_FROM = 1000  # steps of a training; compiling takes as long as a few hundred steps of a small model
 
 
 class TrainingTask(ABC):
@@ -58,12 +61,14 @@ class TrainingTask(ABC):
         results (`tuple[str, ...]`): The files by which loading recognizes the results that [`save`] may write.
         max_bad_rows (`int`, *optional*, defaults to 0): Unusable rows to skip before the training stops.
         flops_per_sample (`float`, *optional*): Arithmetic of a training row, to log how much of the device is used.
+        compiles_by_default (`bool`, *optional*, defaults to `False`): Compiling was measured to be faster on a CPU.
     """
 
     trainer: "Trainer"
     results: tuple[str, ...]
     max_bad_rows: int = 0
     flops_per_sample: float | None = None
+    compiles_by_default: bool = False
 
     @abstractmethod
     def load(self) -> None:
@@ -196,6 +201,8 @@ class Trainer:
             self.last_step = config.num_train_epochs * self.steps.steps_per_epoch
         on_main_process(self._claim_output)
         self._overwrite = False  # from now on, what is there is this run's, and stays when memory runs out
+        accelerator = self.accelerator
+        logger.info(run_sentence(self.device, accelerator.num_processes, accelerator.mixed_precision, self.compiles))
         if latest_checkpoint(self.checkpoints) is None:
             self.task.pretrain(self.steps)
             self.steps.restart()
@@ -216,10 +223,12 @@ class Trainer:
             self.accelerator.init_trackers("llamagen", config=settings)
 
     def _build_accelerator(self) -> Accelerator:
-        config = self.config
-        this_process()
+        config, precision = self.config, self.config.mixed_precision
+        device = this_process().device
+        if precision is None and "ACCELERATE_MIXED_PRECISION" not in os.environ:
+            precision = fast_precision(device)
         accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
+            mixed_precision=precision,
             # The step loader, not a loader of Accelerate's, says which micro-batches make up a step.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
             step_scheduler_with_optimizer=False,
@@ -280,7 +289,7 @@ class Trainer:
         values = {"images/s": samples} | self.task.log_values(samples)
         if self.task.flops_per_sample and (peak := peak_flops(self.device)):
             values["mfu"] = samples * self.task.flops_per_sample / (peak * self.accelerator.num_processes)
-        return values
+        return values | {"memory_gb": memory_in_use(self.device) / 1e9}
 
     def finish(self) -> dict[str, float]:
         """Save the result, then draw and measure it; a failure of the last two loses nothing."""
@@ -320,6 +329,12 @@ class Trainer:
                 tracker.log_images({"samples": [image]}, step=self.step)
 
     # What tasks use.
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the task compiles its model: as set, or by default where it pays."""
+        pays = self.task.compiles_by_default and self.last_step >= COMPILED_FROM and can_compile(self.device)
+        return pays if self.config.compile is None else self.config.compile
 
     @property
     def is_sharded(self) -> bool:

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -361,13 +362,49 @@ def test_rotary_and_dropout_of_init_from_stay_unless_the_recipe_says_otherwise(s
         train_generator(config_of(folder, tmp_path / "lora", **start, lora_rank=2, condition_rotary="zero"))
 
 
-def test_compiled_layers_are_saved_under_their_own_names(stages, tmp_path, monkeypatch):
+def test_the_whole_step_or_its_layers_are_compiled(stages, tmp_path, monkeypatch):
     folder, _ = stages
     compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model, **kwargs: compiled.append(model.__name__) or model)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kwargs: compiled.append(type(self).__name__))
-    train_generator(config_of(folder, tmp_path, compile=True, max_train_steps=1))
-    assert compiled == ["LlamaGenDecoderLayer"]
-    assert weights_of(tmp_path).keys() == weights_of(folder / "text").keys()
+    train_generator(config_of(folder, tmp_path / "whole", compile=True, max_train_steps=1))
+    train_generator(config_of(folder, tmp_path / "off", max_train_steps=1))
+    assert compiled == ["_loss"]
+    config = config_of(folder, tmp_path / "layers", compile=True, gradient_checkpointing=True, max_train_steps=1)
+    train_generator(config)
+    assert compiled == ["_loss", "LlamaGenDecoderLayer"]
+    assert weights_of(tmp_path / "layers").keys() == weights_of(folder / "text").keys()
+
+
+def test_long_trainings_are_compiled_where_there_is_a_compiler(stages, tmp_path, monkeypatch):
+    folder, _ = stages
+    for compiler, steps, expected in (("/bin/g++", 1000, True), ("/bin/g++", 999, False), (None, 1000, False)):
+        monkeypatch.setattr("shutil.which", lambda name, found=compiler: found)
+        trainer = set_up(config_of(folder, tmp_path / f"{steps}{expected}", max_train_steps=steps)).trainer
+        assert trainer.compiles == expected
+
+
+@pytest.mark.slow
+def test_a_compiled_training_has_the_same_losses_and_resumes_exactly(stages, tmp_path):
+    folder, _ = stages
+    settings = {
+        "conditioning": "class",
+        "dropout": 0.0,
+        "condition_dropout": 0.0,
+    }  # both draw random numbers
+    config = config_of(folder, tmp_path / "plain", **settings, max_train_steps=6, log_steps=1)
+    compiled = replace(config, output_dir=str(tmp_path / "compiled"), compile=True)
+    train_generator(config)
+    train_generator(compiled)
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("plain", "compiled")]
+    losses = [[json.loads(line).get("loss", 0.0) for line in log] for log in logs]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=1e-5)
+    resumed = replace(compiled, output_dir=str(tmp_path / "resumed"))
+    train_generator(replace(resumed, max_train_steps=3, checkpointing_steps=3))
+    train_generator(resumed)
+    assert weights_of(tmp_path / "resumed").keys() == weights_of(tmp_path / "compiled").keys()
+    for name, value in weights_of(tmp_path / "resumed").items():
+        assert torch.equal(value, weights_of(tmp_path / "compiled")[name]), name
 
 
 def test_recipes_that_do_not_fit_are_one_sentence(stages, tmp_path):

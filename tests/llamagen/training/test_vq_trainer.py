@@ -11,6 +11,8 @@ from tiny_training import tokenizer_config, write_shapes
 pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from llamagen_hf import LlamaGenVQModel  # noqa: E402
+from llamagen_hf.data.loader import batches_once  # noqa: E402
+from llamagen_hf.data.samples import ImageSamples, stack_images  # noqa: E402
 from llamagen_hf.evaluation.reconstruction import (  # noqa: E402
     CodeCounts,  # noqa: E402
     PerceptualLoss,  # noqa: E402
@@ -19,6 +21,7 @@ from llamagen_hf.evaluation.reconstruction import (  # noqa: E402
 )
 from llamagen_hf.llamagen.training import vq_trainer as vq_trainer  # noqa: E402
 from llamagen_hf.llamagen.training.extraction import vq_model_fingerprint  # noqa: E402
+from llamagen_hf.llamagen.training.vq_codebook import encode_cells, fit_codebook, revive_codes  # noqa: E402
 from llamagen_hf.llamagen.training.vq_losses import (  # noqa: E402
     adaptive_weight,
     discriminator_loss,
@@ -27,7 +30,6 @@ from llamagen_hf.llamagen.training.vq_losses import (  # noqa: E402
 )
 from llamagen_hf.llamagen.training.vq_trainer import (  # noqa: E402
     VQTask,
-    revive_codes,  # noqa: E402
     train_tokenizer,
 )
 from llamagen_hf.training import trainer as trainer_module  # noqa: E402
@@ -192,6 +194,38 @@ def test_revived_codes_are_used_at_once():
     assert moved == len(dead) > 0
     now = model.encode(images).codes.flatten().bincount(minlength=256)
     assert (now[dead] > 0).float().mean() > 0.9
+
+
+def test_k_means_finds_the_directions_that_there_are():
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.eye(8)
+    cells = centers.repeat(50, 1) + 0.02 * torch.randn(400, 8, generator=generator)
+    cells = torch.nn.functional.normalize(cells, dim=-1)
+    codes = fit_codebook(cells, 8, generator)
+    assert ((centers @ codes.T).amax(1) > 0.999).all()
+
+
+def test_a_new_codebook_fits_the_encoder_that_it_is_for(trained, data, tmp_path):
+    """More codes for the same encoder: its outputs are nearer to them before the first step, and a run resumes."""
+    folder, _ = trained
+    start = {"init_from": str(folder), "revive_until_step": 0}
+    config = tokenizer_config(tmp_path / "new", new_codebook=64, **start)
+    before, after = (
+        set_up(data, replace(config, output_dir=str(tmp_path / str(size)), new_codebook=size)).raw
+        for size in (None, 64)
+    )
+    images = next(batches_once(data.load("train"), ImageSamples(data), stack_images, 20))["images"]
+    assert torch.equal(encode_cells(before, images), encode_cells(after, images))
+    losses = [model.encode(images).commit_loss.item() for model in (before, after)]
+    assert losses[1] < 0.7 * losses[0]
+    train_tokenizer(data, replace(config, max_train_steps=3))
+    train_tokenizer(data, config)
+    train_tokenizer(data, replace(config, output_dir=str(tmp_path / "whole")))
+    one, other = (LlamaGenVQModel.from_pretrained(tmp_path / name) for name in ("new", "whole"))
+    assert one.config.num_vq_embeddings == len(one.quantize.embedding.weight) == 64
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+    with pytest.raises(ValueError, match="new_codebook needs a tokenizer that trains on: set init_from"):
+        tokenizer_config(tmp_path, new_codebook=64)
 
 
 def test_micro_batches_add_up_to_the_batch(data, tmp_path):

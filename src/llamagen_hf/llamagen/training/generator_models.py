@@ -167,17 +167,13 @@ class ConditionToCodes(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.text_encoder = text_encoder
+        self._compiled_loss = None
 
-    def forward(
-        self,
-        codes: torch.LongTensor,
-        class_labels: torch.LongTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.LongTensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.LongTensor | None = None,
-        without_condition: bool = False,
-    ) -> torch.Tensor:
+    def compile_training(self) -> None:
+        """Compile the loss of training batches, which have one size. Measuring, with its odd last batch, is not."""
+        self._compiled_loss = torch.compile(self._loss, dynamic=False)
+
+    def forward(self, codes: torch.LongTensor, without_condition: bool = False, **condition) -> torch.Tensor:
         """Mean cross-entropy of the codes, in nats.
 
         Args:
@@ -192,6 +188,19 @@ class ConditionToCodes(nn.Module):
         Returns:
             `torch.Tensor`: A scalar.
         """
+        loss = self._compiled_loss if self.training and self._compiled_loss is not None else self._loss
+        return loss(codes, without_condition=without_condition, **condition)
+
+    def _loss(
+        self,
+        codes: torch.LongTensor,
+        class_labels: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.LongTensor | None = None,
+        without_condition: bool = False,
+    ) -> torch.Tensor:
         config = self.transformer.config
         if class_labels is not None:
             ids = torch.full_like(class_labels, config.num_classes) if without_condition else class_labels

@@ -50,6 +50,7 @@ class GeneratorTask(TrainingTask):
     """The training of a generator, for [`~llamagen_hf.training.trainer.Trainer`]."""
 
     results = (AutoregressiveImagePipeline.config_name, "adapter_config.json")
+    compiles_by_default = True
 
     def __init__(self, config: GeneratorTrainingConfig):
         self.config = config
@@ -90,7 +91,8 @@ class GeneratorTask(TrainingTask):
         config = self.config
         if self.text_encoder_is_new and config.text_pretrain_steps:
             batches, rate = chain.from_iterable(steps), config.text_pretrain_learning_rate
-            pretrain_text_encoder(self.text_encoder, batches, self.vq_model, config.text_pretrain_steps, rate)
+            with self.trainer.accelerator.autocast():
+                pretrain_text_encoder(self.text_encoder, batches, self.vq_model, config.text_pretrain_steps, rate)
 
     def prepare(self) -> tuple[nn.Module, list]:
         config = self.config
@@ -101,16 +103,26 @@ class GeneratorTask(TrainingTask):
             self.transformer.model.uncond_embedding.requires_grad_(False)  # nothing would train it
         if config.gradient_checkpointing:
             self.transformer.gradient_checkpointing_enable({"use_reentrant": False})
-        if config.compile:
-            for layer in self.transformer.model.layers:
-                layer.compile()
+        device = self.trainer.device
+        if device.type == "cpu":  # the backward pass of SDPA is slower there at these lengths
+            self.transformer.set_attn_implementation("eager")
         self.flops_per_sample = flops_per_image(self.transformer)
         model = ConditionToCodes(self.transformer, self.text_encoder if self.encoder_learns else None).train()
+        if self.trainer.compiles:
+            self.compile(model)
         groups = parameter_groups(model, config.learning_rate, config.text_learning_rate, config.weight_decay)
-        optimizer = torch.optim.AdamW(groups, config.learning_rate, (config.adam_beta1, config.adam_beta2))
+        optimizer = torch.optim.AdamW(groups, config.learning_rate, (config.adam_beta1, config.adam_beta2), fused=True)
         self.model, self.optimizer = self.trainer.accelerator.prepare(model, optimizer)
         self.scheduler = self.trainer.scheduler(self.optimizer)
         return self.trainer.accelerator.unwrap_model(self.model), [self.scheduler]
+
+    def compile(self, model: ConditionToCodes) -> None:
+        """Compile the whole step, or layer by layer where the layers have hooks around them."""
+        if self.trainer.is_sharded or self.config.gradient_checkpointing:
+            for layer in self.transformer.model.layers:
+                layer.compile()
+        else:
+            model.compile_training()
 
     def samples(self, rows: Dataset, training: bool) -> CodeSamples:
         config = self.config

@@ -22,6 +22,9 @@ class TokenizerTrainingConfig(RunConfig):
     decoder_only: bool = field(
         default=False, metadata={"help": "Keep encoder and codebook, so that codes stay valid."}
     )
+    new_codebook: int | None = field(
+        default=None, metadata={"help": "Codes of a new codebook, fitted to init_from's encoder by k-means."}
+    )
     block_out_channels: list[int] = field(
         default_factory=lambda: [128, 128, 256, 256, 512], metadata={"help": "Width of each level."}
     )
@@ -69,5 +72,7 @@ class TokenizerTrainingConfig(RunConfig):
         super().__post_init__()
         if self.decoder_only and self.init_from is None:
             raise ValueError("decoder_only needs a tokenizer whose codes to keep: set init_from.")
+        if self.new_codebook is not None and (self.init_from is None or self.decoder_only):
+            raise ValueError("new_codebook needs a tokenizer that trains on: set init_from, and not decoder_only.")
         if self.decoder_only and self.revive_until_step:
             raise ValueError("decoder_only keeps the codebook, so revive_until_step must be 0.")

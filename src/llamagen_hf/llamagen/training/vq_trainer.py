@@ -1,6 +1,7 @@
 """Training of the image tokenizer: images through codes and back, as close as possible (VQGAN, arXiv 2012.09841)."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from ...files import replace_result
 from ...training.record import public_settings, training_facts
 from ...training.trainer import Trainer, TrainingTask
 from ..vq_model import LlamaGenVQModel, LlamaGenVQOutput
+from .vq_codebook import refit_codebook, resize_codebook, revive_codes
 from .vq_config import TokenizerTrainingConfig
 from .vq_losses import (
     adaptive_weight,
@@ -82,6 +84,11 @@ class VQTask(TrainingTask):
         samples = ImageSamples(self.data, self.config.crop, self.config.random_flip)
         return self.trainer.step_loader(rows, samples, stack_images, shuffle_buffer_size=self.data.shuffle_buffer_size)
 
+    def pretrain(self, steps: Iterable[list[dict]]) -> None:
+        if self.config.new_codebook is not None:
+            self.model.to(self.trainer.device)
+            refit_codebook(self.model, chain.from_iterable(steps), self.config.seed)
+
     def prepare(self) -> tuple[nn.Module, list]:
         config, model, trainer, accelerator = self.config, self.model, self.trainer, self.trainer.accelerator
         if config.decoder_only:
@@ -89,7 +96,7 @@ class VQTask(TrainingTask):
                 part.requires_grad_(False)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        if config.compile:
+        if trainer.compiles:
             model.encoder.compile()
             model.decoder.compile()
         self.model, self.optimizer = accelerator.prepare(model, self._optimizer(model))
@@ -204,7 +211,10 @@ def build_vq_model(data: DataConfig, config: TokenizerTrainingConfig) -> LlamaGe
     """Build a tokenizer with new weights, or load `config.init_from`, with the recipe's loss weights."""
     weights = {"commit_weight": config.commit_weight, "entropy_weight": config.entropy_weight}
     if config.init_from is not None:
-        return load_vq_model(config.init_from, sample_size=data.image_size, **weights).train()
+        model = load_vq_model(config.init_from, sample_size=data.image_size, **weights).train()
+        if config.new_codebook is not None:
+            resize_codebook(model, config.new_codebook)
+        return model
     return LlamaGenVQModel(
         block_out_channels=tuple(config.block_out_channels),
         layers_per_block=config.layers_per_block,
@@ -236,24 +246,3 @@ def evaluate_tokenizer(
     if accelerator is not None:
         metrics.reduce(accelerator)
     return metrics.compute()
-
-
-@torch.no_grad()
-def revive_codes(model: LlamaGenVQModel, counts: torch.Tensor, images: torch.Tensor) -> int:
-    """Move each code with a zero count onto the encoder's output for a random cell of `images`.
-
-    Args:
-        model ([`LlamaGenVQModel`]): The tokenizer, changed in place.
-        counts (`torch.Tensor` of shape `(codes,)`): How often each code was used.
-        images (`torch.Tensor` of shape `(batch, 3, height, width)`): Pixels in [-1, 1].
-
-    Returns:
-        `int`: How many codes were moved.
-    """
-    dead = (counts == 0).nonzero().flatten()
-    z = F.normalize(model.quant_conv(model.encoder(images)).permute(0, 2, 3, 1).flatten(0, 2).float(), dim=-1)
-    dead = dead[torch.randperm(len(dead), device=dead.device)[: len(z)]]
-    weight = model.quantize.embedding.weight
-    norm = weight.norm(dim=-1).median()  # as long as its neighbours, so that it moves as fast as they do
-    weight[dead] = norm * z[torch.randperm(len(z), device=z.device)[: len(dead)]]
-    return len(dead)
