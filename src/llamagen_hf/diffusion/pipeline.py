@@ -89,7 +89,7 @@ class PixelDiffusionPipeline(
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         condition_length: int = 77,
-        convention: Literal["own", "deepfloyd"] = "own",
+        convention: str = "own",
         sampling_defaults: dict | None = None,
     ):
         super().__init__()
