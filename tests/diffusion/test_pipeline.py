@@ -1,9 +1,11 @@
 """The pipeline: prompts and small images in, images out, each from its own seed alone."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from tiny import generators
 from tiny_diffusion import build_diffusion_pipeline, build_unet
@@ -197,6 +199,7 @@ def test_saved_and_loaded_it_draws_the_same(tmp_path, upsamples, text):
     assert isinstance(loaded, PixelDiffusionPipeline)
     assert torch.equal(pixels_of(loaded, **given), expected)
     assert loaded.sampling_settings()["num_inference_steps"] == 4
+    assert isinstance(DiffusionPipeline.from_pretrained(tmp_path), PixelDiffusionPipeline)
 
 
 def test_what_the_shared_rooms_ask(base, plain_upsampler):
@@ -307,6 +310,29 @@ def test_an_exchanged_scheduler_must_fit(base):
     base.scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
     with pytest.raises(ValueError, match="expects 'epsilon', but the U-Net predicts 'v_prediction'"):
         base("a")
+
+
+def test_adapters_are_loaded_named_and_taken_out(base, tmp_path):
+    peft = pytest.importorskip("peft")
+    layers = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
+    config = peft.LoraConfig(r=2, target_modules=layers, init_lora_weights=False)
+    peft.get_peft_model(copy.deepcopy(base.unet), config).save_pretrained(tmp_path)
+    plain = pixels_of(base, prompt="a")
+    base.load_lora_weights(tmp_path)
+    output = base("a", generator=generators(0), output_type="pt")
+    assert not torch.allclose(output.images, plain, atol=1e-2)
+    assert output.parameters[0]["lora"] == [{"path": str(tmp_path)}]
+    assert torch.equal(base.redraw(output.parameters[0], output_type="pt").images, output.images)
+    base.unload_lora_weights()
+    assert torch.equal(pixels_of(base, prompt="a"), plain)
+    with pytest.raises(ValueError, match="drawn with lora"):
+        base.redraw(output.parameters[0])
+
+
+def test_offloaded_it_draws_the_same(base):
+    expected = pixels_of(base, prompt="a")
+    base.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(pixels_of(base, prompt="a"), expected)
 
 
 WRONG = [
