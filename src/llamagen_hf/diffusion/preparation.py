@@ -104,7 +104,7 @@ class PreparationMixin:
             mask = mask.to(self._execution_device, torch.long)
             embeds = embeds.to(self._execution_device, self.unet.dtype)
             if self.convention.masks_padding:
-                embeds = embeds * mask[..., None].to(embeds.dtype)
+                embeds = embeds.masked_fill(mask[..., None] == 0, 0)  # the pooled text has no mask
                 condition[name.replace("states", "mask")] = mask
             condition[name] = embeds
         return condition
