@@ -28,7 +28,23 @@ PAGES = {
         [
             "llamagen.pipeline.AutoregressiveImagePipeline",
             "llamagen.pipeline_output.AutoregressiveImageOutput",
-            "llamagen.pipeline_output.GenerationStep",
+            "outputs.GenerationStep",
+        ],
+    ),
+    "diffusion": (
+        "Pixel diffusion",
+        "Imagen's method: U-Nets that draw images from noise, or enlarge smaller ones.",
+        [
+            "diffusion.pipeline.PixelDiffusionPipeline",
+            "diffusion.pipeline_output.PixelDiffusionOutput",
+            "diffusion.unet.efficient_unet",
+            "diffusion.unet.predict",
+            "diffusion.denoising.denoise",
+            "diffusion.denoising.DenoisingStep",
+            "diffusion.schedules.training_scheduler",
+            "diffusion.schedules.sampling_scheduler",
+            "diffusion.schedules.with_thresholding",
+            "diffusion.schedules.augment",
         ],
     ),
     "models": (
