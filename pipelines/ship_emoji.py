@@ -100,6 +100,9 @@ def main() -> None:
             layers=generator.num_hidden_layers,
             width=generator.hidden_size,
             text_layers=pipe.text_encoder.config.num_layers,
+            steps=config.max_train_steps,
+            batch_size=config.batch_size,
+            passes=config.max_train_steps * config.batch_size / len(splits["train"]),
         ),
         encoding="utf-8",
     )
