@@ -20,12 +20,13 @@ from ...loading.checkpoint import EMOJI_CHECKPOINT, is_shipped
 from ...loading.lora import lora_config
 from ...local_paths import unless_folder
 from ...training.record import read_facts, training_facts
+from ...training.text_encoder import pretrain_text_encoder
 from ...training.trainer import Trainer, TrainingTask
 from ..pipeline import AutoregressiveImagePipeline
+from ..vq_model import LlamaGenVQModel
 from .codes import CodeCollator, CodeSamples, find_codes, load_codes, read_codes_info
 from .generator_config import GeneratorTrainingConfig
 from .generator_models import ConditionToCodes, build_models, flops_per_image, mean_loss, parameter_groups
-from .text_encoder import pretrain_text_encoder
 
 
 SAMPLES = 8
@@ -90,7 +91,8 @@ class GeneratorTask(TrainingTask):
         config = self.config
         if self.text_encoder_is_new and config.text_pretrain_steps:
             batches, rate = chain.from_iterable(steps), config.text_pretrain_learning_rate
-            pretrain_text_encoder(self.text_encoder, batches, self.vq_model, config.text_pretrain_steps, rate)
+            count, vectors = config.text_pretrain_steps, partial(codebook_vectors, self.vq_model)
+            pretrain_text_encoder(self.text_encoder, batches, vectors, count, rate)
 
     def prepare(self) -> tuple[nn.Module, list]:
         config = self.config
@@ -216,6 +218,11 @@ class GeneratorTask(TrainingTask):
             "generator": training_facts(self.config, metrics),
             "examples": condition.get("prompt") or condition.get("class_labels") or [],
         }
+
+
+def codebook_vectors(vq_model: LlamaGenVQModel, batch: dict) -> torch.Tensor:
+    """The codebook vectors of each image's codes, in raster order: `(batch, codes * vq_embed_dim)`."""
+    return vq_model.lookup(batch["codes"]).flatten(1)
 
 
 def state_of_part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
