@@ -1,7 +1,9 @@
 """Tiny real components of pixel diffusion."""
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline, UNet2DConditionModel
+from tiny import build_text_encoder
+from transformers import ByT5Tokenizer
 
 from llamagen_hf.diffusion.unet import efficient_unet
 
@@ -16,3 +18,51 @@ def build_unet(**kwargs) -> UNet2DConditionModel:
         "attention_head_dim": 8,
     }
     return efficient_unet(**sizes | kwargs).eval()
+
+
+# A text encoder is as wide as that of `tiny.build_text_encoder`.
+IF_SIZES = {
+    "sample_size": 8,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "norm_num_groups": 4,
+    "encoder_hid_dim": 16,
+    "encoder_hid_dim_type": "text_proj",
+    "cross_attention_dim": 16,
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 2,
+    "attention_head_dim": 8,
+    "resnet_time_scale_shift": "scale_shift",
+    "resnet_skip_time_act": True,
+    "resnet_out_scale_factor": 2**0.5,
+    "mid_block_scale_factor": 2**0.5,
+    "time_embedding_act_fn": "gelu",
+    "conv_in_kernel": 3,
+    "only_cross_attention": False,
+}
+
+
+def build_if_pipeline(upsamples: bool = False, text: bool = True) -> IFPipeline | IFSuperResolutionPipeline:
+    """DeepFloyd IF's first or second stage, with random weights and all that its folders hold."""
+    torch.manual_seed(0)
+    channels = {"in_channels": 6, "class_embed_type": "timestep"} if upsamples else {"in_channels": 3}
+    kind = IFSuperResolutionPipeline if upsamples else IFPipeline
+    schedule = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
+    limits = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": 1.5}
+    more = {"image_noising_scheduler": DDPMScheduler(**schedule)} if upsamples else {}
+    pipe = kind(
+        unet=UNet2DConditionModel(**IF_SIZES | channels, out_channels=6).eval(),
+        scheduler=DDPMScheduler(**schedule | limits, variance_type="learned_range"),
+        text_encoder=build_text_encoder() if text else None,
+        tokenizer=ByT5Tokenizer() if text else None,
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+        **more,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .arguments import is_integer, plain
 from .files import replacing
 
 
@@ -126,3 +127,42 @@ def describe(
         parameters |= {name: value for name, value in optional.items() if value != DEFAULTS.get(name)}
         described.append(parameters | facts)
     return described
+
+
+def complete(parameters: dict, settings: list[str]) -> dict:
+    """The parameters of an image with those that were left out, checked: they suffice to draw it again.
+
+    Args:
+        parameters (`dict`): As [`describe`] gives them.
+        settings (`list[str]`): Names of the settings that an image needs.
+
+    Raises:
+        ValueError: If they do not determine an image.
+    """
+    if parameters.get("seed") is None:
+        raise ValueError(
+            "These parameters hold no seed, so the image can't be drawn again; draw with a generator that is new."
+        )
+    if missing := [name for name in settings if name not in parameters]:
+        raise ValueError(f"These parameters lack {', '.join(missing)}, so the image can't be drawn again.")
+    if "interrupted_after" in parameters:
+        raise ValueError("The image was interrupted; these parameters would draw the whole of it.")
+    full = {name: plain(value) for name, value in (DEFAULTS | parameters).items()}
+    for name, limit in (("seed", 2**64), ("seed_index", 2**16), ("batch_size", 2**12), ("batch_index", None)):
+        limit = full["batch_size"] if limit is None else limit
+        if not is_integer(full[name]) or not 0 <= full[name] < limit:
+            raise ValueError(f"These parameters are damaged: {name} is {full[name]!r}.")
+    return full
+
+
+def seeded(parameters: dict) -> torch.Generator:
+    """A new generator with the seed of an image, from [`complete`] parameters.
+
+    Raises:
+        ValueError: If its device is not available.
+    """
+    device = parameters["generator_device"]
+    try:
+        return torch.Generator(device).manual_seed(parameters["seed"])
+    except RuntimeError as error:
+        raise ValueError(f"The device {device!r} of the seed is not available here.") from error

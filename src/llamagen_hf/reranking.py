@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from .arguments import FieldError, is_count
+
 
 # From images and the prompts (or class names) they were generated for to one score each; higher is better.
 Scorer = Callable[[list[Image.Image], list[str | None]], Sequence[float]]
@@ -19,15 +21,28 @@ class Candidate:
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The image, in the output type of the call.
         score (`float`): The scorer's; higher is better.
-        codes (`torch.LongTensor` of shape `(grid_size, grid_size)`): Its codes.
-        parameters (`dict`): What it was generated from, as in
-            [`~llamagen_hf.llamagen.pipeline_output.AutoregressiveImageOutput`].
+        parameters (`dict`): What it was generated from, as in the output of the pipeline.
+        codes (`torch.LongTensor` of shape `(grid_size, grid_size)`, *optional*): Its codes, if it has any.
     """
 
     image: Any
     score: float
-    codes: torch.LongTensor
     parameters: dict
+    codes: torch.LongTensor | None = None
+
+
+def check_candidates(num_candidates, scorer: Scorer | None) -> None:
+    """Check `num_candidates`, and that there is a `scorer` to choose by.
+
+    Raises:
+        FieldError: If not.
+    """
+    if not is_count(num_candidates):
+        raise FieldError("num_candidates", f"`num_candidates` is {num_candidates}; expected an integer of at least 1.")
+    if num_candidates > 1 and not callable(scorer):
+        raise FieldError(
+            "scorer", "`num_candidates` needs a `scorer` to choose by, such as llamagen_hf.clip.CLIPScorer."
+        )
 
 
 def score_images(scorer: Scorer, images: list[Image.Image], prompts: list[str | None]) -> list[float]:

@@ -175,6 +175,7 @@ def predict(
     mask: torch.Tensor | None = None,
     small: torch.Tensor | None = None,
     aug_level: torch.Tensor | None = None,
+    memory_format: torch.memory_format = torch.preserve_format,
 ) -> torch.Tensor:
     """Call a U-Net on images. Training and sampling both do it here.
 
@@ -188,6 +189,8 @@ def predict(
         small (`torch.Tensor` of shape `(batch, 3, height, width)`, *optional*):
             If it upsamples, the smaller image, enlarged and noisy, see [`~llamagen_hf.diffusion.schedules.augment`].
         aug_level (`torch.Tensor` of shape `(batch,)`, *optional*): The level of the noise in it, in [0, 1].
+        memory_format (`torch.memory_format`, *optional*, defaults to `torch.preserve_format`):
+            What the U-Net computes in; `torch.channels_last` is up to twice as fast on a CPU.
 
     Returns:
         `torch.Tensor` of shape `(batch, 3, height, width)`: The prediction, in the dtype of the computation. With a
@@ -202,7 +205,7 @@ def predict(
         if mask is not None:
             states, mask = _unlike_positions(states, mask, inputs.shape[-2:], len(own.config.block_out_channels))
     output = unet(
-        inputs.to(own.dtype),
+        inputs.to(own.dtype, memory_format=memory_format),
         timesteps,
         encoder_hidden_states=states,
         encoder_attention_mask=mask,

@@ -4,39 +4,16 @@ from collections.abc import Callable
 from contextlib import closing
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ..arguments import FieldError
+from ..callbacks import CallbackMixin
 from .sampling import SamplingParams
 
 
-class CallbackMixin:
-    """What a callback sees and changes of the running call, under the names of diffusers' pipelines."""
+class CodeCallbackMixin(CallbackMixin):
+    """Draws codes with a callback after each of them."""
 
     _callback_tensor_inputs = ["codes", "prompt_embeds"]
-    _guidance_scale: float | None = None
-    _num_timesteps: int | None = None
-    _interrupt: bool = False
-
-    @property
-    def guidance_scale(self) -> float | None:
-        """Strength of guidance in the running call, or the last one. A callback changes it as `_guidance_scale`."""
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether conditional and unconditional logits are combined; at 0 and 1 one of them does not count."""
-        return self._guidance_scale not in (None, 0, 1)
-
-    @property
-    def num_timesteps(self) -> int | None:
-        """Number of codes that the running call draws, or the last one drew."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the call stops after the current code; a callback sets `_interrupt` to `True` for that."""
-        return self._interrupt
 
     def generate_codes(
         self, arguments: dict, callback: Callable | None = None, tensor_inputs: list[str] | None = None
@@ -54,14 +31,7 @@ class CallbackMixin:
             ValueError: If the callback asks for tensors that do not exist, or returns what does not fit.
         """
         config = self.transformer.config
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-            tensor_inputs = callback.tensor_inputs
-        if unknown := set(tensor_inputs or []) - set(self._callback_tensor_inputs):
-            raise FieldError(
-                "callback_on_step_end_tensor_inputs",
-                f"`callback_on_step_end_tensor_inputs` names {sorted(unknown)}; there is only "
-                f"{self._callback_tensor_inputs}.",
-            )
+        tensor_inputs = self._wanted_tensors(callback, tensor_inputs)
         first = arguments["prefix_codes"].shape[1] if "prefix_codes" in arguments else 0
         condition = arguments.get("prompt_embeds")
         tensors = {"prompt_embeds": arguments["class_ids"][:, None] if condition is None else condition}

@@ -1,9 +1,8 @@
 """The decoding loop: from a condition to a grid of codes, one code per step."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import wraps
 
 import torch
 import torch._inductor.config
@@ -13,20 +12,6 @@ from transformers import StaticCache
 from ..loading.offloading import is_offloaded
 from .modeling import LlamaGenForConditionalGeneration
 from .sampling import SamplingParams, guide, is_guided, sample
-
-
-def in_own_precision(method: Callable) -> Callable:
-    """Decorate a pipeline's method to compute in the precision of the weights, also under [`torch.autocast`].
-
-    The image of a seed, and the parameters that describe it, must not depend on the context of the call.
-    """
-
-    @wraps(method)
-    def wrapper(self, *args, **kwargs):
-        with torch.autocast(self._execution_device.type, enabled=False):
-            return method(self, *args, **kwargs)
-
-    return wrapper
 
 
 class CodeDecoder:

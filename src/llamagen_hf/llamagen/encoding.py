@@ -9,7 +9,7 @@ from transformers.utils import logging
 from ..conditioning.text import PromptLoss, encode_tokens, find_loss, tokenize_prompts
 from ..images.reading import read_image
 from ..images.transforms import center_crop, to_tensor
-from .decoding import in_own_precision
+from ..reproducibility import in_own_precision
 from .inputs import class_ids
 from .preview import decode_partly
 

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 
 from ..arguments import FieldError, is_count, is_integer, plain
+from ..conditioning.checks import check_mask, check_prompt, check_states
 from ..conditioning.classes import resolve_class_label
 from ..provenance import describe
-from ..reranking import Scorer
+from ..reproducibility import check_generator
+from ..reranking import Scorer, check_candidates
 from .configuration import LlamaGenConfig
 from .sampling import SamplingParams
 
@@ -91,16 +93,9 @@ class GenerationInputs(SamplingParams):
                 raise FieldError(
                     name, f"`{name}` is {side}; this checkpoint draws {image_size}x{image_size} pixels only."
                 )
-        self._check_generator()
+        check_generator(self.generator, self.num_images)
         self._check_start(config, image_size)
-        if not is_count(self.num_candidates):
-            raise FieldError(
-                "num_candidates", f"`num_candidates` is {self.num_candidates}; expected an integer of at least 1."
-            )
-        if self.num_candidates > 1 and not callable(self.scorer):
-            raise FieldError(
-                "scorer", "`num_candidates` needs a `scorer` to choose by, such as llamagen_hf.clip.CLIPScorer."
-            )
+        check_candidates(self.num_candidates, self.scorer)
 
     def prepare(
         self,
@@ -169,19 +164,7 @@ class GenerationInputs(SamplingParams):
         if not is_text and self.class_labels is None:
             raise FieldError(given[0], f"This checkpoint is class-conditional: pass `class_labels`, not `{given[0]}`.")
         if self.prompt is not None:
-            if not isinstance(self.prompt, str) and not (
-                isinstance(self.prompt, list) and all(isinstance(text, str) for text in self.prompt)
-            ):
-                raise FieldError(
-                    "prompt", f"`prompt` must be a string or a list of strings, not {type(self.prompt).__name__}."
-                )
-            if not reads_prompts:
-                raise FieldError(
-                    "prompt",
-                    "This pipeline has no text encoder and tokenizer: load them with it, or pass `prompt_embeds`.",
-                )
-        if self.prompt == []:
-            raise FieldError("prompt", "`prompt` is an empty list; pass at least one prompt.")
+            check_prompt(self.prompt, reads_prompts)
         if self.class_labels is not None:
             labels = self.class_labels if isinstance(self.class_labels, list) else [self.class_labels]
             if not all(isinstance(label, (int, str)) and not isinstance(label, bool) for label in labels):
@@ -190,38 +173,9 @@ class GenerationInputs(SamplingParams):
                 )
         if self.class_labels == []:
             raise FieldError("class_labels", "`class_labels` is an empty list; pass at least one class.")
-        embeds, mask = self.prompt_embeds, self.prompt_attention_mask
-        if embeds is not None:
-            expected = (config.condition_length, config.condition_dim)
-            if not isinstance(embeds, torch.Tensor):
-                raise FieldError("prompt_embeds", f"`prompt_embeds` must be a tensor, not {type(embeds).__name__}.")
-            if embeds.ndim != 3 or tuple(embeds.shape[1:]) != expected or len(embeds) == 0:
-                raise FieldError(
-                    "prompt_embeds",
-                    f"`prompt_embeds` has shape {tuple(embeds.shape)}; "
-                    f"expected (batch, {expected[0]}, {expected[1]}).",
-                )
-        if mask is not None:
-            if embeds is None:
-                raise FieldError(
-                    "prompt_attention_mask", "`prompt_attention_mask` goes with `prompt_embeds`, which is missing."
-                )
-            if mask.shape != embeds.shape[:2]:
-                raise FieldError(
-                    "prompt_attention_mask",
-                    f"`prompt_attention_mask` has shape {tuple(mask.shape)}; expected {tuple(embeds.shape[:2])}.",
-                )
-
-    def _check_generator(self) -> None:
-        if not isinstance(self.generator, (torch.Generator, list, type(None))):
-            raise FieldError(
-                "generator", f"`generator` must be a torch.Generator or a list of them, not {self.generator!r}."
-            )
-        if isinstance(self.generator, list) and len(self.generator) != self.num_images:
-            raise FieldError(
-                "generator",
-                f"`generator` is a list of {len(self.generator)}, but {self.num_images} images are to be drawn.",
-            )
+        if self.prompt_embeds is not None:
+            check_states(self.prompt_embeds, config.condition_length, config.condition_dim)
+        check_mask(self.prompt_attention_mask, self.prompt_embeds)
 
     def _check_start(self, config: LlamaGenConfig, image_size: int | None) -> None:
         """Check `image`, `keep_rows` and `prefix_codes`, with which a generation begins."""

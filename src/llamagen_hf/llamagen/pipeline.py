@@ -16,8 +16,9 @@ from ..loading.checkpoint import EMOJI_CHECKPOINT as EMOJI_CHECKPOINT
 from ..loading.checkpoint import CheckpointLoaderMixin
 from ..loading.lora import LoraLoaderMixin
 from ..loading.offloading import OffloadingMixin, is_offloaded
+from ..reproducibility import image_generators
 from ..reranking import Candidate, Scorer, rank_candidates, score_images
-from .callbacks import CallbackMixin
+from .callbacks import CodeCallbackMixin
 from .configuration import LlamaGenConfig
 from .decoding import CodeDecoder
 from .encoding import EncodingMixin
@@ -30,7 +31,7 @@ from .vq_model import LlamaGenVQModel
 
 
 class AutoregressiveImagePipeline(
-    CallbackMixin,
+    CodeCallbackMixin,
     EncodingMixin,
     LoraLoaderMixin,
     RedrawMixin,
@@ -296,14 +297,7 @@ class AutoregressiveImagePipeline(
             encode_prompt=self.encode_prompt if self.text_encoder is not None and self.tokenizer is not None else None,
             encode_image=self.encode_image,
         )
-        generators = inputs.generator
-        if generators is None:
-            # Seeds rather than numbers from torch's own state: with them an image can be drawn again.
-            seeds = torch.randint(2**62, (inputs.num_images,), device="cpu").tolist()
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        elif isinstance(generators, torch.Generator):
-            generators = [generators] * inputs.num_images
-        generators = [generator for generator in generators for _ in range(inputs.num_candidates)]
+        generators = image_generators(inputs.generator, inputs.num_images, inputs.num_candidates)
         prepared.parameters = prepared.describe(generators, self.facts)
         prepared.tensors["uniforms"] = draw_uniforms(inputs.num_drawn, config.num_codes, generators, device)
         return prepared
@@ -323,7 +317,7 @@ class AutoregressiveImagePipeline(
 
         scored = images if inputs.output_type == "pil" else decode(codes)
         scores = score_images(inputs.scorer, scored, prepared.names)
-        candidates = [Candidate(*row) for row in zip(images, scores, codes, parameters, strict=True)]
+        candidates = [Candidate(*row) for row in zip(images, scores, parameters, codes, strict=True)]
         ranked = rank_candidates(scores, inputs.num_candidates)
         best = [rank[0] for rank in ranked]
         return AutoregressiveImageOutput(

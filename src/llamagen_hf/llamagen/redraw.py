@@ -5,7 +5,7 @@ from importlib.metadata import version
 import torch
 
 from ..arguments import FieldError, is_integer, plain
-from ..provenance import DEFAULTS
+from ..provenance import complete, seeded
 from .pipeline_output import AutoregressiveImageOutput
 from .sampling import NEUTRAL
 
@@ -89,28 +89,13 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
     condition = {name: parameters[name] for name in ("prompt", "class_labels") if name in parameters}
     if len(condition) != 1:
         raise ValueError("These parameters hold neither a prompt nor a class, so the image can't be drawn again.")
-    if parameters.get("seed") is None:
-        raise ValueError(
-            "These parameters hold no seed, so the image can't be drawn again; draw with a generator that is new."
-        )
-    if missing := [name for name in NEUTRAL if name not in parameters]:
-        raise ValueError(f"These parameters lack {', '.join(missing)}, so the image can't be drawn again.")
-    if "interrupted_after" in parameters:
-        raise ValueError("The image was interrupted; these parameters would draw the whole of it.")
-    full = {name: plain(value) for name, value in (DEFAULTS | parameters).items()}
-    for name, limit in (("seed", 2**64), ("seed_index", 2**16), ("batch_size", 2**12), ("batch_index", None)):
-        limit = full["batch_size"] if limit is None else limit
-        if not is_integer(full[name]) or not 0 <= full[name] < limit:
-            raise ValueError(f"These parameters are damaged: {name} is {full[name]!r}.")
+    full = complete(parameters, list(NEUTRAL))
     codes = full["prefix_codes"]
     if not isinstance(codes, list) or not all(isinstance(code, int) for code in codes):
         raise ValueError("These parameters are damaged: prefix_codes is not a list of codes.")
     generators = []
     for _ in range(full["batch_size"]):
-        try:
-            generator = torch.Generator(full["generator_device"]).manual_seed(full["seed"])
-        except RuntimeError as error:
-            raise ValueError(f"The device {full['generator_device']!r} of the seed is not available here.") from error
+        generator = seeded(full)
         for _ in range(full["seed_index"]):
             torch.rand(num_codes, dtype=torch.float32, generator=generator, device=generator.device)
         generators.append(generator)
