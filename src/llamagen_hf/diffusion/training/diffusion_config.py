@@ -4,14 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ...arguments import FieldError
-from ...conditioning.text import PromptCleaning
 from ...training.config import RunConfig
 from ..schedules import PredictionType
 
 
 @dataclass
 class DiffusionTrainingConfig(RunConfig):
-    """A recipe's section `diffusion`: [`~llamagen_hf.diffusion.training.diffusion_trainer.train_diffusion`]'s settings.
+    """Settings of [`~llamagen_hf.diffusion.training.diffusion_trainer.train_diffusion`]: a recipe's section `diffusion`.
 
     The U-Net is a base, or an upsampler if `low_image_size` is set. It is new or starts from the weights of another
     pipeline, at the same or at another image size, since convolutions have none. All weights are trained, or a LoRA
@@ -23,7 +22,7 @@ class DiffusionTrainingConfig(RunConfig):
     # What is trained
     init_from: str | None = field(
         default=None,
-        metadata={"help": "Pipeline folder or Hub id to start from; its U-Net counts, not the one below."},
+        metadata={"help": "Pipeline folder or Hub id to start from; its sizes count, not those below."},
     )
     conditioning: Literal["text", "none"] = field(
         default="text", metadata={"help": "What the images are of; none for any images."}
@@ -36,7 +35,7 @@ class DiffusionTrainingConfig(RunConfig):
         metadata={"help": "Pipeline folder or Hub id whose guided predictions to learn, in place of the images."},
     )
     teacher_guidance_scale: float = field(
-        default=4.0, metadata={"help": "Guidance of the teacher; 1 for none, as for a teacher without text."}
+        default=4.0, metadata={"help": "Guidance of a teacher that reads text; 1 for none."}
     )
 
     # The U-Net
@@ -77,9 +76,8 @@ class DiffusionTrainingConfig(RunConfig):
         },
     )
     condition_dropout: float = field(default=0.1, metadata={"help": "Chance of the empty prompt, for guidance."})
-    condition_length: int = field(default=120, metadata={"help": "Positions of a prompt."})
-    prompt_cleaning: PromptCleaning | None = field(
-        default=None, metadata={"help": "How prompts are cleaned. Default: as for init_from or teacher, else unicode."}
+    condition_length: int | None = field(
+        default=None, metadata={"help": "Positions of a prompt. Default: as for init_from or teacher, else 77."}
     )
     text_encoder: str | None = field(
         default=None,
@@ -118,7 +116,7 @@ class DiffusionTrainingConfig(RunConfig):
 
     # Results
     eval_images: int = field(default=64, metadata={"help": "Test images that an upsampler is measured on."})
-    eval_inference_steps: int = field(default=8, metadata={"help": "Steps of these and of the images in samples/."})
+    eval_inference_steps: int = field(default=8, metadata={"help": "Steps of each of these upsamplings."})
     sample_prompts: list[str] | None = field(
         default=None, metadata={"help": "Prompts of a base's images in samples/; those of 8 rows by default."}
     )

@@ -62,7 +62,7 @@ class DiffusionLoss(nn.Module):
             condition |= {"states": states, "mask": mask}
         call = self.predict_in_training if self.training else predict
         # Three channels: the variance, which DeepFloyd IF's U-Nets predict too, stays as it is.
-        prediction = call(self.unet, noisy, timesteps, **condition)[:, :3].float()
+        prediction = call(self.unet, noisy, timesteps, **condition, memory_format=torch.channels_last)[:, :3].float()
         errors = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
         return (weights * errors).mean()
 
@@ -77,7 +77,7 @@ def prediction_target(
 
 
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.LongTensor, gamma: float | None) -> torch.Tensor:
-    """Weights of min-SNR (arXiv 2303.09556): the error of the image counts by its signal-to-noise ratio, up to `gamma`.
+    """Weights of min-SNR (arXiv 2303.09556): an image's error counts by its signal-to-noise ratio, up to `gamma`.
 
     Args:
         scheduler ([`~diffusers.DDPMScheduler`]): Says what is predicted, and the ratio of each step.

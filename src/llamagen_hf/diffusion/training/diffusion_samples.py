@@ -45,8 +45,8 @@ class DiffusionSamples:
         """The sample; raises [`~llamagen_hf.data.samples.BadRow`] if there is no usable image or no caption.
 
         It has `images` `(3, size, size)` in [-1, 1], the `seeds` of their noise, and `timesteps`; with captions
-        `caption`; for an upsampler `aug_levels` in [0, 1], `redrawn`, whether small images are as a base draws them, and
-        `crops`, the top left corners of windows.
+        `caption`; for an upsampler `aug_levels` in [0, 1], `redrawn`, whether small images are as a base draws them,
+        and with `crop_size` and in training `crops`, the top left corners of windows.
         """
         config = self.config
         sample = self.images(row, rng)
@@ -60,7 +60,6 @@ class DiffusionSamples:
         if config.low_image_size is not None:
             sample["aug_levels"] = rng.random() * config.max_aug_level
             sample["redrawn"] = config.low_vq_model is not None and rng.random() < config.low_vq_share
-            sample["crops"] = (0, 0)
             if self.training and config.crop_size is not None:
                 places = (self.images.data.image_size - config.crop_size) // self.grid + 1
                 sample["crops"] = (self.grid * rng.randrange(places), self.grid * rng.randrange(places))
