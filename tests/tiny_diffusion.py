@@ -5,6 +5,8 @@ from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline, UNet
 from tiny import build_text_encoder
 from transformers import ByT5Tokenizer
 
+from llamagen_hf import PixelDiffusionPipeline
+from llamagen_hf.diffusion.schedules import sampling_scheduler
 from llamagen_hf.diffusion.unet import efficient_unet
 
 
@@ -18,6 +20,31 @@ def build_unet(**kwargs) -> UNet2DConditionModel:
         "attention_head_dim": 8,
     }
     return efficient_unet(**sizes | kwargs).eval()
+
+
+def build_diffusion_pipeline(text: bool = True, **kwargs) -> PixelDiffusionPipeline:
+    """A base of 16 x 16 pixels; `upsamples=True` for an upsampler, `text=False` for one that reads no text."""
+    dim = 16 if text else None
+    pipe = PixelDiffusionPipeline(
+        # With weights as at the start of training, prompts would hardly change an image.
+        unet=scaled(build_unet(condition_dim=dim, **kwargs), 3.0),
+        scheduler=sampling_scheduler(),
+        text_encoder=build_text_encoder() if text else None,
+        tokenizer=ByT5Tokenizer() if text else None,
+        condition_length=12,
+        sampling_defaults={"num_inference_steps": 4},
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def scaled(unet: UNet2DConditionModel, factor: float) -> UNet2DConditionModel:
+    """The same U-Net with larger weights in what reads text and levels of noise."""
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if name.startswith(("encoder_hid_proj", "add_embedding", "class_embedding")) or ".add_" in name:
+                parameter.mul_(factor)
+    return unet
 
 
 # A text encoder is as wide as that of `tiny.build_text_encoder`.

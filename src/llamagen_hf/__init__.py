@@ -8,6 +8,7 @@ import diffusers
 from diffusers import ModelMixin
 from transformers import PreTrainedModel
 
+from .diffusion.pipeline import PixelDiffusionPipeline
 from .llamagen.configuration import LlamaGenConfig
 from .llamagen.modeling import LlamaGenForConditionalGeneration, LlamaGenModel
 from .llamagen.pipeline import AutoregressiveImagePipeline
@@ -16,7 +17,8 @@ from .llamagen.vq_model import LlamaGenVQModel
 
 # `DiffusionPipeline.from_pretrained` looks for a pipeline's class here, and for its components' library there, or else
 # for code in the repository, of which there is none. diffusers has no way to register them.
-diffusers.AutoregressiveImagePipeline = AutoregressiveImagePipeline
+for pipeline in (AutoregressiveImagePipeline, PixelDiffusionPipeline):
+    setattr(diffusers, pipeline.__name__, pipeline)
 diffusers.pipelines.llamagen_hf = sys.modules[__name__]
 
 __version__ = "0.1.0"
@@ -28,5 +30,6 @@ __all__ = [
     "LlamaGenModel",
     "LlamaGenVQModel",
     "ModelMixin",
+    "PixelDiffusionPipeline",
     "PreTrainedModel",
 ]

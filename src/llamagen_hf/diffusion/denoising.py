@@ -106,20 +106,22 @@ def denoise(
 
     sample, steps = noise * scheduler.init_noise_sigma, scheduler.timesteps
     for index, timestep in enumerate(steps):
-        noisy = scheduler.scale_model_input(sample, timestep)
-        is_guided = null_states is not None and guidance_scale != 1
-        inputs = torch.cat([noisy, noisy]) if is_guided else noisy
-        output = predict(unet, inputs, timestep, **both if is_guided else condition, memory_format=memory_format)
-        output = output.float()
-        output, variance = output[:, :3], output[:, 3:]
-        if is_guided:
-            null, output = output.chunk(2)
-            output, variance = null + guidance_scale * (output - null), variance.chunk(2)[1]
-        if guide is not None:
-            images = predicted_images(scheduler, noisy, output, timestep)
-            output = shifted_by(scheduler, output, guide(noisy, timestep, images), timestep)
-        full = torch.cat([output, variance], dim=1) if reads_variance(scheduler) else output
-        sample = scheduler.step(full, timestep, sample, **options, return_dict=False)[0]
+        # In the precision of the weights, whatever the context of the caller.
+        with torch.autocast(noise.device.type, enabled=False):
+            noisy = scheduler.scale_model_input(sample, timestep)
+            is_guided = null_states is not None and guidance_scale != 1
+            inputs = torch.cat([noisy, noisy]) if is_guided else noisy
+            output = predict(unet, inputs, timestep, **both if is_guided else condition, memory_format=memory_format)
+            output = output.float()
+            output, variance = output[:, :3], output[:, 3:]
+            if is_guided:
+                null, output = output.chunk(2)
+                output, variance = null + guidance_scale * (output - null), variance.chunk(2)[1]
+            if guide is not None:
+                images = predicted_images(scheduler, noisy, output, timestep)
+                output = shifted_by(scheduler, output, guide(noisy, timestep, images), timestep)
+            full = torch.cat([output, variance], dim=1) if reads_variance(scheduler) else output
+            sample = scheduler.step(full, timestep, sample, **options, return_dict=False)[0]
         step = DenoisingStep(index, len(steps), timestep, sample, guidance_scale, noisy, output, scheduler)
         yield step
         sample, guidance_scale = step.sample, step.guidance_scale

@@ -54,6 +54,7 @@ class CheckpointLoaderMixin:
         folder = cls.find_checkpoint(pretrained_model_name_or_path, **kwargs)
         path = EMOJI_CHECKPOINT if folder == EMOJI_CHECKPOINT else pretrained_model_name_or_path
         kwargs["dtype"] = kwargs.get("dtype", kwargs.pop("torch_dtype", torch.float32))
+        kwargs = cls._missing_settings(folder) | kwargs
         saved_names = read_weight_names(folder)
         pipe = super().from_pretrained(folder, **kwargs)
         for name, component in pipe.components.items():
@@ -72,6 +73,15 @@ class CheckpointLoaderMixin:
         if kwargs.get("variant") is not None:
             pipe._origin["variant"] = kwargs["variant"]
         return pipe
+
+    @classmethod
+    def _missing_settings(cls, folder: Path) -> dict:
+        """A hook: arguments of the pipeline that a checkpoint made for another class does not hold.
+
+        Raises:
+            OSError: If the checkpoint is of a class that can't be loaded.
+        """
+        return {}
 
     def _read_left_out(self, folder: Path) -> None:
         """A hook: read from the checkpoint's folder what the pipeline needs of components that were left out."""
