@@ -1,37 +1,27 @@
 """Training of pixel diffusion: the noise in an image, given a prompt or a smaller image, or both."""
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import chain
 
 import torch
-import torch.nn.functional as F
 from accelerate.logging import get_logger
 from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
-from diffusers.utils import make_image_grid
-from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import nn
 
 from ...conditioning.text import tokenize_prompts
 from ...data.captions import Captions
 from ...data.fingerprint import Inputs, fingerprint_components, fingerprint_rows
-from ...data.loader import StepLoader, batches_once
+from ...data.loader import StepLoader
 from ...data.samples import ImageSamples
 from ...data.source import DataConfig
-from ...evaluation.reconstruction import PerceptualLoss
 from ...evaluation.upsampling import evaluate_upsampling
-from ...files import replace_result
-from ...loading.lora import UNET_LAYERS, lora_config, save_adapter
-from ...local_paths import unless_folder
-from ...training.record import public_settings, training_facts
-from ...training.sharding import state_of_part, unsharded
+from ...loading.lora import UNET_LAYERS, lora_config
 from ...training.text_encoder import pretrain_text_encoder
 from ...training.trainer import Trainer, TrainingTask
 from ..encoding import CONVENTIONS, encode_ids
 from ..pipeline import PixelDiffusionPipeline
-from ..schedules import augment, enlarge, sampling_scheduler
+from ..schedules import augment, enlarge
 from ..unet import patch_size, predict
 from .diffusion_config import DiffusionTrainingConfig
 from .diffusion_loss import DiffusionLoss, min_snr_weights, parameter_groups, prediction_target
@@ -211,7 +201,10 @@ class DiffusionTask(TrainingTask):
             if "states" not in condition or scale == 1:
                 return output
             null = self.encode_tokens(*(each.to(noisy.device) for each in self.tokenize([""])))
-            null = {name: value if value is None else value.expand(len(noisy), *value.shape[1:]) for name, value in null.items()}
+            null = {
+                name: value if value is None else value.expand(len(noisy), *value.shape[1:])
+                for name, value in null.items()
+            }
             unguided = predict(teacher, noisy, timesteps, **condition | null)[:, :3].float()
         return unguided + scale * (output - unguided)
 
