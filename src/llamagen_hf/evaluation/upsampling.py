@@ -1,6 +1,7 @@
 """How well small images are enlarged, beside bicubic enlargement."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +10,23 @@ from accelerate import Accelerator
 from .reconstruction import PerceptualLoss, ReconstructionMetrics
 
 
+class Enlarged(NamedTuple):
+    """Images that an upsampler has enlarged.
+
+    Args:
+        small (`torch.Tensor` of shape `(batch, 3, h, w)`): What it was given, in [-1, 1].
+        sample (`torch.Tensor` of shape `(batch, 3, height, width)`): What it made of that, nominally in [-1, 1].
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`): What it should have become, in [-1, 1].
+    """
+
+    small: torch.Tensor
+    sample: torch.Tensor
+    images: torch.Tensor
+
+
 @torch.no_grad()
 def evaluate_upsampling(
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    upsample: Callable[[torch.Tensor], torch.Tensor],
+    batches: Iterable[Enlarged],
     device: torch.device,
     perceptual_loss: PerceptualLoss | None = None,
     accelerator: Accelerator | None = None,
@@ -20,11 +34,8 @@ def evaluate_upsampling(
     """Measure enlarged images against large ones, means over single images.
 
     Args:
-        batches (`Iterable[tuple[torch.Tensor, torch.Tensor]]`):
-            Small images `(batch, 3, h, w)` and the large ones that they should become, `(batch, 3, height, width)`,
-            all in [-1, 1]; those of this process, if there are several.
-        upsample (`Callable`): Enlarges small images.
-        device (`torch.device`): Where it does.
+        batches (`Iterable[Enlarged]`): The images; those of this process, if there are several.
+        device (`torch.device`): Where they are.
         perceptual_loss ([`~llamagen_hf.evaluation.reconstruction.PerceptualLoss`], *optional*): Adds LPIPS.
         accelerator ([`~accelerate.Accelerator`], *optional*): Adds up the results of several processes.
 
@@ -33,8 +44,8 @@ def evaluate_upsampling(
         `ssim_bicubic` and `lpips_bicubic`.
     """
     own, bicubic = (ReconstructionMetrics(None, device, perceptual_loss) for _ in range(2))
-    for small, images in batches:
-        own.add(images, upsample(small))
+    for small, sample, images in batches:
+        own.add(images, sample)
         bicubic.add(images, F.interpolate(small, images.shape[-2:], mode="bicubic"))
     if accelerator is not None:
         own.reduce(accelerator)

@@ -10,7 +10,8 @@ from ..schedules import PredictionType
 
 @dataclass
 class DiffusionTrainingConfig(RunConfig):
-    """Settings of [`~llamagen_hf.diffusion.training.diffusion_trainer.train_diffusion`]: a recipe's section `diffusion`.
+    """A recipe's section `diffusion`: the settings of
+    [`~llamagen_hf.diffusion.training.diffusion_trainer.train_diffusion`].
 
     The U-Net is a base, or an upsampler if `low_image_size` is set. It is new or starts from the weights of another
     pipeline, at the same or at another image size, since convolutions have none. All weights are trained, or a LoRA

@@ -1,12 +1,13 @@
 """The loss of a diffusion training: how far a U-Net's prediction is from what it should have predicted."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from torch import nn
 
-from ...conditioning.text import encode_tokens
 from ..unet import predict
 
 
@@ -16,7 +17,7 @@ class DiffusionLoss(nn.Module):
     Args:
         unet ([`~diffusers.UNet2DConditionModel`]): The U-Net.
         text_encoder (`torch.nn.Module`, *optional*): Encodes captions that are given as tokens.
-        condition_length (`int`, *optional*): Positions of its states.
+        encode (`Callable`, *optional*): Runs it on `input_ids` and `attention_mask`; returns states and mask.
         compiles (`bool`, *optional*, defaults to `False`):
             Compile the U-Net's call in training mode. Measurements, whose batches have other shapes, stay as they are.
     """
@@ -25,13 +26,13 @@ class DiffusionLoss(nn.Module):
         self,
         unet: UNet2DConditionModel,
         text_encoder: nn.Module | None = None,
-        condition_length: int | None = None,
+        encode: Callable | None = None,
         compiles: bool = False,
     ):
         super().__init__()
         self.unet = unet
         self.text_encoder = text_encoder
-        self.condition_length = condition_length
+        self.encode = encode
         self.predict_in_training = torch.compile(predict) if compiles else predict
 
     def forward(
@@ -58,7 +59,7 @@ class DiffusionLoss(nn.Module):
             `torch.Tensor`: A scalar.
         """
         if input_ids is not None:
-            states, mask = encode_tokens(self.text_encoder, input_ids, attention_mask, self.condition_length)
+            states, mask = self.encode(self.text_encoder, input_ids, attention_mask)
             condition |= {"states": states, "mask": mask}
         call = self.predict_in_training if self.training else predict
         # Three channels: the variance, which DeepFloyd IF's U-Nets predict too, stays as it is.

@@ -1,27 +1,38 @@
 """Training of pixel diffusion: the noise in an image, given a prompt or a smaller image, or both."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from accelerate.logging import get_logger
 from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import make_image_grid
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import nn
 
 from ...conditioning.text import tokenize_prompts
 from ...data.captions import Captions
 from ...data.fingerprint import Inputs, fingerprint_components, fingerprint_rows
-from ...data.loader import StepLoader
+from ...data.loader import StepLoader, batches_once
 from ...data.samples import ImageSamples
 from ...data.source import DataConfig
-from ...evaluation.upsampling import evaluate_upsampling
-from ...loading.lora import UNET_LAYERS, lora_config
+from ...evaluation.reconstruction import PerceptualLoss
+from ...evaluation.upsampling import Enlarged, evaluate_upsampling
+from ...files import replace_result
+from ...loading.lora import UNET_LAYERS, lora_config, save_adapter
+from ...local_paths import unless_folder
+from ...training.record import public_settings, training_facts
+from ...training.sharding import state_of_part, unsharded
 from ...training.text_encoder import pretrain_text_encoder
 from ...training.trainer import Trainer, TrainingTask
-from ..encoding import CONVENTIONS, encode_ids
+from ..encoding import CONVENTIONS
 from ..pipeline import PixelDiffusionPipeline
-from ..schedules import augment, enlarge
+from ..schedules import augment, enlarge, sampling_scheduler
 from ..unet import patch_size, predict
 from .diffusion_config import DiffusionTrainingConfig
 from .diffusion_loss import DiffusionLoss, min_snr_weights, parameter_groups, prediction_target
@@ -69,6 +80,7 @@ class DiffusionTask(TrainingTask):
         self.small_images = self.perceptual_loss = None
         if config.low_image_size is not None:
             self.small_images = SmallImages(config.low_image_size, data.image_size, config.low_vq_model, device)
+            self.perceptual_loss = None if self.test is None else load_perceptual_loss(device)
         self.models = models = build_models(config, data, self.train)
         factor = size_factor(models.unet)
         if config.crop_size is not None and (config.crop_size % factor or config.crop_size > data.image_size):
@@ -80,7 +92,7 @@ class DiffusionTask(TrainingTask):
         self.encoder_learns = not (config.lora_rank or config.teacher) and (
             models.text_encoder_is_new or config.train_text_encoder
         )
-        self.null = None
+        self.run_text_encoder = partial(self.convention.encode, length=models.condition_length)
         if models.text_encoder is not None:
             models.text_encoder.to(device).requires_grad_(self.encoder_learns).train(self.encoder_learns)
         if models.teacher is not None:
@@ -130,14 +142,13 @@ class DiffusionTask(TrainingTask):
 
     def prepare(self) -> tuple[nn.Module, list]:
         config, unet, accelerator = self.config, self.models.unet, self.trainer.accelerator
-        unet.train()
         if config.lora_rank:
             unet.requires_grad_(False)
             unet.add_adapter(lora_config(config.lora_rank, config.lora_alpha, UNET_LAYERS))
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         text_encoder = self.models.text_encoder if self.encoder_learns else None
-        model = DiffusionLoss(unet, text_encoder, self.models.condition_length, config.compile).train()
+        model = DiffusionLoss(unet, text_encoder, self.run_text_encoder, config.compile).train()
         groups = parameter_groups(model, config.learning_rate, config.text_learning_rate, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, config.learning_rate, (config.adam_beta1, config.adam_beta2))
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -171,7 +182,7 @@ class DiffusionTask(TrainingTask):
             small = enlarge(small, self.data.image_size, self.convention.enlargement)
             if "crops" in batch:
                 images, small = (cut_windows(each, batch["crops"], self.config.crop_size) for each in (images, small))
-            noise, low_noise = row_noise(batch["seeds"], 2 * images.shape[1:2] + images.shape[2:], images).chunk(2, 1)
+            noise, low_noise = row_noise(batch["seeds"], (2, *images.shape[1:]), images).unbind(1)
             levels = batch["aug_levels"]
             condition |= {"small": augment(scheduler, small, low_noise, levels), "aug_level": levels}
         else:
@@ -186,25 +197,19 @@ class DiffusionTask(TrainingTask):
 
     def encode_tokens(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor) -> dict:
         """Text states and their mask, from the text encoder as it is."""
-        models = self.models
         with torch.no_grad(), self.trainer.accelerator.autocast():
-            states, mask = encode_ids(
-                models.text_encoder, input_ids, attention_mask, models.condition_length, self.convention
-            )
+            states, mask = self.run_text_encoder(self.models.text_encoder, input_ids, attention_mask)
         return {"states": states, "mask": mask}
 
     def teach(self, noisy: torch.Tensor, timesteps: torch.LongTensor, **condition: torch.Tensor) -> torch.Tensor:
-        """The guided prediction of the teacher, as the sampling loop makes it (arXiv 2210.03142, section 3)."""
+        """What the teacher predicts with guidance (the first stage of arXiv 2210.03142)."""
         teacher, scale = self.models.teacher, self.config.teacher_guidance_scale
         with self.trainer.accelerator.autocast():
             output = predict(teacher, noisy, timesteps, **condition)[:, :3].float()
             if "states" not in condition or scale == 1:
                 return output
             null = self.encode_tokens(*(each.to(noisy.device) for each in self.tokenize([""])))
-            null = {
-                name: value if value is None else value.expand(len(noisy), *value.shape[1:])
-                for name, value in null.items()
-            }
+            null = {name: value.expand(len(noisy), *value.shape[1:]) for name, value in null.items()}
             unguided = predict(teacher, noisy, timesteps, **condition | null)[:, :3].float()
         return unguided + scale * (output - unguided)
 
@@ -238,20 +243,125 @@ class DiffusionTask(TrainingTask):
         return (total[0] / total[1]).item()
 
     def measure_upsampling(self) -> dict[str, float]:
-        """How well reduced and redrawn test images are enlarged."""
-        pipe, values = self.pipeline(), {}
+        """How well small test images are enlarged, reduced ones and redrawn ones."""
         kinds = {"": False} if self.small_images.vq_model is None else {"": False, "redrawn_": True}
+        values, accelerator = {}, self.trainer.accelerator
         for kind, is_redrawn in kinds.items():
-            current: dict = {}
-
-            def pairs():
-                for batch in self.test_batches(self.config.eval_images):
-                    current.update(batch)
-                    yield self.make_small(batch["images"], is_redrawn), batch["images"]
-
-            found = evaluate_upsampling(
-                pairs(), lambda small: self.upsample(pipe, small, current), self.trainer.device,
-                self.perceptual_loss, self.trainer.accelerator,
-            )  # fmt: skip
+            batches = self.test_batches(self.config.eval_images)
+            enlarged = (self.enlarge(batch, is_redrawn, self.config.eval_inference_steps) for batch in batches)
+            found = evaluate_upsampling(enlarged, self.trainer.device, self.perceptual_loss, accelerator)
             values |= {f"test_{kind}{name}": value for name, value in found.items()}
         return values
+
+    @torch.no_grad()
+    def enlarge(self, batch: dict, is_redrawn: bool, num_inference_steps: int | None = None) -> Enlarged:
+        """Make the small images of a batch, and enlarge them with the seeds of its rows."""
+        images = batch["images"]
+        small = self.small_images(images, torch.full((len(images),), is_redrawn, device=images.device))
+        condition = {}
+        if self.config.conditioning == "text":
+            states = self.encode_tokens(batch["input_ids"], batch["attention_mask"])
+            condition = {"prompt_embeds": states["states"], "prompt_attention_mask": states["mask"]}
+        sample = self.pipeline().draw_pixels(
+            image=(small + 1) / 2,
+            generator=[torch.Generator().manual_seed(seed) for seed in batch["seeds"].tolist()],
+            num_inference_steps=num_inference_steps,
+            **condition,
+        )
+        return Enlarged(small, sample, images)
+
+    def pipeline(self) -> PixelDiffusionPipeline:
+        """The pipeline with the present weights."""
+        models = self.models
+        pipe = PixelDiffusionPipeline(
+            models.unet,
+            sampling_scheduler(models.scheduler.config.prediction_type),
+            models.text_encoder,
+            models.tokenizer,
+            models.condition_length,
+            models.convention,
+            self.sampling_defaults or None,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    @property
+    def sampling_defaults(self) -> dict:
+        """Those of the recipe; a model that has learnt guided predictions needs no guidance."""
+        learns_guided = self.config.teacher is not None and self.config.conditioning == "text"
+        return ({"guidance_scale": 1.0} if learns_guided else {}) | self.config.sampling_defaults
+
+    def sample_prompts(self) -> list[str] | None:
+        """The prompts of a base's images in samples/; `None` without text."""
+        if self.config.conditioning == "none" or self.config.sample_prompts is not None:
+            return self.config.sample_prompts
+        rows = self.train if self.test is None else self.test
+        return [sample["caption"] for sample in next(batches_once(rows, self.samples(rows, False), list, SAMPLES))]
+
+    def draw_samples(self) -> Image.Image:
+        """A base's images, with the seeds 0, 1, 2, ...; or test images: small, enlarged, as they are."""
+        if self.small_images is not None:
+            rows = self.train if self.test is None else self.test
+            batch = next(batches_once(rows, self.samples(rows, training=False), self.collate, SAMPLES))
+            batch = send_to_device(batch, self.trainer.device)
+            small, sample, images = self.enlarge(batch, self.small_images.vq_model is not None)
+            small = F.interpolate(small, images.shape[-2:])
+            grid = VaeImageProcessor().postprocess(torch.cat([small, sample, images]), output_type="pil")
+            return make_image_grid(grid, 3, len(images))
+        prompts = self.sample_prompts()
+        count = SAMPLES if prompts is None else len(prompts)
+        seeds = [torch.Generator().manual_seed(seed) for seed in range(count)]
+        condition = {"num_images_per_prompt": count} if prompts is None else {"prompt": prompts}
+        return make_image_grid(self.pipeline()(**condition, generator=seeds).images, 1, count)
+
+    def save(self) -> None:
+        """Save the adapter, or the whole pipeline."""
+        accelerator, output_dir = self.trainer.accelerator, self.trainer.output_dir
+        state = accelerator.get_state_dict(self.model) if self.trainer.is_sharded else None
+        if not accelerator.is_main_process:
+            return
+        unet = None if state is None else state_of_part(state, "unet.")
+        if self.config.lora_rank:
+            base = unless_folder(self.config.init_from)
+            adapter = partial(save_adapter, self.models.unet, base=base, state=unet)
+            replace_result(output_dir, "adapter_config.json", adapter)
+            return
+        pipe = self.pipeline()
+        if state is not None:
+            whole = {"unet": unsharded(self.models.unet, unet)}
+            if self.encoder_learns:
+                text_encoder = state_of_part(state, "text_encoder.")
+                whole["text_encoder"] = unsharded(self.models.text_encoder, text_encoder)
+            pipe.register_modules(**whole)
+        replace_result(output_dir, pipe.config_name, pipe.save_pretrained)
+
+    def facts(self, metrics: dict[str, float]) -> dict:
+        """Data and this training, and prompts that suit the model."""
+        facts = {"data": public_settings(self.data), "diffusion": training_facts(self.config, metrics)}
+        return facts | {"examples": self.sample_prompts() or []}
+
+
+def load_perceptual_loss(device: torch.device) -> PerceptualLoss | None:
+    """LPIPS; `None` where VGG16 is neither in the cache nor within reach."""
+    try:
+        return PerceptualLoss.from_pretrained().to(device)
+    except OSError as error:
+        logger.info(f"LPIPS is not measured: {error}")
+        return None
+
+
+def row_noise(seeds: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Normal noise `(rows, *shape)` on the device of `like`, each row from its own seed."""
+    generators = [torch.Generator(like.device).manual_seed(seed) for seed in seeds.tolist()]
+    return randn_tensor((len(generators), *shape), generators, like.device, torch.float32)
+
+
+def cut_windows(images: torch.Tensor, corners: torch.Tensor, size: int) -> torch.Tensor:
+    """A square of side `size` of each image `(batch, 3, height, width)`, by its top left corner `(batch, 2)`."""
+    places = zip(images, corners.tolist(), strict=True)
+    return torch.stack([image[:, top : top + size, left : left + size] for image, (top, left) in places])
+
+
+def summaries(batch: dict) -> torch.Tensor:
+    """Images as small as that a new text encoder can foresee them from their captions: `(batch, 3 * 8 * 8)`."""
+    return F.adaptive_avg_pool2d(batch["images"], SUMMARY_SIZE).flatten(1)
