@@ -20,6 +20,7 @@ class Family:
         summary (`str`): How it generates an image, as a sentence; `{pipe.image_size}` and the like are filled in.
         tags (`tuple[str, ...]`): Tags on the Hub, beside the task's; the first is the method's own.
         citation (`str`): Its paper in BibTeX.
+        record (`str`, *optional*): The section of `training.json` that is about its training.
     """
 
     pipeline: str
@@ -28,6 +29,7 @@ class Family:
     summary: str
     tags: tuple[str, ...]
     citation: str
+    record: str | None = None
 
     @property
     def pipeline_class(self) -> type[DiffusionPipeline]:
@@ -53,6 +55,7 @@ FAMILIES = (
   journal = {arXiv preprint arXiv:2406.06525},
   year    = {2024}
 }""",
+        record="generator",
     ),
     Family(
         pipeline="PixelDiffusionPipeline",
@@ -74,6 +77,7 @@ FAMILIES = (
   note      = {arXiv preprint arXiv:2205.11487},
   year      = {2022}
 }""",
+        record="diffusion",
     ),
 )
 
