@@ -1,4 +1,4 @@
-"""`llamagen prepare | train-tokenizer | extract-codes | train-generator`: a recipe in, a report in JSON out.
+"""`llamagen prepare | train-tokenizer | extract-codes | train-generator | train-diffusion`: a recipe in, JSON out.
 
 The scripts in `pipelines/` are the same commands, for `accelerate launch`.
 """
@@ -22,12 +22,14 @@ STAGES = {
     "train-tokenizer": ("llamagen_hf.llamagen.training.vq_trainer.train_tokenizer", ["data", "vq_model"]),
     "extract-codes": ("llamagen_hf.llamagen.training.extraction.extract_codes", ["data", "codes"]),
     "train-generator": ("llamagen_hf.llamagen.training.generator_trainer.train_generator", ["generator"]),
+    "train-diffusion": ("llamagen_hf.diffusion.training.diffusion_trainer.train_diffusion", ["data", "diffusion"]),
 }
 HELP = {
     "prepare": "Choose (filter), score or recaption images from the web. --config RECIPE",
     "train-tokenizer": "Train the image tokenizer. --config RECIPE [--override ...]",
     "extract-codes": "Turn images into codes, once. --config RECIPE [--override ...]",
     "train-generator": "Train the generator on codes. --config RECIPE [--override ...]",
+    "train-diffusion": "Train a pixel diffusion model or an upsampler. --config RECIPE [--override ...]",
 }
 
 

@@ -120,7 +120,7 @@ from accelerate.utils import set_seed
 from tiny import build_text_encoder, build_vq_model
 from transformers import T5EncoderModel
 from llamagen_hf.processes import leave_processes, this_process
-from llamagen_hf.llamagen.training.text_encoder import pretrain_text_encoder
+from llamagen_hf.training.text_encoder import pretrain_text_encoder
 
 process = this_process()
 generator = torch.Generator().manual_seed(0)
@@ -138,7 +138,8 @@ config = build_text_encoder().config
 config.dropout_rate = 0.0
 set_seed(0)
 text_encoder = T5EncoderModel(config)
-pretrain_text_encoder(text_encoder, parts, build_vq_model(), steps=5, learning_rate=1e-2)
+vq_model = build_vq_model()
+pretrain_text_encoder(text_encoder, parts, lambda batch: vq_model.lookup(batch["codes"]).flatten(1), 5, 1e-2)
 torch.save(text_encoder.state_dict(), f"{sys.argv[1]}-{process.process_index}")
 leave_processes()
 """

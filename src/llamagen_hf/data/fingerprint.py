@@ -91,6 +91,20 @@ def fingerprint_dataset(
     return found
 
 
+def fingerprint_rows(data, output_dir: str | Path, splits: Iterable) -> Inputs:
+    """Fingerprint of the images of a training: the dataset, and the settings that choose among them.
+
+    Args:
+        data ([`~llamagen_hf.data.source.DataConfig`]): The recipe's section `data`.
+        output_dir (`str` or `os.PathLike`): Where the results go.
+        splits (`Iterable[datasets.Dataset | datasets.IterableDataset | None]`): The rows of its splits.
+    """
+    found = fingerprint_dataset(data.dataset, output_dir, splits, data.image_column)
+    settings = ("dataset_config", "train_split", "test_split", "test_fraction", "split_seed", "image_column")
+    values = {name: getattr(data, name) for name in (*settings, "image_size", "min_image_size")}
+    return found | {f"the setting {name}": "none" if value is None else value for name, value in values.items()}
+
+
 def fingerprint_checkpoint(source: str | Path, pattern: str = "*") -> str | dict[str, list | None]:
     """A checkpoint's revision if it is from the Hub, else the fingerprints of its files, without those in subfolders.
 

@@ -1,9 +1,7 @@
-"""Rows of a dataset as samples: their images, their captions, and the rows that can't be used."""
+"""Rows of a dataset as samples: their images, and the rows that can't be used."""
 
 import logging
 import random
-import re
-import string
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -137,40 +135,3 @@ class ImageSamples:
 def stack_images(samples: list[dict]) -> dict[str, torch.Tensor]:
     """`images` as one tensor `(batch, 3, image_size, image_size)`."""
     return {"images": torch.stack([sample["images"] for sample in samples])}
-
-
-def write_caption(row: dict, templates: dict[str, float], rng: random.Random) -> str:
-    """Fill one of several templates with a row's columns, so that a model sees an image under many descriptions.
-
-    Args:
-        row (`dict`): Columns by name. Of a list, one to three random entries are used.
-        templates (`dict[str, float]`):
-            Captions with names of columns in braces, and how often to draw each caption. An entry of a column that
-            holds a mapping is `{json[caption]}`. Templates that name an empty column of this row are skipped.
-        rng (`random.Random`): Source of the draws.
-
-    Raises:
-        ValueError: If a template names a column that does not exist.
-        BadRow: If every template names an empty column.
-    """
-    usable = {}
-    for template, weight in templates.items():
-        names = template_columns(template)
-        for name in names:
-            if name not in row:
-                raise ValueError(f"The caption template {template!r} names {name!r}; the columns are {sorted(row)}.")
-        if not any(row[name] in (None, []) or str(row[name]).strip() == "" for name in names):
-            usable[template] = weight
-    if not usable:
-        raise BadRow("no caption")
-    (template,) = rng.choices(list(usable), weights=list(usable.values()))
-    values = {name: row[name] for name in template_columns(template)}
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = " ".join(rng.sample(value, rng.randint(1, min(3, len(value)))))
-    return template.format(**values)
-
-
-def template_columns(template: str) -> list[str]:
-    """Names of the columns that a template uses."""
-    return [re.split(r"[.\[]", name)[0] for _, name, _, _ in string.Formatter().parse(template) if name is not None]

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..conditioning.text import PromptCleaning, PromptLoss, encode_tokens, find_loss, tokenize_prompts
@@ -31,6 +32,18 @@ class Convention:
     prompt_cleaning: PromptCleaning
     masks_padding: bool
     enlargement: Literal["bicubic", "bilinear"]
+
+    def encode(
+        self, text_encoder: PreTrainedModel, input_ids: torch.LongTensor, attention_mask: torch.LongTensor, length: int
+    ) -> tuple[torch.Tensor, torch.LongTensor]:
+        """Run a text encoder; arguments and result as for [`~llamagen_hf.conditioning.text.encode_tokens`].
+
+        Where padding is read, it stays on the right, and the mask is 1.
+        """
+        if self.masks_padding:
+            return encode_tokens(text_encoder, input_ids, attention_mask, length)
+        states = text_encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+        return states, torch.ones_like(attention_mask)
 
 
 CONVENTIONS = {
@@ -66,9 +79,7 @@ class EncodingMixin:
         length, cleaning = self.config.condition_length, self.convention.prompt_cleaning
         tokens = tokenize_prompts(self.tokenizer, prompts, length, cleaning)
         input_ids, mask = (each.to(self._execution_device) for each in tokens)
-        if self.convention.masks_padding:
-            return encode_tokens(self.text_encoder, input_ids, mask, length)
-        return self.text_encoder(input_ids, attention_mask=mask).last_hidden_state, torch.ones_like(mask)
+        return self.convention.encode(self.text_encoder, input_ids, mask, length)
 
     def find_loss(self, prompt: str) -> PromptLoss | None:
         """What this checkpoint does not read of a prompt, see [`~llamagen_hf.conditioning.text.find_loss`]."""

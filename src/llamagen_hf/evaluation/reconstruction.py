@@ -194,7 +194,8 @@ class ReconstructionMetrics:
         """Add up the sums and counts of all processes."""
         if accelerator.num_processes > 1:
             self.sums = accelerator.reduce(self.sums.to(accelerator.device)).cpu()
-            self.codes.counts = accelerator.reduce(self.codes.counts)
+            if self.codes is not None:
+                self.codes.counts = accelerator.reduce(self.codes.counts)
 
     def compute(self) -> dict[str, float]:
         """`psnr` in dB, `ssim`, `lpips`, and of the codes `codebook_usage` in [0, 1] and `codebook_perplexity`."""

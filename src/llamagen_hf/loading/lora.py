@@ -10,19 +10,44 @@ from diffusers.utils import delete_adapter_layers, is_peft_available, recurse_re
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 
 # Arguments of a download from the Hub.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
-def lora_config(rank: int, alpha: int | None = None):
-    """The `peft.LoraConfig` of an adapter of a Llama; `alpha` is `rank` by default, so that the scale is 1."""
+# Every linear layer of a Llama. The conditions' embeddings and the output head stay as they are.
+LLAMA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# The attention of a U-Net, and the convolutions of its residual blocks, since not all of its levels have attention.
+UNET_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "conv1", "conv2"]
+
+
+def lora_config(rank: int, alpha: int | None = None, layers: list[str] = LLAMA_LAYERS):
+    """The `peft.LoraConfig` of an adapter of some layers; `alpha` is `rank` by default, so that the scale is 1."""
     from peft import LoraConfig
 
-    # Every linear layer. The conditions' embeddings and the output head stay as they are.
-    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     return LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=layers)
+
+
+def save_adapter(model, folder: Path, base: str | None = None, state: dict | None = None) -> None:
+    """Save the only adapter of a diffusers model as PEFT does, which [`LoraLoaderMixin.load_lora_weights`] reads.
+
+    Args:
+        model ([`~diffusers.ModelMixin`]): The model with its adapter.
+        folder (`Path`): Where to; it is created.
+        base (`str`, *optional*): Hub id of what the adapter is for.
+        state (`dict`, *optional*): The weights of a model of which each process has a part.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    ((name, config),) = model.peft_config.items()
+    config.base_model_name_or_path = base
+    weights = get_peft_model_state_dict(model, state, name)
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    weights = {f"base_model.model.{key}": value.contiguous() for key, value in weights.items()}
+    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
 class LoraLoaderMixin(LoraBaseMixin):

@@ -14,7 +14,7 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 
 from llamagen_hf.conditioning.cache import TextFeatures  # noqa: E402
 from llamagen_hf.conditioning.text import encode_tokens, tokenize_prompts  # noqa: E402
-from llamagen_hf.data.samples import BadRow, write_caption  # noqa: E402
+from llamagen_hf.data.samples import BadRow  # noqa: E402
 from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes, read_codes_info  # noqa: E402
 
 
@@ -34,30 +34,6 @@ def build_rows(**columns):
         "shape": [0, 1, -1],
     }
     return datasets.Dataset.from_dict(defaults | columns, features=FEATURES)
-
-
-def test_captions_follow_the_templates():
-    row, rng = (
-        {"caption": "a red circle", "tags": ["red", "circle"], "none": [], "json": {"alt": "red"}},
-        random.Random(0),
-    )
-    assert write_caption(row, {"{caption}": 1.0}, rng) == "a red circle"
-    drawn = {write_caption(row, {"{tags} icon": 1.0}, rng) for _ in range(200)}
-    assert drawn == {"red icon", "circle icon", "red circle icon", "circle red icon"}
-    assert write_caption(row, {"{none}": 1.0, "{caption}": 0.1}, rng) == "a red circle"
-    assert write_caption(row, {"{json[alt]} thing": 1.0}, rng) == "red thing"
-    with pytest.raises(ValueError, match="names 'title'; the columns are .'caption', 'json', 'none', 'tags'."):
-        write_caption(row, {"{title}": 1.0}, rng)
-    for empty in (None, "", "  ", []):
-        with pytest.raises(BadRow, match="no caption"):
-            write_caption({"caption": empty}, {"{caption}": 1.0}, rng)
-
-
-def test_short_and_long_captions_are_mixed_by_their_weights():
-    rows = {"short": "s", "long": "l"}
-    rng = random.Random(0)
-    drawn = [write_caption(rows, {"{short}": 0.3, "{long}": 0.7}, rng) for _ in range(2000)]
-    assert 0.26 < drawn.count("s") / 2000 < 0.34
 
 
 def test_training_draws_crops_and_templates_and_tests_take_the_first():

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -31,10 +32,14 @@ from llamagen_hf.llamagen.training.generator_models import (  # noqa: E402
     mean_loss,
     parameter_groups,
 )
-from llamagen_hf.llamagen.training.generator_trainer import GeneratorTask, train_generator  # noqa: E402
-from llamagen_hf.llamagen.training.text_encoder import build_text_encoder, pretrain_text_encoder  # noqa: E402
+from llamagen_hf.llamagen.training.generator_trainer import (  # noqa: E402
+    GeneratorTask,
+    codebook_vectors,
+    train_generator,
+)
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
 from llamagen_hf.training.record import read_facts  # noqa: E402
+from llamagen_hf.training.text_encoder import build_text_encoder, pretrain_text_encoder  # noqa: E402
 from llamagen_hf.training.trainer import Trainer  # noqa: E402
 
 
@@ -343,8 +348,9 @@ def test_a_text_encoder_learns_what_its_captions_look_like(stages):
     assert isinstance(training.collate, CodeCollator)
     encoder = build_text_encoder(training.tokenizer, width=16, layers=1, heads=2)
     encoder.config.dropout_rate = 0.0
-    before = pretrain_text_encoder(encoder, batches, pipe.vq_model, steps=1, learning_rate=0.0)
-    after = pretrain_text_encoder(encoder, batches, pipe.vq_model, steps=150, learning_rate=1e-2)
+    vectors = partial(codebook_vectors, pipe.vq_model)
+    before = pretrain_text_encoder(encoder, batches, vectors, steps=1, learning_rate=0.0)
+    after = pretrain_text_encoder(encoder, batches, vectors, steps=150, learning_rate=1e-2)
     assert before < 0 and after > 0.1
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from datasets import ClassLabel, Dataset, load_dataset
+from datasets import Dataset, load_dataset
 from huggingface_hub import snapshot_download
 
 from ...conditioning.cache import decode_states, pad_left
-from ...conditioning.text import clean_prompt
-from ...data.samples import BadRow, template_columns, write_caption
+from ...data.captions import Captions, template_columns
+from ...data.samples import BadRow
 
 
 # Keys of codes.json in earlier versions.
@@ -71,7 +71,7 @@ class CodeSamples:
     Args:
         rows (`datasets.Dataset`): The rows, for their columns and names of classes.
         templates (`dict[str, float]`, *optional*): For text conditions, see
-            [`~llamagen_hf.data.samples.write_caption`].
+            [`~llamagen_hf.data.captions.write_caption`].
         label_column (`str`, *optional*): For class conditions, the column with the class ids.
         num_classes (`int`, *optional*): Class ids must be below it.
         stored_states (`bool`, *optional*, defaults to `False`):
@@ -98,15 +98,13 @@ class CodeSamples:
         self.label_column = label_column
         self.num_classes = num_classes
         self.stored_states = stored_states
-        self.prompt_cleaning = prompt_cleaning
         self.training = training
-        self.names = {
-            column: feature.names for column, feature in rows.features.items() if isinstance(feature, ClassLabel)
-        }
         self.columns = ["codes", label_column] if label_column else ["codes", *self._template_columns()]
         missing = [column for column in self.columns if column not in rows.column_names]
         if missing:
             raise ValueError(f"The codes have no column {missing[0]!r}; they have {rows.column_names}.")
+        if templates and not (label_column or stored_states):
+            self.captions = Captions(rows, templates, prompt_cleaning, training)
 
     def _template_columns(self) -> list[str]:
         columns = {column for template in self.templates for column in template_columns(template)}
@@ -129,13 +127,7 @@ class CodeSamples:
             if states is None:
                 raise BadRow("no caption")
             return {"codes": codes, "states": states}
-        for column in self.names.keys() & row.keys():
-            label = row[column]
-            row = row | {column: None if label is None or label < 0 else self.names[column][label]}
-        caption = write_caption(row, self.templates, rng)
-        if self.prompt_cleaning is not None and not clean_prompt(caption, self.prompt_cleaning):
-            raise BadRow(f"nothing is left of the caption by prompt_cleaning {self.prompt_cleaning!r}")
-        return {"codes": codes, "caption": caption}
+        return {"codes": codes, "caption": self.captions(row, rng)}
 
 
 class CodeCollator:

@@ -11,13 +11,13 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...conditioning.text import encode_tokens, load_text_encoder
 from ...data.samples import BadRow
+from ...training.text_encoder import build_text_encoder, train_text_tokenizer
 from ..configuration import LlamaGenConfig
 from ..conversion import VARIANTS
 from ..modeling import LlamaGenForConditionalGeneration
 from ..pipeline import AutoregressiveImagePipeline
 from .codes import CodeSamples
 from .generator_config import GeneratorTrainingConfig
-from .text_encoder import build_text_encoder, train_text_tokenizer
 
 
 DROPOUTS = ("embedding_dropout", "residual_dropout", "ffn_dropout")

@@ -9,7 +9,6 @@ from datasets import Dataset
 from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel
 
 from ...autoencoders import load_vq_model
 from ...conditioning.text import encode_tokens, tokenize_prompts
@@ -20,12 +19,14 @@ from ...loading.checkpoint import EMOJI_CHECKPOINT, is_shipped
 from ...loading.lora import lora_config
 from ...local_paths import unless_folder
 from ...training.record import read_facts, training_facts
+from ...training.sharding import state_of_part, unsharded
+from ...training.text_encoder import pretrain_text_encoder
 from ...training.trainer import Trainer, TrainingTask
 from ..pipeline import AutoregressiveImagePipeline
+from ..vq_model import LlamaGenVQModel
 from .codes import CodeCollator, CodeSamples, find_codes, load_codes, read_codes_info
 from .generator_config import GeneratorTrainingConfig
 from .generator_models import ConditionToCodes, build_models, flops_per_image, mean_loss, parameter_groups
-from .text_encoder import pretrain_text_encoder
 
 
 SAMPLES = 8
@@ -90,7 +91,8 @@ class GeneratorTask(TrainingTask):
         config = self.config
         if self.text_encoder_is_new and config.text_pretrain_steps:
             batches, rate = chain.from_iterable(steps), config.text_pretrain_learning_rate
-            pretrain_text_encoder(self.text_encoder, batches, self.vq_model, config.text_pretrain_steps, rate)
+            count, vectors = config.text_pretrain_steps, partial(codebook_vectors, self.vq_model)
+            pretrain_text_encoder(self.text_encoder, batches, vectors, count, rate)
 
     def prepare(self) -> tuple[nn.Module, list]:
         config = self.config
@@ -218,13 +220,6 @@ class GeneratorTask(TrainingTask):
         }
 
 
-def state_of_part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The weights of one module out of a state in which their names begin with `prefix`."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def unsharded(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A copy of a sharded model that has all of its weights."""
-    whole = type(model)(model.config)
-    whole.load_state_dict(state)
-    return whole
+def codebook_vectors(vq_model: LlamaGenVQModel, batch: dict) -> torch.Tensor:
+    """The codebook vectors of each image's codes, in raster order: `(batch, codes * vq_embed_dim)`."""
+    return vq_model.lookup(batch["codes"]).flatten(1)

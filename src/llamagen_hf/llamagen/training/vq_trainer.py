@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from ...autoencoders import load_vq_model
-from ...data.fingerprint import Inputs, fingerprint_dataset, fingerprint_module
+from ...data.fingerprint import Inputs, fingerprint_module, fingerprint_rows
 from ...data.loader import StepLoader, batches_once
 from ...data.samples import ImageSamples, stack_images
 from ...data.source import DataConfig
@@ -67,12 +67,7 @@ class VQTask(TrainingTask):
 
     def inputs(self) -> Inputs:
         """The images, the settings that choose among them, and the weights that are not new."""
-        data = self.data
-        found = fingerprint_dataset(data.dataset, self.trainer.output_dir, [self.train, self.test], data.image_column)
-        settings = ("dataset_config", "train_split", "test_split", "test_fraction", "split_seed", "image_column")
-        settings += ("image_size", "min_image_size")
-        values = {name: getattr(data, name) for name in settings}
-        found |= {f"the setting {name}": "none" if value is None else value for name, value in values.items()}
+        found = fingerprint_rows(self.data, self.trainer.output_dir, [self.train, self.test])
         if self.config.init_from is not None:
             found["the weights of init_from"] = fingerprint_module(self.model)
         return found

@@ -1,7 +1,7 @@
 """A small text encoder for datasets whose captions need no large pretrained one."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from ...processes import this_process
-from ..vq_model import LlamaGenVQModel
+from ..processes import this_process
 
 
 logger = get_logger(__name__)
@@ -75,19 +74,23 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int, layers: i
 
 
 def pretrain_text_encoder(
-    text_encoder: T5EncoderModel, batches: Iterable[dict], vq_model: LlamaGenVQModel, steps: int, learning_rate: float
+    text_encoder: T5EncoderModel,
+    batches: Iterable[dict],
+    target: Callable[[dict], torch.Tensor],
+    steps: int,
+    learning_rate: float,
 ) -> float:
-    """Teach a new text encoder what its captions look like, before the generator is trained with it.
+    """Teach a new text encoder what its captions look like, before a model is trained to draw with it.
 
-    A linear layer, discarded afterwards, predicts an image's codebook vectors from the mean of its caption's states.
-    A generator that starts with random text states learns to continue the codes before it much sooner than to read the
-    prompt, and then has little reason to read it.
+    A linear layer, discarded afterwards, predicts a summary of an image from the mean of its caption's states. A model
+    that starts with random text states learns to go on with what it has drawn much sooner than to read the prompt, and
+    then has little reason to read it.
 
     Args:
         text_encoder ([`~transformers.T5EncoderModel`]): Trained in place.
-        batches (`Iterable[dict]`): At least `steps` batches of `codes`, `input_ids` and `attention_mask`, of one size;
-            those of this process, if there are several.
-        vq_model ([`LlamaGenVQModel`]): The image tokenizer that wrote the codes.
+        batches (`Iterable[dict]`): At least `steps` batches with `input_ids` and `attention_mask`, of one size; those
+            of this process, if there are several.
+        target (`Callable`): The summaries of a batch's images, `(batch, n)`.
         steps (`int`): Optimizer steps.
         learning_rate (`float`): Peak rate; it warms up and falls to 0 along a cosine.
 
@@ -95,21 +98,21 @@ def pretrain_text_encoder(
         `float`: Explained share of the variance, at most 1, over the last tenth of the steps.
     """
     device = text_encoder.device
-    codebook = vq_model.lookup(torch.arange(vq_model.config.num_vq_embeddings, device=device)).detach()
     head, explained = None, []
     text_encoder.train()
     for step, batch in enumerate(itertools.islice(batches, steps), start=1):
         batch = {name: value.to(device) for name, value in batch.items()}
-        target = codebook[batch["codes"]].flatten(1)
+        with torch.no_grad():
+            expected = target(batch)
         if head is None:
-            head = nn.Linear(text_encoder.config.d_model, target.shape[1]).to(device)
+            head = nn.Linear(text_encoder.config.d_model, expected.shape[1]).to(device)
             optimizer = torch.optim.AdamW([*text_encoder.parameters(), *head.parameters()], lr=learning_rate)
             scheduler = get_scheduler("cosine", optimizer, None, min(100, steps // 10), steps)
         longest = batch["attention_mask"].sum(1).max()  # captions are much shorter than the longest prompt
         input_ids, mask = batch["input_ids"][:, :longest], batch["attention_mask"][:, :longest]
         states = text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
         mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        loss = F.mse_loss(head(mean), target)
+        loss = F.mse_loss(head(mean), expected)
         loss.backward()
         if this_process().num_processes > 1:  # each has a part of the batch
             for parameter in (*text_encoder.parameters(), *head.parameters()):
@@ -118,7 +121,7 @@ def pretrain_text_encoder(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        explained.append(1 - loss.item() / target.var(0).mean().item())
+        explained.append(1 - loss.item() / expected.var(0).mean().item())
         if step % 200 == 0:
             logger.info(f"text encoder step {step}: {sum(explained[-200:]) / 200:.1%} of the variance explained")
     last = explained[-max(1, steps // 10) :]

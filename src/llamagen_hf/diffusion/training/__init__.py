@@ -1,0 +1,1 @@
+"""The training of pixel diffusion: bases, upsamplers, adapters and distilled models."""

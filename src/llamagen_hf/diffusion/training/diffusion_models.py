@@ -1,0 +1,153 @@
+"""The models of a diffusion training: what it starts with, and what it learns from."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from datasets import Dataset, IterableDataset
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...conditioning.text import load_text_encoder
+from ...data.captions import Captions
+from ...data.samples import BadRow
+from ...data.source import DataConfig
+from ...training.text_encoder import build_text_encoder, train_text_tokenizer
+from ..pipeline import PixelDiffusionPipeline
+from ..schedules import check_scheduler, training_scheduler
+from ..unet import condition_dim, efficient_unet, learns_variance, patch_size, reads_text, upsamples
+from .diffusion_config import DiffusionTrainingConfig
+
+
+CORPUS_ROWS = 100_000  # enough to learn a small tokenizer's pairs from
+CONDITION_LENGTH = 77
+
+
+@dataclass
+class DiffusionModels:
+    """What a diffusion training starts with.
+
+    Args:
+        unet ([`~diffusers.UNet2DConditionModel`]): The U-Net to train.
+        scheduler ([`~diffusers.DDPMScheduler`]): The forward process.
+        text_encoder, tokenizer (*optional*): Where prompts are read.
+        text_encoder_is_new (`bool`): Whether these two are new.
+        condition_length (`int`): Positions of a prompt.
+        convention (`str`): How prompts and small images are read, see [`PixelDiffusionPipeline`].
+        teacher ([`~diffusers.UNet2DConditionModel`], *optional*): The U-Net to learn from.
+    """
+
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler
+    text_encoder: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase | None
+    text_encoder_is_new: bool
+    condition_length: int
+    convention: str
+    teacher: UNet2DConditionModel | None
+
+
+def build_models(
+    config: DiffusionTrainingConfig, data: DataConfig, rows: Dataset | IterableDataset
+) -> DiffusionModels:
+    """Build new models, or load those of `config.init_from` at the image size of the data.
+
+    Args:
+        config ([`DiffusionTrainingConfig`]): What to build or to load.
+        data ([`~llamagen_hf.data.source.DataConfig`]): Says how large the images are.
+        rows (`datasets.Dataset` or `datasets.IterableDataset`): Training rows, for the words of their captions.
+
+    Raises:
+        ValueError: What is loaded does not fit the recipe.
+    """
+    start, teacher = (_load(config, name) for name in ("init_from", "teacher"))
+    before = [pipe for pipe in (teacher, start) if pipe is not None]  # the first one says how prompts are read
+    kinds = [pipe.scheduler.config.prediction_type for pipe in before]
+    prediction_type = config.prediction_type or next(iter(kinds), "v_prediction")
+    if other := [kind for kind in kinds if kind != prediction_type]:
+        raise ValueError(
+            f"prediction_type is {prediction_type!r}, but what is loaded predicts {other[0]!r}; leave it out."
+        )
+    scheduler = training_scheduler(prediction_type)
+    for pipe in before:
+        check_scheduler(scheduler, learns_variance(pipe.unet), pipe.scheduler)
+
+    length = config.condition_length or next((pipe.config.condition_length for pipe in before), CONDITION_LENGTH)
+    convention = next((pipe.config.convention for pipe in before), "own")
+    text_encoder = tokenizer = None
+    is_new = config.conditioning == "text" and config.text_encoder is None and not before
+    if is_new:
+        tokenizer = train_text_tokenizer(_captions(config, rows), config.text_vocab_size, length)
+        text_encoder = build_text_encoder(tokenizer, config.text_width, config.text_layers, config.text_heads)
+    elif config.text_encoder is not None:
+        text_encoder, tokenizer = load_text_encoder(config.text_encoder)
+    elif config.conditioning == "text":
+        text_encoder, tokenizer = before[0].text_encoder, before[0].tokenizer
+        if text_encoder is None:
+            raise ValueError(f"There is no text encoder at {config.teacher or config.init_from}; set text_encoder.")
+    width = None if text_encoder is None else text_encoder.config.hidden_size
+    unet = _new_unet(config, data, width) if start is None else _at_size(start.unet, data.image_size)
+    for source, loaded in (("init_from", unet), ("teacher", teacher and teacher.unet)):
+        if loaded is not None and condition_dim(loaded) != width:
+            raise ValueError(
+                f"The text encoder's states are {width} wide, but the U-Net of {source} takes {condition_dim(loaded)}."
+            )
+    return DiffusionModels(
+        unet, scheduler, text_encoder, tokenizer, is_new, length, convention, teacher and teacher.unet
+    )
+
+
+def _load(config: DiffusionTrainingConfig, name: str) -> PixelDiffusionPipeline | None:
+    """The pipeline that a setting names, of the recipe's kind."""
+    path = getattr(config, name)
+    if path is None:
+        return None
+    try:
+        pipe = PixelDiffusionPipeline.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"{name} can't be loaded: {error}") from error
+    if upsamples(pipe.unet) != (config.low_image_size is not None):
+        kind = "an upsampler; set low_image_size" if upsamples(pipe.unet) else "a base; leave low_image_size out"
+        raise ValueError(f"The pipeline of {name} is {kind}.")
+    if reads_text(pipe.unet) != (config.conditioning == "text"):
+        kind = "text" if reads_text(pipe.unet) else "none"
+        raise ValueError(f"The pipeline of {name} has conditioning {kind!r}, but the recipe {config.conditioning!r}.")
+    return pipe
+
+
+def _new_unet(config: DiffusionTrainingConfig, data: DataConfig, width: int | None) -> UNet2DConditionModel:
+    return efficient_unet(
+        data.image_size,
+        upsamples=config.low_image_size is not None,
+        condition_dim=width,
+        block_out_channels=tuple(config.block_out_channels),
+        layers_per_block=tuple(config.layers_per_block),
+        attention_levels=tuple(config.attention_levels),
+        attention_head_dim=config.attention_head_dim,
+        patch_size=config.patch_size,
+    )
+
+
+def _at_size(unet: UNet2DConditionModel, image_size: int) -> UNet2DConditionModel:
+    """The U-Net for images of another size, with the same weights."""
+    factor = size_factor(unet)
+    if image_size % factor:
+        raise ValueError(f"image_size is {image_size}; the U-Net of init_from takes multiples of {factor}.")
+    unet.register_to_config(sample_size=image_size // patch_size(unet))
+    return unet
+
+
+def size_factor(unet: UNet2DConditionModel) -> int:
+    """What the sides of its images are multiples of."""
+    return patch_size(unet) * 2 ** (len(unet.config.block_out_channels) - 1)
+
+
+def _captions(config: DiffusionTrainingConfig, rows: Dataset | IterableDataset) -> Iterator[str]:
+    captions, rng = Captions(rows, config.caption_templates), random.Random(config.seed)
+    for row in islice(rows.select_columns(captions.columns), CORPUS_ROWS):
+        for _ in range(3):
+            try:
+                yield captions(row, rng)
+            except BadRow:  # counted when the training reads it
+                break
