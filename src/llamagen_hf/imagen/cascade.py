@@ -61,6 +61,8 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
             raise ValueError(f"`upsampler` must be a PixelDiffusionPipeline, not {type(upsampler).__name__}.")
         if not upsampler.upsamples:
             raise ValueError("`upsampler` draws images from noise alone; expected a pipeline that enlarges images.")
+        if isinstance(base, PixelDiffusionPipeline) and base.upsamples:
+            raise ValueError("`base` enlarges images; expected a pipeline that draws them, such as a cascade.")
         small, large = self._drawer.image_size, upsampler.image_size
         if small is not None and small >= large:
             raise ValueError(
@@ -69,17 +71,13 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
             )
 
     @property
-    def parts(self) -> dict[str, DiffusionPipeline]:
-        return {"base": self.base, "upsampler": self.upsampler}
-
-    @property
     def _drawer(self):
         """The base under the interface of this package's pipelines."""
         return self.base if isinstance(self.base, CheckpointLoaderMixin) else ForeignBase(self.base)
 
     @property
     def condition_kind(self) -> str:
-        """What the base draws from: `"text"`, `"class"`, `"image"` or `"none"`."""
+        """What the base draws from: `"text"`, `"class"` or `"none"`."""
         return self._drawer.condition_kind
 
     @property
