@@ -54,7 +54,7 @@ BASES = {
     "class": (build_class_pipeline, {"class_labels": "goldfish"}),
     "diffusion": (lambda: build_diffusion_pipeline(image_size=8), {"prompt": "a red apple"}),
     "ddpm": (build_ddpm_pipeline, {"num_inference_steps": 3}),
-    "dit": (build_dit_pipeline, {"class_labels": "crane", "num_inference_steps": 3}),
+    "dit": (build_dit_pipeline, {"class_labels": 4, "num_inference_steps": 3}),
 }
 
 

@@ -187,6 +187,7 @@ def test_what_it_is():
     assert (cascade.condition_kind, cascade.num_classes, cascade.image_size) == ("class", 10, 16)
     assert cascade.class_names(["1", 4]) == ["goldfish", "golden retriever"]
     assert find_family(type(cascade).__name__).name == "Imagen"
+    assert build_cascade("dit").class_names(["crane", "Carassius", 7]) == ["crane", "Carassius, goldfish", "7"]
     assert build_cascade("dit").num_classes == 1000 and build_cascade("ddpm").condition_kind == "none"
     settings = cascade.sampling_settings(upsampler_num_inference_steps=7, guidance_scale=2.0)
     assert settings["upsampler_num_inference_steps"] == 7 and settings["guidance_scale"] == 2.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 
 from ..local_paths import unless_folder
 from .checkpoint import CheckpointLoaderMixin, find_missing_weights, read_weight_names
@@ -141,5 +141,7 @@ def load_part(folder: Path, **kwargs) -> DiffusionPipeline:
         model = part.components.get(component)
         if model is not None and (missing := find_missing_weights(model, saved)):
             raise OSError(f"The weights of {folder.name}/{component} miss {', '.join(missing)}.")
-    part.register_to_config(_name_or_path=None)  # a path, which saving would publish
+    for each in (part, *part.components.values()):
+        if isinstance(each, (DiffusionPipeline, ModelMixin)):
+            each.register_to_config(_name_or_path=None)  # a path, which saving would publish
     return part
