@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tiny import build_class_pipeline, build_vq_model
+from tiny_cascade import build_cascade
 from tiny_diffusion import build_diffusion_pipeline
 from tiny_evaluation import Thumbnails
 from typer.testing import CliRunner
@@ -16,7 +17,10 @@ from typer.testing import CliRunner
 pytest.importorskip("datasets", reason="the training extra is not installed")
 
 import llamagen_cli  # noqa: E402
+from llamagen_hf.evaluation import statistics  # noqa: E402
+from llamagen_hf.evaluation.npz import write_images  # noqa: E402
 from llamagen_hf.evaluation.reconstruction import PerceptualLoss, psnr, ssim  # noqa: E402
+from llamagen_hf.evaluation.run import EvaluationConfig, evaluate  # noqa: E402
 from llamagen_hf.evaluation.sampling import SamplingConfig, sample_images  # noqa: E402
 from llamagen_hf.evaluation.upsamplers import compare_upsamplers, evaluate_upsampler  # noqa: E402
 from llamagen_hf.evaluation.upsampling import Enlarged, evaluate_upsampling, measure_consistency  # noqa: E402
@@ -156,3 +160,28 @@ def test_bases_are_sampled_with_prompts_or_without_a_condition(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             sample_images(pipe, SamplingConfig(3, **settings), tmp_path / "new", progress=False)
+
+
+def test_the_distance_of_a_cascade(tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "cached_assets_path", lambda *_, **__: tmp_path)
+    write_images(tmp_path / "reference.npz", some_images(6), 6)
+    for kind in ("text", "class", "ddpm"):
+        build_cascade(kind).save_pretrained(tmp_path / kind)
+    settings = {"count": 3, "batch_size": 2, "arguments": {"aug_level": 0.3, "upsampler_num_inference_steps": 2}}
+
+    def run(kind, **more):
+        config = EvaluationConfig([str(tmp_path / kind)], str(tmp_path / "reference.npz"), str(tmp_path), **more)
+        return evaluate(config, Thumbnails(), progress=False)[0]
+
+    drawn = run("text", prompts=["a cat", "a fish"], **settings)
+    assert drawn["metrics"]["fid"] > 0 and drawn["image_size"] == [16, 16]
+    assert drawn["sampling"]["aug_level"] == 0.3 and drawn["sampling"]["top_k"] is not None
+    cascade, asked = build_cascade(), settings["arguments"]
+    expected = cascade("a fish", generator=torch.Generator().manual_seed(1), **asked).images[0]
+    with Image.open(drawn["samples"] / "000001.png") as image:
+        assert np.abs(np.array(image).astype(int) - np.asarray(expected)).max() <= 1
+    assert run("class", classes="balanced", **settings)["sampling"]["conditions"] == "balanced classes"
+    alone = {"num_inference_steps": 3, "upsampler_num_inference_steps": 2}
+    assert run("ddpm", count=3, arguments=alone)["sampling"]["conditions"] == "none"
+    with pytest.raises(ValueError, match="nonsense"):
+        run("text", prompts=["a cat"], count=2, arguments={"nonsense": 1}, overwrite=True)
