@@ -167,7 +167,7 @@ def test_the_distance_of_a_cascade(tmp_path, monkeypatch):
     write_images(tmp_path / "reference.npz", some_images(6), 6)
     for kind in ("text", "class", "ddpm"):
         build_cascade(kind).save_pretrained(tmp_path / kind)
-    settings = {"count": 3, "batch_size": 2, "arguments": {"aug_level": 0.3, "upsampler_num_inference_steps": 2}}
+    settings = {"count": 4, "batch_size": 2, "arguments": {"aug_level": 0.3, "upsampler_num_inference_steps": 2}}
 
     def run(kind, **more):
         config = EvaluationConfig([str(tmp_path / kind)], str(tmp_path / "reference.npz"), str(tmp_path), **more)
@@ -182,6 +182,6 @@ def test_the_distance_of_a_cascade(tmp_path, monkeypatch):
         assert np.abs(np.array(image).astype(int) - np.asarray(expected)).max() <= 1
     assert run("class", classes="balanced", **settings)["sampling"]["conditions"] == "balanced classes"
     alone = {"num_inference_steps": 3, "upsampler_num_inference_steps": 2}
-    assert run("ddpm", count=3, arguments=alone)["sampling"]["conditions"] == "none"
+    assert run("ddpm", count=4, arguments=alone)["sampling"]["conditions"] == "none"
     with pytest.raises(ValueError, match="nonsense"):
         run("text", prompts=["a cat"], count=2, arguments={"nonsense": 1}, overwrite=True)

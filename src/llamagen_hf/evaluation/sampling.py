@@ -164,11 +164,20 @@ def _claim_folder(folder: Path, pipe: DiffusionPipeline, config: SamplingConfig)
     write_json(path, settings)
 
 
+def _accepted_arguments(pipe: DiffusionPipeline) -> set[str]:
+    """Names of the arguments of a pipeline's call, also of those that it passes on to a pipeline within it."""
+    parameters = inspect.signature(pipe.__call__).parameters
+    names = set(parameters) | set(pipe.sampling_settings() if hasattr(pipe, "sampling_settings") else ())
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        parts = (part for part in pipe.components.values() if isinstance(part, DiffusionPipeline))
+        names = names.union(*map(_accepted_arguments, parts))
+    return names
+
+
 def _conditions(pipe: DiffusionPipeline, config: SamplingConfig) -> Callable[[int], dict]:
     """A function from the index of an image to its condition, as an argument of the pipeline's call."""
-    accepted, name = inspect.signature(pipe.__call__).parameters, type(pipe).__name__
-    passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())  # to what is within it
-    if (unknown := sorted(set(config.arguments) - set(accepted))) and not passes_on:
+    accepted, name = _accepted_arguments(pipe), type(pipe).__name__
+    if unknown := sorted(set(config.arguments) - accepted):
         raise ValueError(f"{name} does not take {', '.join(unknown)}.")
     if getattr(pipe, "upsamples", False):
         raise ValueError(f"{name} enlarges images; measure it with `llamagen compare-upsamplers`.")
@@ -181,7 +190,7 @@ def _conditions(pipe: DiffusionPipeline, config: SamplingConfig) -> Callable[[in
         return lambda index: {"prompt": config.prompts[index % len(config.prompts)]}
     if kind == "none":
         return lambda index: {}
-    if ("class_labels" not in accepted and not passes_on) or kind not in (None, "class"):
+    if "class_labels" not in accepted or kind not in (None, "class"):
         raise ValueError(f"{name} does not take classes; give it prompts.")
     num_classes = config.num_classes or getattr(pipe, "num_classes", None)
     if num_classes is None and isinstance(pipe, DiTPipeline):
