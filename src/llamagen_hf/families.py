@@ -20,6 +20,7 @@ class Family:
         summary (`str`): How it generates an image, as a sentence; `{pipe.image_size}` and the like are filled in.
         tags (`tuple[str, ...]`): Tags on the Hub, beside the task's; the first is the method's own.
         citation (`str`): Its paper in BibTeX.
+        record (`str`, *optional*): The section of `training.json` that is about its training.
     """
 
     pipeline: str
@@ -28,12 +29,25 @@ class Family:
     summary: str
     tags: tuple[str, ...]
     citation: str
+    record: str | None = None
 
     @property
     def pipeline_class(self) -> type[DiffusionPipeline]:
         """The class itself, imported on demand, since the families' own modules import this package."""
         return own_class(self.pipeline)
 
+
+IMAGEN = """\
+@inproceedings{saharia2022photorealistic,
+  title     = {Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding},
+  author    = {Saharia, Chitwan and Chan, William and Saxena, Saurabh and Li, Lala and Whang, Jay and
+               Denton, Emily and Ghasemipour, Seyed Kamyar Seyed and Karagol Ayan, Burcu and
+               Mahdavi, S. Sara and Gontijo Lopes, Rapha and Salimans, Tim and Ho, Jonathan and
+               Fleet, David J. and Norouzi, Mohammad},
+  booktitle = {Advances in Neural Information Processing Systems},
+  note      = {arXiv preprint arXiv:2205.11487},
+  year      = {2022}
+}"""
 
 FAMILIES = (
     Family(
@@ -53,6 +67,7 @@ FAMILIES = (
   journal = {arXiv preprint arXiv:2406.06525},
   year    = {2024}
 }""",
+        record="generator",
     ),
     Family(
         pipeline="PixelDiffusionPipeline",
@@ -63,17 +78,19 @@ FAMILIES = (
             "prompt, a smaller image or both."
         ),
         tags=("imagen", "pixel-diffusion"),
-        citation="""\
-@inproceedings{saharia2022photorealistic,
-  title     = {Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding},
-  author    = {Saharia, Chitwan and Chan, William and Saxena, Saurabh and Li, Lala and Whang, Jay and
-               Denton, Emily and Ghasemipour, Seyed Kamyar Seyed and Karagol Ayan, Burcu and
-               Mahdavi, S. Sara and Gontijo Lopes, Rapha and Salimans, Tim and Ho, Jonathan and
-               Fleet, David J. and Norouzi, Mohammad},
-  booktitle = {Advances in Neural Information Processing Systems},
-  note      = {arXiv preprint arXiv:2205.11487},
-  year      = {2022}
-}""",
+        citation=IMAGEN,
+        record="diffusion",
+    ),
+    Family(
+        pipeline="CascadePipeline",
+        name="Imagen",
+        reference="Saharia et al. 2022, arXiv 2205.11487",
+        summary=(
+            "A base draws a small image, and an upsampler enlarges it to {pipe.image_size} x {pipe.image_size} pixels "
+            "by pixel diffusion."
+        ),
+        tags=("imagen", "cascaded-diffusion"),
+        citation=IMAGEN,
     ),
 )
 

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -131,10 +132,19 @@ def vq_model_fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint_pipeline(pipe) -> Inputs:
-    """The weights, settings and vocabularies that decide what a pipeline generates, including adapters."""
+def fingerprint_pipeline(pipe: DiffusionPipeline, prefix: str = "") -> Inputs:
+    """The weights, settings and vocabularies that decide what a pipeline generates, including adapters.
+
+    Those of a pipeline that is a component of it are named `"base.unet"` and the like.
+    """
     own = {name: value for name, value in _public_config(pipe.config).items() if name not in pipe.components}
-    return fingerprint_components(pipe.components) | {"the settings of the pipeline": _hash(own)}
+    found, components = {f"the settings of {prefix[:-1] or 'the pipeline'}": _hash(own)}, {}
+    for name, component in pipe.components.items():
+        if isinstance(component, DiffusionPipeline):
+            found |= fingerprint_pipeline(component, f"{prefix}{name}.")
+        else:
+            components[f"{prefix}{name}"] = component
+    return fingerprint_components(components) | found
 
 
 def fingerprint_components(components: Mapping[str, object]) -> Inputs:

@@ -42,7 +42,8 @@ class EvaluationConfig:
             precedence over it.
         count (`int`, *optional*): Number of images to generate from each checkpoint; by default the preset's, or that
             of the reference.
-        prompts (`list[str]`, *optional*): Prompts to generate from; by default classes.
+        prompts (`list[str]`, *optional*): Prompts to generate from; by default classes, or nothing if a checkpoint
+            draws without a condition.
         classes, seed, batch_size, num_classes: As in [`~llamagen_hf.evaluation.sampling.SamplingConfig`].
         guidance_scales (`list[float]`, *optional*): Evaluate with each of them; by default with the checkpoint's own.
         arguments (`dict`, *optional*): More arguments for the pipelines' calls.
@@ -204,4 +205,6 @@ def _images_of(
         if hasattr(pipe, "sampling_settings"):
             settings |= pipe.sampling_settings(**arguments)
         settings["conditions"] = f"{len(config.prompts)} prompts" if config.prompts else f"{config.classes} classes"
+        if getattr(pipe, "condition_kind", None) == "none":
+            settings["conditions"] = "none"
         yield scale, source, {"checkpoint": subject, "sampling": settings}

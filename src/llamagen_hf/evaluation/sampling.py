@@ -84,7 +84,8 @@ def sample_images(pipe: DiffusionPipeline, config: SamplingConfig, folder: str |
     with the incomplete batches, provided that the pipeline is still the same.
 
     Args:
-        pipe ([`~diffusers.DiffusionPipeline`]): Any pipeline that takes `prompt` or `class_labels`, and `generator`.
+        pipe ([`~diffusers.DiffusionPipeline`]): Any pipeline that takes `prompt` or `class_labels`, and `generator`;
+            one of this package may also draw without a condition.
         config ([`SamplingConfig`]): What to generate.
         folder (`str` or `os.PathLike`): Where to write. Settings and fingerprints of all weights are stored there;
             later runs with others are refused.
@@ -163,16 +164,33 @@ def _claim_folder(folder: Path, pipe: DiffusionPipeline, config: SamplingConfig)
     write_json(path, settings)
 
 
+def _accepted_arguments(pipe: DiffusionPipeline) -> set[str]:
+    """Names of the arguments of a pipeline's call, also of those that it passes on to a pipeline within it."""
+    parameters = inspect.signature(pipe.__call__).parameters
+    names = set(parameters) | set(pipe.sampling_settings() if hasattr(pipe, "sampling_settings") else ())
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        parts = (part for part in pipe.components.values() if isinstance(part, DiffusionPipeline))
+        names = names.union(*map(_accepted_arguments, parts))
+    return names
+
+
 def _conditions(pipe: DiffusionPipeline, config: SamplingConfig) -> Callable[[int], dict]:
     """A function from the index of an image to its condition, as an argument of the pipeline's call."""
-    accepted, name = inspect.signature(pipe.__call__).parameters, type(pipe).__name__
-    if unknown := sorted(set(config.arguments) - set(accepted)):
+    accepted, name = _accepted_arguments(pipe), type(pipe).__name__
+    if unknown := sorted(set(config.arguments) - accepted):
         raise ValueError(f"{name} does not take {', '.join(unknown)}.")
+    if getattr(pipe, "upsamples", False):
+        raise ValueError(f"{name} enlarges images; measure it with `llamagen compare-upsamplers`.")
+    kind = getattr(pipe, "condition_kind", None)
+    if config.prompts is not None and kind == "none":
+        raise ValueError(f"{name} reads no text; leave the prompts out.")
     if config.prompts is not None:
-        if "prompt" not in accepted or getattr(pipe, "condition_kind", "text") != "text":
+        if "prompt" not in accepted or kind not in (None, "text"):
             raise ValueError(f"{name} does not take prompts; leave them out to generate classes.")
         return lambda index: {"prompt": config.prompts[index % len(config.prompts)]}
-    if "class_labels" not in accepted or getattr(pipe, "condition_kind", "class") != "class":
+    if kind == "none":
+        return lambda index: {}
+    if "class_labels" not in accepted or kind not in (None, "class"):
         raise ValueError(f"{name} does not take classes; give it prompts.")
     num_classes = config.num_classes or getattr(pipe, "num_classes", None)
     if num_classes is None and isinstance(pipe, DiTPipeline):
@@ -196,6 +214,8 @@ def _generate(
     """Images `(n, height, width, 3)`, uint8."""
     given = [conditions(index) for index in indices]
     arguments = {name: [one[name] for one in given] for name in given[0]} | config.arguments
+    if not given[0]:
+        arguments["num_images_per_prompt"] = len(given)
     arguments["generator"] = [torch.Generator().manual_seed(config.seed + index) for index in indices]
     if hasattr(pipe, "draw_pixels"):
         pixels = pipe.draw_pixels(**arguments)

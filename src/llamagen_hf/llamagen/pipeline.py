@@ -135,6 +135,11 @@ class AutoregressiveImagePipeline(
         return self.generator_config.num_classes if self.condition_kind == "class" else None
 
     @property
+    def upsamples(self) -> bool:
+        """It draws images, and enlarges none."""
+        return False
+
+    @property
     def image_size(self) -> int:
         """Side of the images, in pixels."""
         vq_model = self.require("vq_model", "which says how large images are")

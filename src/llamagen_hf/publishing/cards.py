@@ -9,22 +9,47 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from ..evaluation.report import REPORT, model_index_results, read_report
 from ..evaluation.report.markdown import markdown_notes, markdown_summary
-from ..families import Family
+from ..families import FAMILIES, Family
+from ..loading.components import list_components
 from ..local_paths import is_hub_id, public_name
-from ..training.record import FACTS_FILE
 from .publications import SHEET, Publication
 
 
 MARKER = "<!-- `llamagen publish` wrote this card, and will write it again unless this line is removed. -->"
 UNSTATED = "a dataset that is not stated"
 TEMPLATE = Path(__file__).parent / "card_template.md"
+UPSAMPLING = {"psnr": ("PSNR in dB", ".2f"), "ssim": ("SSIM", ".3f"), "lpips": ("LPIPS", ".3f")}
+# Label and format of each metric, by the section of the record that holds it.
 METRICS = {
-    "test_loss": ("generator, loss in nats a code", ".3f"),
-    "test_loss_without_condition": ("... without its conditions", ".3f"),
-    "test_psnr": ("tokenizer, PSNR in dB", ".2f"),
-    "test_ssim": ("tokenizer, SSIM", ".3f"),
-    "test_codebook_usage": ("tokenizer, share of its codes in use", ".1%"),
-    "test_codebook_perplexity": ("tokenizer, perplexity of its codes", ".1f"),
+    "generator": {
+        "test_loss": ("generator, loss in nats a code", ".3f"),
+        "test_loss_without_condition": ("... without its conditions", ".3f"),
+    },
+    "vq_model": {
+        "test_psnr": ("tokenizer, PSNR in dB", ".2f"),
+        "test_ssim": ("tokenizer, SSIM", ".3f"),
+        "test_codebook_usage": ("tokenizer, share of its codes in use", ".1%"),
+        "test_codebook_perplexity": ("tokenizer, perplexity of its codes", ".1f"),
+    },
+    "diffusion": {
+        "test_loss": ("loss", ".4f"),
+        "test_loss_without_prompt": ("... without its prompts", ".4f"),
+    }
+    | {
+        f"test_{kind}{name}{rival}": (
+            "... enlarged bicubically" if rival else f"{images} images enlarged, {label}", spec
+        )
+        for kind, images in (("", "reduced"), ("redrawn_", "redrawn"))
+        for name, (label, spec) in UPSAMPLING.items()
+        for rival in ("", "_bicubic")
+    },
+}  # fmt: skip
+# Task on the Hub, tag and noun, by what a pipeline generates from. The Hub has no task for classes.
+KINDS = {
+    "text": ("text-to-image", "text-to-image", "A text-conditional image generator"),
+    "class": ("unconditional-image-generation", "class-conditional", "A class-conditional image generator"),
+    "none": ("unconditional-image-generation", "unconditional", "An unconditional image generator"),
+    "image": ("image-to-image", "super-resolution", "An upsampler of images"),
 }
 
 
@@ -46,7 +71,7 @@ def write_card(
         license (`str`, *optional*): The Hub's name of the licence, such as `"cc-by-4.0"`.
         data_license (`str`, *optional*): The licence of the images behind it.
     """
-    family, facts, name = publication.family, publication.json(FACTS_FILE), repo_id.rpartition("/")[2]
+    family, records, name = publication.family, publication.facts, repo_id.rpartition("/")[2]
     card, card_data = ModelCard, ModelCardData
     if publication.kind == "pipeline":
         data, texts = pipeline_card(family, repo_id, pipe, conditions)
@@ -55,12 +80,11 @@ def write_card(
     else:
         card, card_data = DatasetCard, DatasetCardData
         data, texts = codes_card(family, repo_id, publication.json("codes.json"))
-    dataset = facts.get("data", {}).get("dataset")
-    metrics = read_metrics(facts)
+    metrics = [(dataset_of(facts), *row) for part, facts in records.items() for row in read_metrics(part, facts)]
     results = [
         EvalResult(data["pipeline_tag"], dataset or UNSTATED, dataset or UNSTATED, metric, round(value, 5),
                    dataset_split="test", metric_name=label)
-        for metric, label, value, _ in metrics
+        for dataset, metric, label, value, _ in metrics
     ]  # fmt: skip
     if REPORT in publication.files:
         report = read_report(publication.folder / REPORT)
@@ -68,21 +92,21 @@ def write_card(
         texts["evaluation"] = "\n\n".join(filter(None, (markdown_summary(report), markdown_notes(report))))
     if results:
         data |= {"model_name": name, "eval_results": results}
-    if is_hub_id(dataset):
-        data["datasets"] = [dataset]
-    if is_hub_id(base := facts.get("generator", {}).get("settings", {}).get("init_from")):
+    if datasets := list(filter(is_hub_id, dict.fromkeys(map(dataset_of, records.values())))):
+        data["datasets"] = datasets
+    starts = [facts.get(each.record, {}).get("settings", {}) for facts in records.values() for each in FAMILIES]
+    if base := next((settings["init_from"] for settings in starts if is_hub_id(settings.get("init_from"))), None):
         data.setdefault("base_model", base)
+    recipes = {part: {key: facts[key] for key in facts if key != "examples"} for part, facts in records.items()}
     texts = {
         "title": name,
         "marker": MARKER,
         "family": family,
         "sheet": SHEET if SHEET in publication.files else None,
-        "data": data_text(facts),
+        "data": data_text(records),
         "data_license": data_license,
-        "metrics": [(label, written) for _, label, _, written in metrics],
-        "recipe": json.dumps({key: value for key, value in facts.items() if key != "examples"}, indent=2)
-        if facts
-        else None,
+        "metrics": [(label, written) for _, _, label, _, written in metrics],
+        "recipe": json.dumps(recipes.get("", recipes), indent=2) if records else None,
     } | texts
     return card.from_template(card_data(license=license, **data), template_path=str(TEMPLATE), **texts)
 
@@ -90,24 +114,33 @@ def write_card(
 def pipeline_card(family: Family, repo_id: str, pipe: DiffusionPipeline, conditions: list) -> tuple[dict, dict]:
     """Metadata and texts of a pipeline's card."""
     is_text = pipe.condition_kind == "text"
-    data = {
-        "library_name": "diffusers",
-        # The Hub has no task for classes.
-        "pipeline_tag": "text-to-image" if is_text else "unconditional-image-generation",
-        "tags": [*family.tags, "text-to-image" if is_text else "class-conditional"],
-    }
-    if is_text:
+    task, tag, noun = KINDS["image" if pipe.upsamples else pipe.condition_kind]
+    data = {"library_name": "diffusers", "pipeline_tag": task, "tags": [*family.tags, tag]}
+    if is_text and not pipe.upsamples:
         data["widget"] = [{"text": prompt} for prompt in conditions[:5]]
+    arguments, reads = [], []
+    if is_text:
+        arguments.append(f'"{conditions[0]}"')
+        reads.append("a prompt")
+    elif pipe.condition_kind == "class":
+        arguments.append(f"class_labels={conditions[0]!r}")
+        reads.append("a class")
+    if pipe.upsamples:
+        arguments.append('image=load_image("small.png")')
+        reads.append(f"an image of at most {pipe.image_size} x {pipe.image_size} pixels")
     texts = {
-        "summary": (
-            f"A {pipe.condition_kind}-conditional image generator: {family.name} ({family.reference}). "
-            f"{family.summary.format(pipe=pipe)}"
-        ),
+        "summary": f"{noun}: {family.name} ({family.reference}). {family.summary.format(pipe=pipe)}",
         "checkpoint": repo_id,
-        "condition": f'"{conditions[0]}"' if is_text else f"class_labels={conditions[0]!r}",
+        "upsamples": pipe.upsamples,
+        "condition": ", ".join(arguments),
+        "generation": [
+            ("reads", " and ".join(reads) or "nothing but noise"),
+            ("image", f"{pipe.image_size} x {pipe.image_size} pixels"),
+            *((f"`{name}`", f"{value}") for name, value in pipe.sampling_settings().items()),
+        ],
         "parameters": [
             (name, f"{sum(p.numel() for p in component.parameters()) / 1e6:.1f}M")
-            for name, component in pipe.components.items()
+            for name, component in list_components(pipe)
             if isinstance(component, torch.nn.Module)
         ],
     }
@@ -153,24 +186,35 @@ def codes_card(family: Family, repo_id: str, info: dict) -> tuple[dict, dict]:
     return data, texts
 
 
-def read_metrics(facts: dict) -> list[tuple[str, str, float, str]]:
-    """Name, label, value and written value of each metric that a training measured."""
-    vq_model = facts.get("vq_model") or facts.get("tokenizer", {})  # its name in earlier versions
-    measured = facts.get("generator", {}).get("metrics", {}) | vq_model.get("metrics", {})
-    return [
-        (name, label, measured[name], format(measured[name], spec))
-        for name, (label, spec) in METRICS.items()
-        if name in measured
-    ]
+def dataset_of(facts: dict) -> str | None:
+    """The dataset of a training, if its record names one."""
+    return facts.get("data", {}).get("dataset")
 
 
-def data_text(facts: dict) -> str:
-    """What a model was trained on."""
-    if "data" not in facts:
-        return "Not stated."
-    rows = facts.get("codes", {}).get("rows", {})
-    counts = f", {rows['train']:,} images for training and {rows.get('test', 0):,} for testing" if rows else ""
-    return f"The images of {linked(facts['data'].get('dataset') or UNSTATED)}{counts}."
+def read_metrics(part: str, facts: dict) -> list[tuple[str, str, float, str]]:
+    """Name, label, value and written value of each metric that a training measured; `part` is what it is of."""
+    facts = facts | {"vq_model": facts.get("vq_model") or facts.get("tokenizer", {})}  # its name in earlier versions
+    rows = []
+    for section, metrics in METRICS.items():
+        measured = facts.get(section, {}).get("metrics", {})
+        for name, (label, spec) in metrics.items():
+            if name in measured:
+                label = f"{part}: {label}" if part else label
+                rows.append((name, label, measured[name], format(measured[name], spec)))
+    return rows
+
+
+def data_text(records: dict[str, dict]) -> str:
+    """What the parts of a model were trained on."""
+    texts = {}
+    for part, facts in records.items():
+        if "data" in facts:
+            rows = facts.get("codes", {}).get("rows", {})
+            counts = f", {rows['train']:,} images for training and {rows.get('test', 0):,} for testing" if rows else ""
+            texts[part] = f"The images of {linked(dataset_of(facts) or UNSTATED)}{counts}."
+    if len(set(texts.values())) < 2:
+        return next(iter(texts.values()), "Not stated.")
+    return "\n".join(f"- {part}: {text}" for part, text in texts.items()) + "\n\n"
 
 
 def linked(dataset: str) -> str:

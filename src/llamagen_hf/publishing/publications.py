@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from PIL import UnidentifiedImageError
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from ..evaluation.report import REPORT_FILES
 from ..families import FAMILIES, Family, find_family
+from ..loading.components import component_folders
 from ..local_paths import find_local_path, local_places, public_sources, read_texts
 from ..training.record import FACTS_FILE
 
@@ -61,6 +62,12 @@ class Publication:
         path = self.folder / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
+    @property
+    def facts(self) -> dict[str, dict]:
+        """What the trainings behind it recorded, by folder: `""`, or `"base"` and `"upsampler"` in a cascade."""
+        folders = [name.rpartition("/")[0] for name in self.files if PurePosixPath(name).name == FACTS_FILE]
+        return {folder: self.json(f"{folder}/{FACTS_FILE}".lstrip("/")) for folder in sorted(folders)}
+
     def owns(self, path: str) -> bool:
         """Whether publishing uploads files like this one, and so deletes it there once it is deleted here."""
         if path.endswith(".gitattributes"):
@@ -103,6 +110,9 @@ def open_publication(folder: str | Path) -> Publication:
                 publication.files[name] = path
         except (SafetensorError, UnidentifiedImageError, ValueError) as error:  # pyarrow's are ValueErrors
             raise OSError(f"A file of {str(folder)!r} is damaged: {name}.") from error
+    if kind == "adapter":
+        sections = {section for facts in publication.facts.values() for section in facts}
+        publication.family = next((family for family in FAMILIES if family.record in sections), publication.family)
     return publication
 
 
@@ -118,7 +128,7 @@ def list_files(publication: Publication) -> list[Path]:
         publication.family = find_family(marker.get("_class_name"))
         if publication.family is None:
             raise OSError(f"{str(folder)!r} holds another pipeline, of class {marker.get('_class_name')!r}.")
-        needed = [name for name, value in marker.items() if isinstance(value, list) and value[0] is not None]
+        needed = component_folders(folder, marker)
         patterns = [f"{name}/{pattern}" for name in needed for pattern in COMPONENT_FILES]
     if missing := [name for name in needed if not (folder / name).exists()]:
         raise OSError(f"{str(folder)!r} is incomplete: there is no {missing[0]}.")

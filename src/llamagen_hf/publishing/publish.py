@@ -22,14 +22,14 @@ from PIL import Image
 from ..families import Family, find_family
 from ..images.grid import image_grid
 from ..local_paths import is_hub_id
-from ..training.record import FACTS_FILE
-from .cards import MARKER, write_card
+from .cards import MARKER, dataset_of, write_card
 from .publications import MARKERS, SHEET, Publication, open_publication
 
 
 PROMPTS = ["a red apple", "a cat", "a house by the sea", "a tree in winter"]
 SHEET_CLASSES = 12
-SHEET_SIDE = 128  # of an image on the sheet, in pixels
+SHEET_SEEDS = 12
+SHEET_SIDES = 128, 256  # of an image on the sheet, in pixels, at least and at most
 MAX_SHEET_BYTES = 2_000_000
 BATCH_SIZE = 64  # images of a sheet that are generated at once
 
@@ -83,7 +83,8 @@ def publish(
         if is_hub_id(base := publication.json("adapter_config.json").get("base_model_name_or_path")):
             publication.family = look_up_family(api, base) or publication.family
     conditions = sheet_conditions(publication, pipe)
-    if pipe is not None and SHEET not in publication.files and draw:
+    # An upsampler needs images, which a card's sheet can't make up.
+    if pipe is not None and not pipe.upsamples and SHEET not in publication.files and draw:
         publication.files[SHEET] = png(generate_sheet(pipe, conditions, columns=4))
     card = write_card(publication, repo_id, pipe, conditions, license, data_license)
     with one_sentence_errors(repo_id, api.endpoint):
@@ -104,28 +105,41 @@ def load(publication: Publication) -> DiffusionPipeline:
 
 
 def sheet_conditions(publication: Publication, pipe: DiffusionPipeline | None) -> list[str | int]:
-    """Prompts or classes that the training gives as examples; else classes at even distances, or any prompts."""
-    if examples := publication.json(FACTS_FILE).get("examples"):
+    """Prompts or classes that the training gives as examples; else classes at even distances, or any prompts.
+
+    Without a condition they are what tells the images apart, their seeds.
+    """
+    if examples := next(filter(None, (facts.get("examples") for facts in publication.facts.values())), None):
         return examples
     if pipe is None or pipe.condition_kind == "text":
         return PROMPTS
+    if pipe.condition_kind != "class":
+        return list(range(SHEET_SEEDS))
     return sorted({pipe.num_classes * i // SHEET_CLASSES for i in range(SHEET_CLASSES)})
 
 
-def generate_sheet(pipe: DiffusionPipeline, conditions: list[str | int], columns: int) -> Image.Image:
-    """Generate one image for each prompt or class and lay them out with captions.
+def generate_sheet(
+    pipe: DiffusionPipeline, conditions: list[str | int], columns: int, side: int | None = None
+) -> Image.Image:
+    """Generate one image for each prompt, class or seed and lay them out with captions.
 
     Args:
         pipe ([`~diffusers.DiffusionPipeline`]): The pipeline, used with its own sampling settings.
-        conditions (`list[str | int]`): Prompts, or classes by id or name. Image i has the seed i.
+        conditions (`list[str | int]`):
+            Prompts, or classes by id or name; without conditions the seeds. Image i has the seed i.
         columns (`int`): Images in a row.
+        side (`int`, *optional*):
+            Side in pixels to bring each image to; by default its own, but not below 128 or above 256.
     """
-    name, images = "prompt" if pipe.condition_kind == "text" else "class_labels", []
+    name, images = {"text": "prompt", "class": "class_labels"}.get(pipe.condition_kind), []
+    smallest, largest = SHEET_SIDES
+    side = min(max(pipe.image_size, smallest), largest) if side is None else side
     for start in range(0, len(conditions), BATCH_SIZE):
         part = conditions[start : start + BATCH_SIZE]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
-        images += pipe(**{name: part}, generator=generators).images
-    return image_grid(images, columns, SHEET_SIDE, conditions)
+        asked = {"num_images_per_prompt": len(part)} if name is None else {name: part}
+        images += pipe(**asked, generator=generators).images
+    return image_grid(images, columns, side, conditions if name else [f"seed {seed}" for seed in conditions])
 
 
 def png(image: Image.Image) -> bytes:
@@ -154,16 +168,16 @@ def look_up(api: HfApi, repo_id: str, repo_type: str, private: bool) -> tuple[st
 
 
 def look_up_license(api: HfApi, publication: Publication) -> str | None:
-    """The licence that the Hub states for the dataset behind it, if that is public."""
-    dataset = publication.json("codes.json").get("dataset")
-    dataset = dataset or publication.json(FACTS_FILE).get("data", {}).get("dataset")
-    if not is_hub_id(dataset):
-        return None
-    try:
-        found = (api.dataset_info(dataset).card_data or {}).get("license")
-    except RepositoryNotFoundError:
-        return None
-    return ", ".join(found) if isinstance(found, list) else found
+    """The licences that the Hub states for the datasets behind it, if they are public."""
+    datasets = [publication.json("codes.json").get("dataset"), *map(dataset_of, publication.facts.values())]
+    licenses: list[str] = []
+    for dataset in filter(is_hub_id, dict.fromkeys(datasets)):
+        try:
+            found = (api.dataset_info(dataset).card_data or {}).get("license") or []
+        except RepositoryNotFoundError:
+            continue
+        licenses += found if isinstance(found, list) else [found]
+    return ", ".join(dict.fromkeys(licenses)) or None
 
 
 def look_up_family(api: HfApi, repo_id: str) -> Family | None:
