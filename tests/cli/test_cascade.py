@@ -163,45 +163,35 @@ def test_upscale_chooses_among_levels(checkpoints, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "command, message",
     [
-        (["generate", "a", "--checkpoint", "text", "--upsampler", "text"], "`upsampler` must be a PixelDiffusion"),
-        (["generate", "a", "--checkpoint", "diffusion", "--upsampler", "upsampler"], "The base draws images of 16x16"),
-        slow(
-            ["generate", "a", "--checkpoint", "cascade", "--aug-level", "1.5"], "`aug_level` is 1.5; expected a number"
-        ),
-        (["generate", "a", "--checkpoint", "text", "--aug-level", "0.5"], "`--aug-level` is for upsamplers: pass"),
-        slow(
-            ["generate", "a", "--checkpoint", "text", "--upsampler-steps", "5"],
-            "`--upsampler-steps` is for upsamplers",
-        ),
-        (["generate", "a", "--checkpoint", "text", "--steps", "5"], "This checkpoint takes no `--steps`."),
-        slow(["generate", "a", "--checkpoint", "diffusion", "--top-k", "5"], "This checkpoint takes no `--top-k`."),
-        slow(
-            ["generate", "a", "--checkpoint", "diffusion", "--image", "a.png"], "This checkpoint takes no `--image`."
-        ),
-        slow(["generate", "a", "--checkpoint", "ddpm"], "This checkpoint takes no prompt."),
-        slow(["generate", "--class-label", "1", "--checkpoint", "diffusion"], "takes no `--class-label`."),
-        (
-            ["generate", "a", "--checkpoint", "diffusion", "--compile"],
-            "`--compile` is for models that",
-        ),
-        (["generate", "--checkpoint", "cascade"], "Pass either a prompt or `--class-label`."),
-        (["upscale", "a.png", "--upsampler", "text"], "enlarges no images; expected the checkpoint of an upsampler."),
-        slow(["upscale", "a.png", "--upsampler", "cascade"], "enlarges no images"),
-        (["upscale", "no.png", "--upsampler", "upsampler"], "The image 'no.png' does not exist."),
-        (["upscale", "wide.png", "--upsampler", "upsampler"], "`image` has 8x6 pixels; expected square images"),
-        slow(["upscale", "a.png", "--upsampler", "plain-upsampler", "--prompt", "a"], "reads no text"),
-        (["upscale", "a.png", "--upsampler", "upsampler", "--aug-level", "-1"], "`aug_level` is -1.0"),
-        (["upscale", "a.png", "--upsampler", "upsampler", "--output", "b.jpg"], "must end in .png"),
-        (["upscale", "a.png", "--upsampler", "upsampler", "--output", "no/b.png"], "can't be written"),
+        ("generate a --checkpoint text --upsampler text", "`upsampler` must be a PixelDiffusionPipeline"),
+        ("generate a --checkpoint text --steps 5", "This checkpoint takes no `--steps`."),
+        ("generate a --checkpoint text --aug-level 0.5", "`--aug-level` is for upsamplers: pass `--upsampler`"),
+        ("upscale a.png --upsampler text", "enlarges no images; expected the checkpoint of an upsampler."),
+        ("upscale wide.png --upsampler upsampler", "`image` has 8x6 pixels; expected square images"),
+        ("upscale a.png --upsampler upsampler --output b.jpg", "must end in .png"),
+        slow("upscale a.png --upsampler upsampler --output no/b.png", "can't be written"),
+        slow("upscale a.png --upsampler upsampler --aug-level -1", "`aug_level` is -1.0; expected a number in [0, 1]"),
+        slow("upscale a.png --upsampler plain-upsampler --prompt a", "reads no text"),
+        slow("upscale a.png --upsampler cascade", "enlarges no images"),
+        slow("upscale no.png --upsampler upsampler", "The image 'no.png' does not exist."),
+        slow("generate a --checkpoint diffusion --upsampler upsampler", "The base draws images of 16x16 pixels"),
+        slow("generate a --checkpoint cascade --aug-level 1.5", "`aug_level` is 1.5; expected a number in [0, 1]"),
+        slow("generate a --checkpoint text --upsampler-steps 5", "`--upsampler-steps` is for upsamplers"),
+        slow("generate a --checkpoint diffusion --top-k 5", "This checkpoint takes no `--top-k`."),
+        slow("generate a --checkpoint diffusion --image a.png", "This checkpoint takes no `--image`."),
+        slow("generate a --checkpoint ddpm", "This checkpoint takes no prompt."),
+        slow("generate --class-label 1 --checkpoint diffusion", "This checkpoint takes no `--class-label`."),
+        slow("generate a --checkpoint diffusion --compile", "`--compile` is for models that generate codes."),
+        slow("generate --checkpoint cascade", "Pass either a prompt or `--class-label`."),
     ],
 )
-def test_errors_are_one_sentence(checkpoints, tmp_path, monkeypatch, arguments, message):
+def test_errors_are_one_sentence(checkpoints, tmp_path, monkeypatch, command, message):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("a.png")
     Image.new("RGB", (8, 6)).save("wide.png")
-    result = invoke(*[checkpoints.get(argument, argument) for argument in arguments])
+    result = invoke(*[checkpoints.get(argument, argument) for argument in command.split()])
     assert result.exit_code == 1 and message in result.stderr, result.output
     assert "Traceback" not in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "wide.png"]
