@@ -300,12 +300,19 @@ def test_parameters_that_do_not_determine_an_image_are_refused(cascade):
         ddpm.redraw(parameters)
 
 
-def test_what_can_not_be_recorded_is_said():
-    dit = build_cascade("dit")
-    output = dit(class_labels=1, num_inference_steps=2, generator=generators(1))
-    assert "not_recorded" not in output.parameters[0]
-    used = generators(1)
+def test_what_the_parameters_do_not_hold_is_said():
+    cascade = build_cascade("deepfloyd")
+    states, null = torch.rand(1, 77, 16), torch.rand(1, 77, 16)
+    call = {"prompt_embeds": states, "negative_prompt_embeds": null, "num_inference_steps": 2}
+    output = cascade(**call, num_images_per_prompt=2, num_candidates=2, scorer=brightness, generator=generators(1, 2))
+    assert len(output.images) == 2 and output.parameters[0]["not_recorded"] == list(call)[:2]
+    with pytest.raises(ValueError, match="drawn with prompt_embeds, negative_prompt_embeds, which the parameters do"):
+        cascade.redraw(output.parameters[0])
+
+
+def test_a_used_generator_can_not_be_given_again():
+    cascade, used = build_cascade("ddpm"), generators(1)
     torch.rand(1, generator=used[0])
-    parameters = dit(class_labels=1, num_inference_steps=2, generator=used).parameters[0]
+    parameters = cascade(num_inference_steps=2, generator=used).parameters[0]
     with pytest.raises(ValueError, match="hold no seed"):
-        dit.redraw(parameters)
+        cascade.redraw(parameters)
