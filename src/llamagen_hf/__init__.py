@@ -9,6 +9,7 @@ from diffusers import ModelMixin
 from transformers import PreTrainedModel
 
 from .diffusion.pipeline import PixelDiffusionPipeline
+from .imagen.cascade import CascadePipeline
 from .llamagen.configuration import LlamaGenConfig
 from .llamagen.modeling import LlamaGenForConditionalGeneration, LlamaGenModel
 from .llamagen.pipeline import AutoregressiveImagePipeline
@@ -17,7 +18,7 @@ from .llamagen.vq_model import LlamaGenVQModel
 
 # `DiffusionPipeline.from_pretrained` looks for a pipeline's class here, and for its components' library there, or else
 # for code in the repository, of which there is none. diffusers has no way to register them.
-for pipeline in (AutoregressiveImagePipeline, PixelDiffusionPipeline):
+for pipeline in (AutoregressiveImagePipeline, CascadePipeline, PixelDiffusionPipeline):
     setattr(diffusers, pipeline.__name__, pipeline)
 diffusers.pipelines.llamagen_hf = sys.modules[__name__]
 
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AutoregressiveImagePipeline",
+    "CascadePipeline",
     "LlamaGenConfig",
     "LlamaGenForConditionalGeneration",
     "LlamaGenModel",

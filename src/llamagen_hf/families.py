@@ -35,6 +35,18 @@ class Family:
         return own_class(self.pipeline)
 
 
+IMAGEN = """\
+@inproceedings{saharia2022photorealistic,
+  title     = {Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding},
+  author    = {Saharia, Chitwan and Chan, William and Saxena, Saurabh and Li, Lala and Whang, Jay and
+               Denton, Emily and Ghasemipour, Seyed Kamyar Seyed and Karagol Ayan, Burcu and
+               Mahdavi, S. Sara and Gontijo Lopes, Rapha and Salimans, Tim and Ho, Jonathan and
+               Fleet, David J. and Norouzi, Mohammad},
+  booktitle = {Advances in Neural Information Processing Systems},
+  note      = {arXiv preprint arXiv:2205.11487},
+  year      = {2022}
+}"""
+
 FAMILIES = (
     Family(
         pipeline="AutoregressiveImagePipeline",
@@ -63,17 +75,18 @@ FAMILIES = (
             "prompt, a smaller image or both."
         ),
         tags=("imagen", "pixel-diffusion"),
-        citation="""\
-@inproceedings{saharia2022photorealistic,
-  title     = {Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding},
-  author    = {Saharia, Chitwan and Chan, William and Saxena, Saurabh and Li, Lala and Whang, Jay and
-               Denton, Emily and Ghasemipour, Seyed Kamyar Seyed and Karagol Ayan, Burcu and
-               Mahdavi, S. Sara and Gontijo Lopes, Rapha and Salimans, Tim and Ho, Jonathan and
-               Fleet, David J. and Norouzi, Mohammad},
-  booktitle = {Advances in Neural Information Processing Systems},
-  note      = {arXiv preprint arXiv:2205.11487},
-  year      = {2022}
-}""",
+        citation=IMAGEN,
+    ),
+    Family(
+        pipeline="CascadePipeline",
+        name="Imagen",
+        reference="Saharia et al. 2022, arXiv 2205.11487",
+        summary=(
+            "A base draws a small image, and an upsampler enlarges it to {pipe.image_size} x {pipe.image_size} pixels "
+            "by pixel diffusion."
+        ),
+        tags=("imagen", "cascaded-diffusion"),
+        citation=IMAGEN,
     ),
 )
 

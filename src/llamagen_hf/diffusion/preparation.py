@@ -39,8 +39,8 @@ class PreparedInputs:
 class PreparationMixin:
     """Prepares the calls of a pixel diffusion pipeline."""
 
-    def prepare(self, inputs: DiffusionInputs) -> PreparedInputs:
-        """Check the arguments of a call, encode its prompts and images, and draw its noise.
+    def check(self, inputs: DiffusionInputs) -> dict:
+        """Check the arguments of a call, and return its settings, none of them `None`.
 
         Raises:
             ValueError: If an argument or the scheduler does not fit.
@@ -53,7 +53,15 @@ class PreparationMixin:
         settings = self.sampling_settings(**given)
         check_settings(settings)
         check_scheduler(self.scheduler, learns_variance(self.unet), self._trained_scheduler)
+        return settings
 
+    def prepare(self, inputs: DiffusionInputs) -> PreparedInputs:
+        """Check the arguments of a call, encode its prompts and images, and draw its noise.
+
+        Raises:
+            ValueError: If an argument or the scheduler does not fit.
+        """
+        settings = self.check(inputs)
         condition = self._encode_text(inputs, settings["guidance_scale"]) if self.reads_text else {}
         generators = image_generators(inputs.generator, inputs.num_images, inputs.num_candidates)
         parameters = self._describe(inputs, settings, generators)

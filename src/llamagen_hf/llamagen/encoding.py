@@ -24,6 +24,11 @@ class EncodingMixin:
         """Input ids `(batch,)` of classes given by id or by name; a `ValueError` names one that does not exist."""
         return class_ids(self.generator_config, class_labels)
 
+    def class_names(self, class_labels: int | str | list[int | str]) -> list[str]:
+        """The names of classes given by id or by name; the id itself where there is none."""
+        ids, config = self.get_class_ids(class_labels) - self.generator_config.vocab_size, self.generator_config
+        return [(config.id2label or {}).get(index, str(index)) for index in ids.tolist()]
+
     @torch.no_grad()
     @in_own_precision
     def encode_prompt(self, prompt: str | list[str]) -> tuple[torch.Tensor, torch.LongTensor]:
