@@ -80,6 +80,12 @@ class Judge:
         return scores
 
 
+def load_judge(splits: dict[str, Dataset]) -> Judge:
+    """The network in benchmarks/scoreboard, which compares with the images of `splits`."""
+    model = EmojiClassifier.from_pretrained(CLASSIFIER, dtype=torch.float32)
+    return Judge(model, AutoTokenizer.from_pretrained(CLASSIFIER / "tokenizer"), splits)
+
+
 def evenly(rows: Dataset, count: int) -> Dataset:
     """`count` evenly spaced rows."""
     return rows.select([i * len(rows) // count for i in range(count)])
@@ -191,9 +197,7 @@ def main() -> None:
         parser.error(str(error))
     if not 4 <= args.count <= len(splits["test"]):
         parser.error(f"--count is {args.count}; expected 4 to {len(splits['test'])}, the size of the test split")
-    model = EmojiClassifier.from_pretrained(CLASSIFIER, dtype=torch.float32)
-    references = {split: splits[split] for split in SPLITS}
-    judge = Judge(model, AutoTokenizer.from_pretrained(CLASSIFIER / "tokenizer"), references)
+    judge = load_judge({split: splits[split] for split in SPLITS})
     weights = hashlib.sha256((CLASSIFIER / "model.safetensors").read_bytes()).hexdigest()
     results = measure(pipe, judge, splits, args.count)
     minutes, busy = (time.perf_counter() - start) / 60, time.process_time() / 60

@@ -8,21 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from tiny import build_text_pipeline
 
 
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
+from tiny_emoji import build_network, read_rows  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
 from llamagen_hf.data.source import DataConfig  # noqa: E402
-from llamagen_hf.loading.checkpoint import EMOJI_CHECKPOINT  # noqa: E402
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-EMOJI = Path(__file__).parent / "emoji"  # 40 images of the training split, in one style
 DATASET = Path(__file__).parents[2] / "shared" / "data" / "emoji"
 
 
@@ -36,15 +34,7 @@ def benchmarks():
 
 @pytest.fixture(scope="module")
 def rows():
-    """The 40 emoji as rows of the data that the scoreboard reads."""
-    facts = [json.loads(line) for line in (EMOJI / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-    columns = {name: [fact[name] for fact in facts] for name in ("caption", "tags", "group", "subgroup")}
-    columns["image"] = [Image.open(EMOJI / fact["file_name"]).convert("RGB") for fact in facts]
-    columns["hexcode"] = [Path(fact["file_name"]).stem for fact in facts]
-    columns["style"] = ["fluent flat"] * len(facts)
-    kinds = {name: datasets.Value("string") for name in ("caption", "group", "hexcode", "style", "subgroup")}
-    features = datasets.Features(kinds | {"image": datasets.Image(), "tags": datasets.List(datasets.Value("string"))})
-    return datasets.Dataset.from_dict(columns, features=features)
+    return read_rows()
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +46,7 @@ def network(benchmarks):
 
 @pytest.fixture(scope="module")
 def tiny_network(benchmarks, rows):
-    """A network of the same kind with new weights, and classes that fit the rows."""
-    torch.manual_seed(0)
-    config = benchmarks["emoji_classifier"].EmojiClassifierConfig(
-        layer_type="basic", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], image_size=16,
-        classes=benchmarks["train_scoreboard"].class_names(rows),
-    )  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(EMOJI_CHECKPOINT / "tokenizer")
-    return benchmarks["emoji_classifier"].EmojiClassifier(config), tokenizer
+    return build_network(benchmarks, rows)
 
 
 def test_the_network_is_small_half_precision_and_documented(benchmarks):
