@@ -273,11 +273,7 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
                 f"The base drew an image of {wrong[0]}x{wrong[1]} pixels, but the upsampler makes {side}x{side} of "
                 "smaller square ones."
             )
-        generators = []
-        for each in call["generator"]:
-            seed = int(torch.randint(2**62, (), generator=each, device=each.device))
-            generators.append(torch.Generator(each.device).manual_seed(seed))
-        arguments = {"image": images, "generator": generators}
+        arguments = {"image": images, "generator": [upsampler_generator(each) for each in call["generator"]]}
         if call["prompt"] is not None and self.upsampler.reads_text:
             arguments["prompt"] = repeated(conditions(call), len(images))
         if call["scorer"] is not None:
@@ -311,6 +307,12 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
         pairs = zip(small.parameters, large.parameters, strict=True)
         parameters = [with_upsampler(first, second) | self._origin for first, second in pairs]
         return CascadeOutput(large.images, parameters, small, large.candidates)
+
+
+def upsampler_generator(generator: torch.Generator) -> torch.Generator:
+    """The generator of the upsampler's noise, whose seed comes from that of the base, once the base has drawn."""
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return torch.Generator(generator.device).manual_seed(seed)
 
 
 def conditions(call: dict) -> list:
