@@ -11,7 +11,7 @@ from diffusers import (
     UNet2DModel,
 )
 from tiny import build_class_pipeline, build_text_pipeline
-from tiny_diffusion import build_diffusion_pipeline
+from tiny_diffusion import build_diffusion_pipeline, build_if_pipeline
 
 from llamagen_hf import CascadePipeline
 
@@ -53,6 +53,7 @@ BASES = {
     "text": (build_text_pipeline, {"prompt": "a red apple"}),
     "class": (build_class_pipeline, {"class_labels": "goldfish"}),
     "diffusion": (lambda: build_diffusion_pipeline(image_size=8), {"prompt": "a red apple"}),
+    "deepfloyd": (build_if_pipeline, {"prompt": "a red apple", "negative_prompt": "blue", "num_inference_steps": 3}),
     "ddpm": (build_ddpm_pipeline, {"num_inference_steps": 3}),
     "dit": (build_dit_pipeline, {"class_labels": 4, "num_inference_steps": 3}),
 }

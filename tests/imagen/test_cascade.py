@@ -1,5 +1,6 @@
 """The cascade: what its parts draw one after the other, each image from its own seed alone."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,13 +9,18 @@ import torch
 from diffusers import DDPMPipeline
 from PIL import Image
 from tiny import build_class_pipeline, build_text_pipeline, generators
-from tiny_cascade import BASES, build_cascade, build_ddpm_pipeline, build_nested_cascade, quiet
+from tiny_cascade import BASES, build_ddpm_pipeline, build_nested_cascade, quiet
+from tiny_cascade import build_cascade as build_new_cascade
 from tiny_diffusion import build_diffusion_pipeline
 
 from llamagen_hf import CascadePipeline
 from llamagen_hf.arguments import FieldError
 from llamagen_hf.families import find_family
 from llamagen_hf.provenance import read_parameters
+
+
+# No test changes one.
+build_cascade = functools.cache(build_new_cascade)
 
 
 @pytest.fixture
@@ -294,12 +300,19 @@ def test_parameters_that_do_not_determine_an_image_are_refused(cascade):
         ddpm.redraw(parameters)
 
 
-def test_what_can_not_be_recorded_is_said():
-    dit = build_cascade("dit")
-    output = dit(class_labels=1, num_inference_steps=2, generator=generators(1))
-    assert "not_recorded" not in output.parameters[0]
-    used = generators(1)
+def test_what_the_parameters_do_not_hold_is_said():
+    cascade = build_cascade("deepfloyd")
+    states, null = torch.rand(1, 77, 16), torch.rand(1, 77, 16)
+    call = {"prompt_embeds": states, "negative_prompt_embeds": null, "num_inference_steps": 2}
+    output = cascade(**call, num_images_per_prompt=2, num_candidates=2, scorer=brightness, generator=generators(1, 2))
+    assert len(output.images) == 2 and output.parameters[0]["not_recorded"] == list(call)[:2]
+    with pytest.raises(ValueError, match="drawn with prompt_embeds, negative_prompt_embeds, which the parameters do"):
+        cascade.redraw(output.parameters[0])
+
+
+def test_a_used_generator_can_not_be_given_again():
+    cascade, used = build_cascade("ddpm"), generators(1)
     torch.rand(1, generator=used[0])
-    parameters = dit(class_labels=1, num_inference_steps=2, generator=used).parameters[0]
+    parameters = cascade(num_inference_steps=2, generator=used).parameters[0]
     with pytest.raises(ValueError, match="hold no seed"):
-        dit.redraw(parameters)
+        cascade.redraw(parameters)

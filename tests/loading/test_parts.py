@@ -50,7 +50,7 @@ def copied(saved, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("kind", ["text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(BASES)[1:])])
 def test_saved_equals_loaded(kind, tmp_path):
     cascade = build_cascade(kind)
     cascade.save_pretrained(tmp_path / "one")

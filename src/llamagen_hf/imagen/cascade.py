@@ -14,7 +14,7 @@ from ..diffusion.pipeline_output import PixelDiffusionOutput
 from ..loading.checkpoint import CheckpointLoaderMixin
 from ..loading.parts import PartsMixin
 from ..outputs import GenerationStep, SavableOutput
-from ..reproducibility import check_generator, image_generators
+from ..reproducibility import check_generator, image_generators, next_generators
 from ..reranking import Scorer
 from .cascade_output import CascadeOutput, with_upsampler, without_upsampler
 from .foreign_base import ForeignBase
@@ -54,7 +54,6 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
 
     def __init__(self, base: DiffusionPipeline, upsampler: PixelDiffusionPipeline):
         super().__init__()
-        self.register_modules(base=base, upsampler=upsampler)
         if not isinstance(base, DiffusionPipeline):
             raise ValueError(f"`base` must be a pipeline of diffusers or of this package, not {type(base).__name__}.")
         if not isinstance(upsampler, PixelDiffusionPipeline):
@@ -63,6 +62,7 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
             raise ValueError("`upsampler` draws images from noise alone; expected a pipeline that enlarges images.")
         if isinstance(base, PixelDiffusionPipeline) and base.upsamples:
             raise ValueError("`base` enlarges images; expected a pipeline that draws them, such as a cascade.")
+        self.register_modules(base=base, upsampler=upsampler)
         small, large = self._drawer.image_size, upsampler.image_size
         if small is not None and small >= large:
             raise ValueError(
@@ -273,7 +273,7 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
                 f"The base drew an image of {wrong[0]}x{wrong[1]} pixels, but the upsampler makes {side}x{side} of "
                 "smaller square ones."
             )
-        arguments = {"image": images, "generator": [upsampler_generator(each) for each in call["generator"]]}
+        arguments = {"image": images, "generator": next_generators(call["generator"])}
         if call["prompt"] is not None and self.upsampler.reads_text:
             arguments["prompt"] = repeated(conditions(call), len(images))
         if call["scorer"] is not None:
@@ -307,12 +307,6 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
         pairs = zip(small.parameters, large.parameters, strict=True)
         parameters = [with_upsampler(first, second) | self._origin for first, second in pairs]
         return CascadeOutput(large.images, parameters, small, large.candidates)
-
-
-def upsampler_generator(generator: torch.Generator) -> torch.Generator:
-    """The generator of the upsampler's noise, whose seed comes from that of the base, once the base has drawn."""
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    return torch.Generator(generator.device).manual_seed(seed)
 
 
 def conditions(call: dict) -> list:

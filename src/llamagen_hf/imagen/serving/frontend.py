@@ -12,9 +12,10 @@ from ...diffusion.inputs import DiffusionInputs
 from ...diffusion.pipeline import PixelDiffusionPipeline
 from ...local_paths import public_name
 from ...provenance import describe
+from ...reproducibility import next_generators
 from ...serving.engine import EngineRequest
 from ...serving.frontend import Frontend, ImageRequest, TokenCounts
-from ..cascade import CascadePipeline, joined_settings, split_settings, upsampler_generator
+from ..cascade import CascadePipeline, joined_settings, split_settings
 from ..cascade_output import with_upsampler
 
 
@@ -112,7 +113,7 @@ class CascadeFrontend(Frontend):
 
     def _noise(self, request: EngineRequest) -> torch.Generator:
         """The upsampler's generator, as the cascade would have it for this seed."""
-        return upsampler_generator(self.base.generator_after(request))
+        return next_generators([self.base.generator_after(request)])[0]
 
     def decode(self, items: list[tuple[EngineRequest, list]]) -> list[Image.Image]:
         images, side = self.base.decode(items), self.pipe.image_size
