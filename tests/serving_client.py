@@ -11,11 +11,12 @@ from pathlib import Path
 
 import httpx
 import torch
+from diffusers import DiffusionPipeline
 from openai import OpenAI
 from tiny import build_text_pipeline, build_transformer
 
-from llamagen_hf import AutoregressiveImagePipeline
-from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
+from llamagen_cli.serve import load_frontend
+from llamagen_hf.families import load_pipeline
 from llamagen_hf.serving.local_engine import LocalEngine
 from llamagen_hf.serving.server import Server
 from llamagen_hf.serving.service import ImageService
@@ -25,9 +26,12 @@ from llamagen_hf.serving.settings import ServingSettings
 class RunningServer:
     """A server, where it is, and ways to talk to it."""
 
-    def __init__(self, folder: Path, slots: int = 16, restarts: bool = True, **settings):
-        frontend = LlamaGenFrontend.from_pretrained(str(folder), "cpu", torch.float32)
-        self.engine = LocalEngine(frontend.batch_loader(slots, threads=1), slots // 2, restarts)
+    def __init__(
+        self, folder: Path, slots: int = 16, restarts: bool = True, upsampler: Path | None = None, **settings
+    ):
+        large = None if upsampler is None else str(upsampler)
+        frontend, generator, _ = load_frontend(str(folder), large, "cpu", torch.float32)
+        self.engine = LocalEngine(generator.batch_loader(slots, threads=1), slots // 2, restarts)
         self.service = ImageService(frontend, self.engine, ServingSettings(model_name="tiny", **settings))
         self.server = Server(self.service, "127.0.0.1", 0)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
@@ -59,9 +63,9 @@ class RunningServer:
         self.until(lambda: self.get("/ready").status_code == 200)
 
     @property
-    def pipe(self) -> AutoregressiveImagePipeline:
+    def pipe(self) -> DiffusionPipeline:
         """A pipeline that generates the same images without a server."""
-        pipe = AutoregressiveImagePipeline.from_pretrained(self.folder)
+        pipe = load_pipeline(self.folder)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -14,6 +14,9 @@ def serve(
         str | None,
         typer.Argument(help="Folder or Hub id. Default: emoji, which ships with llamagen (a folder: ./emoji)."),
     ] = None,
+    upsampler: Annotated[
+        str | None, typer.Option(help="Pipeline that enlarges its images: a folder or Hub id. Of a cascade: its own.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")] = None,
@@ -76,7 +79,6 @@ def serve(
             raise ValueError(f"{error}; the server needs `pip install llamagen-hf[serve]`.") from error
         import torch
 
-        from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
         from llamagen_hf.local_paths import public_name
         from llamagen_hf.serving.local_engine import LocalEngine
         from llamagen_hf.serving.service import ImageService
@@ -102,7 +104,7 @@ def serve(
         quiet_loading()
         device = find_device(device)
         dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-        frontend = LlamaGenFrontend.from_pretrained(checkpoint, device, getattr(torch, dtype))
+        frontend, generator, base = load_frontend(checkpoint, upsampler, device, getattr(torch, dtype))
         restarts = on_engine_death == "restart"
         if engine == "vllm":
             try:
@@ -112,13 +114,15 @@ def serve(
             from llamagen_hf.llamagen.serving.vllm_engine import VLLMBackend
 
             parallel = {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": not compile}
-            backend = VLLMBackend(checkpoint, max(1, slots // 2), restarts, dtype=dtype, **parallel)
+            backend = VLLMBackend(base, max(1, slots // 2), restarts, dtype=dtype, **parallel)
         else:
             threads = None
             if device == "cpu":  # two processes with all cores each would slow each other down
-                threads = max(1, torch.get_num_threads() - 1)
-                torch.set_num_threads(1)
-            load = frontend.batch_loader(slots, compile, threads)
+                # An upsampler works as hard as the engine does.
+                own = 1 if frontend is generator else max(1, torch.get_num_threads() // 2)
+                threads = max(1, torch.get_num_threads() - own)
+                torch.set_num_threads(own)
+            load = generator.batch_loader(slots, compile, threads)
             backend = LocalEngine(load, max(1, slots // 2), restarts)
         if model_name is None:
             model_name = re.sub(r"[^\w./-]", "-", public_name(frontend.facts["checkpoint"]))
@@ -141,3 +145,34 @@ def serve(
             log_prompts=log_prompts,
         )
         run(ImageService(frontend, backend, settings), host, port)
+
+
+def load_frontend(checkpoint: str | None, upsampler: str | None, device: str, dtype):
+    """The frontend of a checkpoint, that of the generator within it, and the generator's checkpoint, for engines."""
+    from diffusers import DiffusionPipeline
+
+    from llamagen_hf import PixelDiffusionPipeline
+    from llamagen_hf.imagen.serving.frontend import CascadeFrontend
+    from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
+    from llamagen_hf.loading.checkpoint import CheckpointLoaderMixin
+    from llamagen_hf.loading.parts import load_part
+
+    folder, base, origin = CheckpointLoaderMixin.find_checkpoint(checkpoint), checkpoint, None
+    name = DiffusionPipeline.load_config(folder)["_class_name"]
+    if name == "CascadePipeline":
+        if upsampler is not None:
+            raise ValueError("This checkpoint is a cascade and has an upsampler; leave `--upsampler` out.")
+        base, origin = str(folder / "base"), checkpoint
+        name = DiffusionPipeline.load_config(base)["_class_name"]
+    if name != "AutoregressiveImagePipeline":
+        raise ValueError(
+            f"A {name} can't be served; expected an AutoregressiveImagePipeline, or a cascade with one as its base."
+        )
+    generator = LlamaGenFrontend.from_pretrained(base, device, dtype)
+    if origin is not None:
+        large = load_part(folder / "upsampler", dtype=dtype)
+    elif upsampler is not None:
+        large = PixelDiffusionPipeline.from_pretrained(upsampler, dtype=dtype)
+    else:
+        return generator, generator, base
+    return CascadeFrontend(generator, large.to(device), origin), generator, base

@@ -5,6 +5,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,12 @@ class EngineRequest:
         place (`int`, *optional*, defaults to 0):
             Index of the image within its client's request. An engine that is fair to all clients lets the first
             images of each request go first.
+        finishing (`Any`, *optional*): What the frontend does with the image afterwards. Engines carry it.
     """
 
     seed: int
     place: int = 0
+    finishing: Any = None
 
 
 class Engine(ABC):

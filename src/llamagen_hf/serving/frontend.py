@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from pydantic import BaseModel
@@ -77,6 +78,11 @@ class Frontend(ABC):
     def __init__(self, pipe: DiffusionPipeline):
         self.pipe = pipe
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sides in pixels of the images that it makes, in ascending order."""
+        return (self.pipe.image_size,)
+
     @abstractmethod
     def resolve_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The family's own fields, with the checkpoint's defaults in place of `None`."""
@@ -103,6 +109,14 @@ class Frontend(ABC):
     @abstractmethod
     def count_tokens(self, request: EngineRequest) -> TokenCounts:
         """Size of a request; `output` is the number of latents that the engine yields."""
+
+    @abstractmethod
+    def generator_after(self, request: EngineRequest) -> torch.Generator:
+        """The generator of an image in the state in which the pipeline leaves it, for what follows."""
+
+    def complete(self, request: EngineRequest, parameters: dict) -> dict:
+        """The parameters of an image whose seed is known, with what else depends on it."""
+        return parameters
 
     @abstractmethod
     def decode(self, items: list[tuple[EngineRequest, list]]) -> list[Image.Image]:

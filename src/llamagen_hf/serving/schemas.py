@@ -169,7 +169,8 @@ def build_bodies(
 
     So the OpenAPI page says what this server accepts: its image size, prompt or class, and the family's own fields.
     """
-    native, sampling_fields = frontend.pipe.image_size, frontend.sampling_fields
+    sizes, sampling_fields = frontend.sizes, frontend.sampling_fields
+    names = [f"{side}x{side}" for side in sizes]
     if frontend.pipe.condition_kind == "text":
         prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, description="What to draw.")]
         prompt, parameters = (prompt, ...), {}
@@ -180,13 +181,13 @@ def build_bodies(
         label = label | Annotated[int, Field(ge=0, lt=frontend.pipe.num_classes)]
         parameters = {"class_label": (Annotated[label | None, Field(description="Class by id or by name.")], None)}
     if settings.any_size:
-        text = f"Images are generated at {native}x{native} and scaled to the largest square that fits."
+        text = f"Images are generated at {' or '.join(names)} and scaled to the largest square that fits."
         size = Annotated[str | None, AfterValidator(check_size), Field(description=text)]
         length = Annotated[int | None, Field(ge=1, le=MAX_SIDE, description=text)]
     else:
-        text = "The size of this checkpoint's images."
-        size = Annotated[Literal["auto", f"{native}x{native}"] | None, Field(description=text)]
-        length = Annotated[Literal[native] | None, Field(description=text)]
+        text = "The size of this checkpoint's images." if len(sizes) == 1 else "By default the largest."
+        size = Annotated[Literal[("auto", *names)] | None, Field(description=text)]
+        length = Annotated[Literal[sizes] | None, Field(description=text)]
     fields = parameters | {
         "prompt": prompt,
         "n": (Annotated[int | None, Field(ge=1, le=settings.max_images, description="Number of images.")], 1),

@@ -229,6 +229,7 @@ class ActiveRequest:
     async def _generate(self, index: int, prepared: EngineRequest, parameters: dict, report: Callable) -> None:
         """Generate one image with its previews, and free its place in the queue."""
         service, request = self.service, self.request
+        parameters = service.frontend.complete(prepared, parameters)
         tokens, latents, start = service.frontend.count_tokens(prepared), [], None
 
         async def write(latents: list, partial_index: int | None = None) -> GeneratedImage:

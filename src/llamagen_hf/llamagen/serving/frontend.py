@@ -16,6 +16,7 @@ from ..configuration import LlamaGenConfig
 from ..inputs import GenerationInputs
 from ..modeling import LlamaGenForConditionalGeneration
 from ..pipeline import AutoregressiveImagePipeline
+from ..sampling import draw_uniforms
 from .batch import ContinuousBatch, GenerationRequest
 from .mask import rows_to_keep
 
@@ -157,6 +158,11 @@ class LlamaGenFrontend(Frontend):
         words = 1 if request.class_id is not None else int(request.prompt_attention_mask.sum())
         kept = len(request.prefix_codes)
         return TokenCounts(words, kept, self.pipe.generator_config.num_codes - kept)
+
+    def generator_after(self, request: GenerationRequest) -> torch.Generator:
+        generator = torch.Generator().manual_seed(request.seed)
+        draw_uniforms(1, self.pipe.generator_config.num_codes, [generator], torch.device("cpu"))
+        return generator
 
     def decode(self, items: list[tuple[GenerationRequest, list[int]]]) -> list[Image.Image]:
         config = self.pipe.generator_config

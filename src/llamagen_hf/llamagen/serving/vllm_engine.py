@@ -71,7 +71,7 @@ class VLLMBackend(Engine):
         arguments = vars(request) | {"class_label": None}
         if request.class_id is not None:
             arguments["class_label"] = request.class_id - self._engine.config.vocab_size
-        del arguments["class_id"], arguments["place"]
+        del arguments["class_id"], arguments["place"], arguments["finishing"]
         self._active += 1
         try:
             async with aclosing(self._engine.draw(**arguments)) as steps:
