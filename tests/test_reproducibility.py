@@ -3,7 +3,7 @@
 import torch
 from tiny import generators
 
-from llamagen_hf.reproducibility import clone, image_generators, told_apart
+from llamagen_hf.reproducibility import clone, image_generators, next_generators, told_apart
 
 
 def numbers(generator: torch.Generator) -> list[float]:
@@ -40,3 +40,11 @@ def test_a_clone_yields_the_same_and_leaves_the_other_alone():
     numbers(one)
     other = clone(one)
     assert numbers(other) == numbers(one)
+
+
+def test_the_next_stage_depends_on_the_seed_of_its_image_alone():
+    both = [numbers(each) for each in next_generators(generators(0, 1))]
+    assert both[1] == numbers(next_generators(generators(1))[0]) != both[0]
+    one = generators(0)[0]
+    seeds = {each.initial_seed() for each in [*next_generators([one, one]), *next_generators([one])]}
+    assert len(seeds) == 3 and 0 not in seeds

@@ -4,7 +4,17 @@ It stands beside the package, not within it: importing anything of `llamagen_hf`
 `--help` should not wait for them.
 """
 
-from . import checkpoints, compare, demo, evaluate, generate, serve, stages  # noqa: F401 (each adds its commands)
+from . import (  # noqa: F401 (each adds its commands)
+    checkpoints,
+    compare,
+    demo,
+    evaluate,
+    generate,
+    info,
+    serve,
+    stages,
+    upscale,
+)
 from .app import app
 
 

@@ -1,13 +1,12 @@
-"""`llamagen convert | info | publish`."""
+"""`llamagen convert | publish`."""
 
 import json
-from math import prod
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .app import Checkpoint, Dtype, app, one_sentence_errors, quiet_loading
+from .app import Dtype, app, one_sentence_errors, quiet_loading
 
 
 @app.command()
@@ -53,44 +52,6 @@ def convert(
         typer.echo(f"Saved {output}")
         if text and text_encoder is None:
             typer.echo("Without --text-encoder the pipeline takes prompt_embeds only, not prompts.", err=True)
-
-
-@app.command()
-def info(checkpoint: Checkpoint = None):
-    """Print what a checkpoint is: sizes, parameters, conditioning, classes."""
-    with one_sentence_errors():
-        from safetensors import safe_open
-
-        from llamagen_hf import AutoregressiveImagePipeline, LlamaGenConfig, LlamaGenVQModel
-
-        folder = AutoregressiveImagePipeline.find_checkpoint(checkpoint)
-        config = LlamaGenConfig.from_pretrained(folder / "transformer")
-        vq = LlamaGenVQModel.load_config(folder / "vq_model")
-        defaults = AutoregressiveImagePipeline.load_config(folder).get("sampling_defaults") or {}
-        parameters: dict[str, int] = {}
-        for path in sorted(folder.glob("*/*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                count = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
-            parameters[path.parent.name] = parameters.get(path.parent.name, 0) + count
-        side = config.grid_size * 2 ** (len(vq["block_out_channels"]) - 1)
-        facts = {
-            "checkpoint": checkpoint or "emoji, shipped with llamagen",
-            "image": f"{side}x{side} pixels from {config.grid_size}x{config.grid_size} codes",
-            "codes": f"{vq['num_vq_embeddings']} of width {vq['vq_embed_dim']}",
-            "generator": f"{config.num_hidden_layers} layers, {config.hidden_size} wide, "
-            f"{config.num_attention_heads} heads",
-            "conditioning": f"text, {config.condition_length} positions of width {config.condition_dim}, prompts "
-            f"cleaned by {config.prompt_cleaning} rules"
-            if config.conditioning == "text"
-            else f"class, {config.num_classes} classes",
-        }
-        if config.id2label:
-            shown = [f"{index} {name}" for index, name in list(config.id2label.items())[:5]]
-            facts["classes"] = ", ".join(shown) + (", ..." if len(config.id2label) > 5 else "")
-        facts["parameters"] = ", ".join(f"{name} {count / 1e6:.1f}M" for name, count in parameters.items())
-        facts["sampling"] = ", ".join(f"{name} {value}" for name, value in defaults.items()) or "as the library's"
-        for name, value in facts.items():
-            typer.echo(f"{name + ':':14}{value}")
 
 
 @app.command()

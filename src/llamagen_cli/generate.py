@@ -1,11 +1,23 @@
 """`llamagen generate`."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .app import Checkpoint, Device, Dtype, app, check_writable, load_pipeline, one_sentence_errors
+from .redrawing import check_redrawing, generate_again, parts_of
+
+
+AugLevel = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="Noise that the upsampler adds to the small image, from 0 to 1; of several, --scorer chooses. "
+        "Default: the upsampler's."
+    ),
+]
+Scorer = Annotated[str, typer.Option(help="CLIP model that chooses the best image: a folder or Hub id.")]
 
 
 @app.command()
@@ -43,9 +55,15 @@ def generate(
         int | None, typer.Option(help="Rows of codes to keep of --image. Default: the upper half.")
     ] = None,
     num_candidates: Annotated[int, typer.Option(min=1, help="Generate so many for each image, keep the best.")] = 1,
-    scorer: Annotated[
-        str, typer.Option(help="CLIP model that chooses among candidates: a folder or Hub id.")
-    ] = "openai/clip-vit-base-patch32",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps from noise to image of a diffusion model. Default: the checkpoint's.")
+    ] = None,
+    upsampler: Annotated[
+        str | None, typer.Option(help="Upsampler that enlarges the images: a folder or Hub id.")
+    ] = None,
+    aug_level: AugLevel = None,
+    upsampler_steps: Annotated[int | None, typer.Option(help="The upsampler's steps. Default: its own.")] = None,
+    scorer: Scorer = "openai/clip-vit-base-patch32",
     redraw: Annotated[
         Path | None, typer.Option("--from", help="Generate this image again, by the parameters in its metadata.")
     ] = None,
@@ -61,8 +79,9 @@ def generate(
         if redraw is not None:
             check_redrawing(context)
             subject = f"{redraw.stem}-again"
-        elif subject is None or (prompt is not None and class_label is not None):
+        elif (prompt is not None and class_label is not None) or (subject is None and checkpoint is None):
             raise ValueError("Pass either a prompt or `--class-label`.")
+        subject = "image" if subject is None else subject
         planned = output or name_output(subject, count)
         for path in filter(None, (planned, grid)):  # checked before the work, not after it
             if path.suffix.lower() != ".png":
@@ -72,7 +91,7 @@ def generate(
         if grid is not None and grid.absolute() in [planned.absolute().with_stem(name) for name in names]:
             raise ValueError(f"The grid {str(grid)!r} would replace an image; give it another name.")
         if redraw is not None:
-            result = generate_again(redraw, checkpoint, device)
+            result = generate_again(redraw, checkpoint, upsampler, device)
         else:
             import torch
 
@@ -82,23 +101,28 @@ def generate(
             if source is None and keep_rows is not None:
                 raise ValueError("`--keep-rows` says how much of `--image` to keep, which is missing.")
             pipe = load_pipeline(checkpoint, device, dtype)
+            if upsampler is not None:
+                from llamagen_hf import CascadePipeline
+
+                pipe = CascadePipeline(pipe, load_pipeline(upsampler, device, dtype))
+            inputs = {"prompt": prompt, "class_labels": class_label, "guidance_scale": guidance_scale}
+            inputs |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "num_inference_steps": steps}
+            inputs |= {"guidance_interval": None if guidance_interval == -1 else guidance_interval, "image": source}
+            inputs |= {"upsampler_num_inference_steps": upsampler_steps}
+            inputs["aug_level"] = aug_level[0] if aug_level and len(aug_level) == 1 else aug_level or None
+            inputs = {name: value for name, value in inputs.items() if value is not None}
+            check_inputs(pipe, inputs, compile)
             if compile:
-                pipe.compile_step()
-            inputs = {"class_labels": class_label} if prompt is None else {"prompt": prompt}
+                parts_of(pipe)[0].compile_step()
             if source is not None:
-                rows = pipe.transformer.config.grid_size // 2 if keep_rows is None else keep_rows
-                inputs |= {"image": source, "keep_rows": rows}
-            if num_candidates > 1:
+                rows = parts_of(pipe)[0].transformer.config.grid_size // 2 if keep_rows is None else keep_rows
+                inputs["keep_rows"] = rows
+            if num_candidates > 1 or (aug_level and len(aug_level) > 1):
                 from llamagen_hf.clip import CLIPScorer
 
                 inputs |= {"num_candidates": num_candidates, "scorer": CLIPScorer.from_pretrained(scorer)}
             result = pipe(
                 **inputs,
-                guidance_scale=guidance_scale,
-                guidance_interval=guidance_interval,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
                 num_images_per_prompt=count,
                 generator=[torch.Generator().manual_seed(seed + i) for i in range(count)],
             )
@@ -120,27 +144,27 @@ def name_output(subject: str, count: int) -> Path:
     return free_path(file_stem(subject), ".png", [""] if count == 1 else [f"-{i}" for i in range(count)])
 
 
-def check_redrawing(context: typer.Context) -> None:
-    """Raise a `ValueError` if the command line has options that `--from` takes from its image."""
-    given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
-    if extra := sorted(given - {"redraw", "checkpoint", "output", "device"}):
-        raise ValueError(f"`--from` takes {', '.join(extra)} from the image; leave it out.")
+# Options that are not named after the argument of the pipelines.
+OPTIONS = {
+    "prompt": "prompt",
+    "class_labels": "`--class-label`",
+    "num_inference_steps": "`--steps`",
+    "upsampler_num_inference_steps": "`--upsampler-steps`",
+}
 
 
-def generate_again(path: Path, checkpoint: str | None, device: str | None):
-    """What the pipeline returns for the image of a PNG, generated again by its parameters."""
-    from llamagen_hf.provenance import read_parameters
-
-    parameters = read_parameters(path)
-    loaded = {name: parameters[name] for name in ("revision", "variant") if name in parameters}
-    if checkpoint is None:
-        checkpoint = parameters.get("checkpoint")
-        if checkpoint is None:
-            raise ValueError(f"The image {str(path)!r} does not name its checkpoint; pass --checkpoint.")
-    else:
-        loaded.pop("revision", None)
-    pipe = load_pipeline(checkpoint, device or parameters.get("device"), parameters.get("dtype"), **loaded)
-    pipe.load_loras(parameters.get("lora", []))
-    if parameters.get("compiled"):
-        pipe.compile_step()
-    return pipe.redraw(parameters)
+def check_inputs(pipe, inputs: dict, compile: bool) -> None:
+    """Raise a `ValueError` if a checkpoint can't do what the command line asks for."""
+    base, *upsamplers = parts_of(pipe)
+    known = signature(type(base).__call__).parameters
+    for name in inputs:
+        option = OPTIONS.get(name, f"`--{name.replace('_', '-')}`")
+        if name in ("aug_level", "upsampler_num_inference_steps"):
+            if not upsamplers:
+                raise ValueError(f"{option} is for upsamplers: pass `--upsampler`, or the checkpoint of a cascade.")
+        elif name not in known or (name == "image" and "keep_rows" not in known):
+            raise ValueError(f"This checkpoint takes no {option}.")
+    if not inputs.keys() & {"prompt", "class_labels"} and pipe.condition_kind != "none":
+        raise ValueError("Pass either a prompt or `--class-label`.")
+    if compile and not hasattr(base, "compile_step"):
+        raise ValueError("`--compile` is for models that generate codes.")

@@ -81,3 +81,12 @@ def told_apart(generators: list[torch.Generator]) -> list[torch.Generator]:
             seed = int(torch.randint(2**62, (), generator=source, device=source.device))
             own.append(torch.Generator(generator.device).manual_seed(seed))
     return own
+
+
+def next_generators(generators: list[torch.Generator]) -> list[torch.Generator]:
+    """New generators for the next stage of each image, with seeds that the present ones give as they now are.
+
+    Such a seed can be recorded, so that the stage can be repeated by itself.
+    """
+    seeds = [int(torch.randint(2**62, (), generator=each, device=each.device)) for each in generators]
+    return [torch.Generator(each.device).manual_seed(seed) for each, seed in zip(generators, seeds, strict=True)]

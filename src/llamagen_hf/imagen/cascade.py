@@ -14,7 +14,7 @@ from ..diffusion.pipeline_output import PixelDiffusionOutput
 from ..loading.checkpoint import CheckpointLoaderMixin
 from ..loading.parts import PartsMixin
 from ..outputs import GenerationStep, SavableOutput
-from ..reproducibility import check_generator, image_generators
+from ..reproducibility import check_generator, image_generators, next_generators
 from ..reranking import Scorer
 from .cascade_output import CascadeOutput, with_upsampler, without_upsampler
 from .foreign_base import ForeignBase
@@ -54,13 +54,15 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
 
     def __init__(self, base: DiffusionPipeline, upsampler: PixelDiffusionPipeline):
         super().__init__()
-        self.register_modules(base=base, upsampler=upsampler)
         if not isinstance(base, DiffusionPipeline):
             raise ValueError(f"`base` must be a pipeline of diffusers or of this package, not {type(base).__name__}.")
         if not isinstance(upsampler, PixelDiffusionPipeline):
             raise ValueError(f"`upsampler` must be a PixelDiffusionPipeline, not {type(upsampler).__name__}.")
         if not upsampler.upsamples:
             raise ValueError("`upsampler` draws images from noise alone; expected a pipeline that enlarges images.")
+        if isinstance(base, PixelDiffusionPipeline) and base.upsamples:
+            raise ValueError("`base` enlarges images; expected a pipeline that draws them, such as a cascade.")
+        self.register_modules(base=base, upsampler=upsampler)
         small, large = self._drawer.image_size, upsampler.image_size
         if small is not None and small >= large:
             raise ValueError(
@@ -69,17 +71,13 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
             )
 
     @property
-    def parts(self) -> dict[str, DiffusionPipeline]:
-        return {"base": self.base, "upsampler": self.upsampler}
-
-    @property
     def _drawer(self):
         """The base under the interface of this package's pipelines."""
         return self.base if isinstance(self.base, CheckpointLoaderMixin) else ForeignBase(self.base)
 
     @property
     def condition_kind(self) -> str:
-        """What the base draws from: `"text"`, `"class"`, `"image"` or `"none"`."""
+        """What the base draws from: `"text"`, `"class"` or `"none"`."""
         return self._drawer.condition_kind
 
     @property
@@ -270,11 +268,7 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
                 f"The base drew an image of {wrong[0]}x{wrong[1]} pixels, but the upsampler makes {side}x{side} of "
                 "smaller square ones."
             )
-        generators = []
-        for each in call["generator"]:
-            seed = int(torch.randint(2**62, (), generator=each, device=each.device))
-            generators.append(torch.Generator(each.device).manual_seed(seed))
-        arguments = {"image": images, "generator": generators}
+        arguments = {"image": images, "generator": next_generators(call["generator"])}
         if call["prompt"] is not None and self.upsampler.reads_text:
             arguments["prompt"] = repeated(conditions(call), len(images))
         if call["scorer"] is not None:

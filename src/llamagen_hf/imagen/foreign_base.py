@@ -9,12 +9,17 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..arguments import FieldError, is_count, plain
+from ..conditioning.checks import check_prompt
 from ..conditioning.classes import resolve_class_label
 from ..outputs import SavableOutput
 from ..provenance import complete, describe, seeded
 from ..reproducibility import check_generator, image_generators, told_apart
 from ..reranking import Candidate, Scorer, check_candidates, rank_candidates, score_images
 from .cascade_output import CascadeOutput
+
+
+# Arguments of pipelines that a cascade passes itself.
+RESERVED = {"prompt", "class_labels", "num_images_per_prompt", "batch_size", "generator", "output_type", "return_dict"}
 
 
 class ForeignBase:
@@ -27,6 +32,7 @@ class ForeignBase:
     def __init__(self, pipeline: DiffusionPipeline):
         self.pipeline = pipeline
         self.accepted = signature(type(pipeline).__call__).parameters.keys() - {"self"}
+        self.settings = self.accepted - RESERVED
 
     @property
     def name(self) -> str:
@@ -67,7 +73,7 @@ class ForeignBase:
         """Side of the images, in pixels, if its model and its decoder say so."""
         components = self.pipeline.components
         model = components.get("unet") or components.get("transformer")
-        side = model.config.get("sample_size") if hasattr(model, "config") else None
+        side = getattr(getattr(model, "config", None), "sample_size", None)
         if not is_count(side):
             return None
         for name in ("vae", "vqvae"):
@@ -81,10 +87,11 @@ class ForeignBase:
         origin = {} if self.pipeline.name_or_path is None else {"checkpoint": str(self.pipeline.name_or_path)}
         facts = origin | {"pipeline": self.name, "device": self.pipeline._execution_device.type}
         facts["dtype"] = str(self.pipeline.dtype)[6:]
-        return facts | {name: version(name) for name in ("diffusers", "llamagen-hf")} | {"torch": torch.__version__}
+        versions = {name: version(name.replace("_", "-")) for name in ("llamagen_hf", "diffusers")}
+        return facts | versions | {"torch": torch.__version__}
 
     def sampling_settings(self, **given) -> dict:
-        """The settings that were given: the others are the pipeline's own."""
+        """The settings that were given; the others are the pipeline's own."""
         return {name: plain(value) for name, value in given.items() if value is not None}
 
     def __call__(
@@ -103,7 +110,7 @@ class ForeignBase:
             ValueError: If an argument does not fit, or the pipeline returns no images.
         """
         settings = {name: plain(value) for name, value in settings.items() if value is not None}
-        if unknown := sorted(settings.keys() - self.accepted):
+        if unknown := sorted(settings.keys() - self.settings):
             raise FieldError(unknown[0], f"{self.name} takes no `{unknown[0]}`.")
         conditions, name = self._conditions(prompt, class_labels, settings)
         if not is_count(num_images_per_prompt):
@@ -117,14 +124,13 @@ class ForeignBase:
         conditions = [each for each in conditions for _ in range(num_images_per_prompt * num_candidates)]
         generators = image_generators(generator, num_images, num_candidates)
         names = conditions if name != "class_labels" else self.class_names(conditions)
+        hidden = [key for key, value in settings.items() if not is_json(value)]
         parameters = describe(
             [{} if name is None else {name: each} for each in conditions],
-            {key: value for key, value in settings.items() if is_json(value)},
+            {key: value for key, value in settings.items() if key not in hidden},
             generators,
-            self.facts,
-            [{"not_recorded": [key for key in settings if not is_json(settings[key])]}] * len(generators),
+            self.facts | ({"not_recorded": hidden} if hidden else {}),
         )
-        parameters = [{k: v for k, v in each.items() if (k, v) != ("not_recorded", [])} for each in parameters]
         images = self._draw(conditions, name, told_apart(generators), settings)
         if num_candidates == 1:
             return CascadeOutput(images, parameters)
@@ -135,21 +141,22 @@ class ForeignBase:
         return CascadeOutput([each.image for each in best], [each.parameters for each in best], candidates=ranked)
 
     def _conditions(self, prompt, class_labels, settings: dict) -> tuple[list, str | None]:
-        """The prompts or classes, and the name of their argument; `[None]` if there are none."""
+        """The prompts or classes, and the name of their argument; `None` for each image or embedding without."""
         kind = self.condition_kind
         if prompt is not None and kind != "text":
             raise FieldError("prompt", f"{self.name} reads no text: leave out `prompt`.")
         if class_labels is not None and kind != "class":
             raise FieldError("class_labels", f"{self.name} draws no classes: leave out `class_labels`.")
         if prompt is not None:
+            check_prompt(prompt, True)
             return [prompt] if isinstance(prompt, str) else prompt, "prompt"
         if class_labels is not None:
             return self._class_ids(class_labels), "class_labels"
-        if kind == "text" and "prompt_embeds" not in settings:
-            raise FieldError("prompt", f"{self.name} draws from prompts: pass `prompt`.")
         if kind == "class":
             raise FieldError("class_labels", f"{self.name} draws classes: pass `class_labels`.")
-        return [None], None
+        if kind == "text" and "prompt_embeds" not in settings:
+            raise FieldError("prompt", f"{self.name} draws from prompts: pass `prompt`.")
+        return [None] * len(settings.get("prompt_embeds", [None])), None
 
     def _draw(self, conditions: list, name: str | None, generators: list[torch.Generator], settings: dict) -> list:
         """The images of `conditions`, each from its own generator."""
@@ -158,7 +165,8 @@ class ForeignBase:
         elif "batch_size" in self.accepted:
             settings = {"batch_size": len(conditions)} | settings
         elif "num_images_per_prompt" in self.accepted:
-            settings = {"num_images_per_prompt": len(conditions)} | settings
+            count = len(conditions) // len(settings.get("prompt_embeds", [None]))
+            settings = {"num_images_per_prompt": count} | settings
         if isinstance(settings.get("negative_prompt"), str) and name == "prompt":
             settings["negative_prompt"] = [settings["negative_prompt"]] * len(conditions)
         output = self.pipeline(**settings, generator=generators, output_type="pil")
@@ -181,7 +189,8 @@ class ForeignBase:
             raise ValueError(f"The image was drawn with {names}, which the parameters do not hold.")
         if parameters.get("pipeline") != self.name:
             raise ValueError(f"The image was drawn by {parameters.get('pipeline')}, but the base is {self.name}.")
-        settings = {name: value for name, value in parameters.items() if name in self.accepted}
+        names = self.settings | {"prompt", "class_labels"}
+        settings = {name: value for name, value in parameters.items() if name in names}
         generators = [told_apart([seeded(full)] * (full["seed_index"] + 1))[-1] for _ in range(full["batch_size"])]
         images = self(**settings, num_images_per_prompt=full["batch_size"], generator=generators).images
         return CascadeOutput([images[full["batch_index"]]], [parameters])

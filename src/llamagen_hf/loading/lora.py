@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from itertools import groupby
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import delete_adapter_layers, is_peft_available, recurse_remove_peft_layers
 from huggingface_hub import snapshot_download
@@ -255,6 +257,8 @@ class LoraLoaderMixin(LoraBaseMixin):
         with self.offloading_paused():
             yield
 
+    # A pipeline that holds this one reads its signature to see what it may pass on.
+    @wraps(DiffusionPipeline.save_pretrained, assigned=())
     def save_pretrained(self, save_directory, **kwargs):
         """Save the pipeline, see [`~diffusers.DiffusionPipeline.save_pretrained`].
 

@@ -1,14 +1,20 @@
 """A pipeline made of pipelines: loading, devices, precision and offloading reach what is within them."""
 
 import json
+from inspect import signature
 from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 
 from ..local_paths import unless_folder
 from .checkpoint import CheckpointLoaderMixin, find_missing_weights, read_weight_names
+from .lora import HUB_OPTIONS
+
+
+# Arguments of `from_pretrained` that are passed on to each part.
+PART_OPTIONS = ("variant", "use_safetensors", "low_cpu_mem_usage")
 
 
 class PartsMixin(CheckpointLoaderMixin):
@@ -17,36 +23,41 @@ class PartsMixin(CheckpointLoaderMixin):
     @property
     def parts(self) -> dict[str, DiffusionPipeline]:
         """The pipelines by name, in the order of their work."""
-        return self.components
+        return {name: part for name, part in self.components.items() if isinstance(part, DiffusionPipeline)}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path=None, **kwargs):
-        """Load a checkpoint from a folder or from the Hub; no code of it is run.
+        """Load a checkpoint from a folder or from the Hub. No code of it is run.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or a Hub id.
-            kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]; they apply to all parts, and `dtype` may
-                be a dict of parts. A part may be given by its name. Weights load as float32 unless `dtype` says
-                otherwise.
+            dtype (`torch.dtype` or `dict`, *optional*, defaults to `torch.float32`):
+                Of all weights, or a dict of it by part.
+            kwargs: A part, by its name, that is not to be loaded; `variant`, `use_safetensors` and `low_cpu_mem_usage`
+                as for [`~diffusers.DiffusionPipeline.from_pretrained`]; what
+                [`~llamagen_hf.loading.checkpoint.CheckpointLoaderMixin.download`] takes.
 
         Raises:
             OSError: If there is no such checkpoint, if it is of another pipeline, or if its weights are damaged or
                 incomplete.
+            ValueError: If an argument is something else.
         """
-        path, folder = pretrained_model_name_or_path, cls.find_checkpoint(pretrained_model_name_or_path, **kwargs)
-        config = cls.load_config(folder)
-        if config.get("_class_name") != cls.__name__:
+        path = pretrained_model_name_or_path
+        names = list(signature(cls.__init__).parameters)[1:]
+        if unknown := sorted(kwargs.keys() - {"dtype", "torch_dtype", *PART_OPTIONS, *HUB_OPTIONS, *names}):
+            raise ValueError(f"{cls.__name__} is loaded without `{unknown[0]}`; load its parts with it and join them.")
+        folder = cls.find_checkpoint(path, **{name: kwargs[name] for name in kwargs if name not in names})
+        found = cls.load_config(folder).get("_class_name")
+        if found != cls.__name__:
             raise OSError(
-                f"{str(path)!r} holds another pipeline, of class {config.get('_class_name')!r}; expected "
-                f"{cls.__name__}."
+                f"{str(path or 'emoji')!r} holds another pipeline, of class {found!r}; expected {cls.__name__}."
             )
-        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", torch.float32))
-        options = {name: kwargs[name] for name in ("variant", "use_safetensors") if name in kwargs}
-        names, _ = cls._get_signature_keys(cls)
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype", torch.float32))
+        options = {name: kwargs[name] for name in PART_OPTIONS if name in kwargs}
         parts = {}
-        for name in sorted(names):
-            part_dtype = dtype.get(name, dtype) if isinstance(dtype, dict) else dtype
-            parts[name] = kwargs.get(name) or load_part(folder / name, dtype=part_dtype, **options)
+        for name in names:
+            part_dtype = dtype.get(name, torch.float32) if isinstance(dtype, dict) else dtype
+            parts[name] = kwargs[name] if name in kwargs else load_part(folder / name, dtype=part_dtype, **options)
         pipe = cls(**parts)
         pipe.register_to_config(_name_or_path=unless_folder(path))
         pipe._origin = {"checkpoint": "./emoji" if str(path) == "emoji" else str(path)}
@@ -127,7 +138,10 @@ def load_part(folder: Path, **kwargs) -> DiffusionPipeline:
         part._origin = {}  # the whole has one
         return part
     for component, saved in read_weight_names(folder).items():
-        if missing := find_missing_weights(part.components[component], saved):
+        model = part.components.get(component)
+        if model is not None and (missing := find_missing_weights(model, saved)):
             raise OSError(f"The weights of {folder.name}/{component} miss {', '.join(missing)}.")
-    part.register_to_config(_name_or_path=None)  # a path, which saving would publish
+    for each in (part, *part.components.values()):
+        if isinstance(each, (DiffusionPipeline, ModelMixin)):
+            each.register_to_config(_name_or_path=None)  # a path, which saving would publish
     return part
