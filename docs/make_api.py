@@ -20,7 +20,7 @@ LIBRARIES = ("accelerate", "datasets", "diffusers", "gradio", "huggingface_hub",
 WIDTH = 100  # of a signature on one line
 CROSS_REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\()")
 
-# The public API: the title, the subject and the objects of each page. First the family, then the shared rooms.
+# The public API: the title, the subject and the objects of each page. First the families, then the shared rooms.
 PAGES = {
     "pipeline": (
         "Pipeline",
@@ -45,6 +45,14 @@ PAGES = {
             "diffusion.schedules.sampling_scheduler",
             "diffusion.schedules.with_thresholding",
             "diffusion.schedules.augment",
+        ],
+    ),
+    "cascade": (
+        "Cascades",
+        "A base draws small images, and upsamplers enlarge them.",
+        [
+            "imagen.cascade.CascadePipeline",
+            "imagen.cascade_output.CascadeOutput",
         ],
     ),
     "models": (
@@ -122,6 +130,8 @@ PAGES = {
             "llamagen.training.extraction.extract_codes",
             "llamagen.training.generator_config.GeneratorTrainingConfig",
             "llamagen.training.generator_trainer.train_generator",
+            "diffusion.training.diffusion_config.DiffusionTrainingConfig",
+            "diffusion.training.diffusion_trainer.train_diffusion",
             "training.trainer.Trainer",
             "training.trainer.TrainingTask",
         ],
