@@ -127,6 +127,8 @@ def test_two_processes_train_a_diffusion_model_like_one(stages, tmp_path, kind):
         build_text_encoder().save_pretrained(tmp_path / "encoder")
         ByT5Tokenizer().save_pretrained(tmp_path / "encoder")
         config = {"text_encoder": str(tmp_path / "encoder"), "condition_dropout": 0.3}
+    # Groups of several channels, or the norms would take the biases before them out again.
+    config |= {"block_out_channels": [8, 12], "attention_head_dim": 4}
     one, two = (diffusion_config(tmp_path / name, **config, **EXACT) for name in ("one", "two"))
     metrics = train_diffusion(data, one)
     report = launch_stage(tmp_path, "train_diffusion", {"data": vars(data), "diffusion": vars(two)})
@@ -136,7 +138,9 @@ def test_two_processes_train_a_diffusion_model_like_one(stages, tmp_path, kind):
     file = Path("unet") / "diffusion_pytorch_model.safetensors"
     weights = [load_file(tmp_path / name / file) for name in ("one", "two")]
     for key, value in weights[0].items():
-        torch.testing.assert_close(value, weights[1][key], rtol=0, atol=1e-4, msg=key)
+        # A softmax takes these out again; their gradients are rounding errors, of which Adam makes steps.
+        if not key.endswith(("k_proj.bias", "to_k.bias")):
+            torch.testing.assert_close(value, weights[1][key], rtol=0, atol=1e-4, msg=key)
 
 
 PRETRAIN = """
