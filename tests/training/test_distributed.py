@@ -16,7 +16,7 @@ from transformers import ByT5Tokenizer
 
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
-from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
+from llamagen_hf import AutoregressiveImagePipeline, PixelDiffusionPipeline  # noqa: E402
 from llamagen_hf.autoencoders import load_vq_model  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
 from llamagen_hf.diffusion.schedules import sampling_scheduler  # noqa: E402
