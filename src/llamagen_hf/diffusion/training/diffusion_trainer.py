@@ -97,11 +97,13 @@ class DiffusionTask(TrainingTask):
             models.text_encoder.to(device).requires_grad_(self.encoder_learns).train(self.encoder_learns)
         if models.teacher is not None:
             models.teacher.to(device).requires_grad_(False)
+        self.tokenize = partial(
+            tokenize_prompts,
+            models.tokenizer,
+            length=models.condition_length,
+            cleaning=self.convention.prompt_cleaning,
+        )
         self.collate = DiffusionCollator(self.tokenize)
-
-    def tokenize(self, prompts: list[str]) -> tuple[torch.LongTensor, torch.LongTensor]:
-        models = self.models
-        return tokenize_prompts(models.tokenizer, prompts, models.condition_length, self.convention.prompt_cleaning)
 
     def inputs(self) -> Inputs:
         """The images, the settings that choose among them, and the weights that are not new."""
