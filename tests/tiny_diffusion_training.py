@@ -15,7 +15,7 @@ def diffusion_config(folder: Path, **kwargs) -> DiffusionTrainingConfig:
         "layers_per_block": [1, 1],
         "attention_levels": [1],
         "attention_head_dim": 8,
-        "condition_length": 8,
+        "condition_length": 12,
         "text_vocab_size": 270,
         "text_width": 16,
         "text_layers": 1,

@@ -8,6 +8,7 @@ import torch
 from launching import launch
 from safetensors.torch import load_file
 from tiny import build_text_encoder, build_transformer
+from tiny_diffusion_training import diffusion_config
 from tiny_training import generator_config, tokenizer_config, write_codes
 from transformers import ByT5Tokenizer
 
@@ -17,6 +18,7 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
 from llamagen_hf.autoencoders import load_vq_model  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
+from llamagen_hf.diffusion.training.diffusion_trainer import train_diffusion  # noqa: E402
 from llamagen_hf.llamagen.training.generator_trainer import train_generator  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
 
@@ -112,6 +114,29 @@ def test_a_patchgan_trains_in_two_processes_with_revived_codes(stages, tmp_path)
         adversarial_weight=0.1, adaptive_adversarial_weight=True, **EXACT,
     )  # fmt: skip
     assert launch_stage(tmp_path, "train_tokenizer", {"data": vars(data), "vq_model": vars(config)})["test_psnr"] > 0
+
+
+@pytest.mark.parametrize("kind", ["base", "upsampler"])
+def test_two_processes_train_a_diffusion_model_like_one(stages, tmp_path, kind):
+    """Noise, levels, windows and dropped prompts are drawn for a row, whichever process reads it."""
+    folder, data = stages
+    if kind == "upsampler":
+        config = {"conditioning": "none", "low_image_size": 8, "crop_size": 8, "random_flip": True}
+        config["low_vq_model"] = str(folder / "tokenizer")
+    else:  # a new T5 encoder would have dropout of its own, which differs between processes
+        build_text_encoder().save_pretrained(tmp_path / "encoder")
+        ByT5Tokenizer().save_pretrained(tmp_path / "encoder")
+        config = {"text_encoder": str(tmp_path / "encoder"), "condition_dropout": 0.3}
+    one, two = (diffusion_config(tmp_path / name, **config, **EXACT) for name in ("one", "two"))
+    metrics = train_diffusion(data, one)
+    report = launch_stage(tmp_path, "train_diffusion", {"data": vars(data), "diffusion": vars(two)})
+    assert report == pytest.approx(metrics, rel=1e-3)
+    losses = logged(tmp_path / "one", "loss")
+    assert len(losses) == 8 and losses == pytest.approx(logged(tmp_path / "two", "loss"), abs=1e-5)
+    file = Path("unet") / "diffusion_pytorch_model.safetensors"
+    weights = [load_file(tmp_path / name / file) for name in ("one", "two")]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=0, atol=1e-4, msg=key)
 
 
 PRETRAIN = """

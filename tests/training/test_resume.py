@@ -15,8 +15,10 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 
 from accelerate import Accelerator  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from tiny_diffusion_training import diffusion_config  # noqa: E402
 from tiny_training import generator_config, tokenizer_config, write_codes  # noqa: E402
 
+from llamagen_hf.diffusion.training.diffusion_trainer import train_diffusion  # noqa: E402
 from llamagen_hf.llamagen.training.generator_trainer import train_generator  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
 from llamagen_hf.training.checkpoints import latest_checkpoint, resume, save_checkpoint  # noqa: E402
@@ -25,7 +27,12 @@ from llamagen_hf.training.checkpoints import latest_checkpoint, resume, save_che
 # One process imports everything once; each run is forked from it.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["conftest", "llamagen_hf.llamagen.training.generator_trainer", "llamagen_hf.llamagen.training.vq_trainer"]
+    [
+        "conftest",
+        "llamagen_hf.diffusion.training.diffusion_trainer",
+        "llamagen_hf.llamagen.training.generator_trainer",
+        "llamagen_hf.llamagen.training.vq_trainer",
+    ]
 )
 
 
@@ -129,6 +136,17 @@ def test_a_killed_tokenizer_run_ends_like_an_unbroken_one(stages, tmp_path, work
         discriminator_start=3, adaptive_adversarial_weight=True, entropy_weight=0.1, **RUN,
     )  # fmt: skip
     check_resume(tmp_path, train_tokenizer, config, replace(data, streaming=streaming))
+
+
+@pytest.mark.parametrize("workers, streaming", [(0, False), pytest.param(2, True, marks=pytest.mark.slow)])
+def test_a_killed_diffusion_run_ends_like_an_unbroken_one(stages, tmp_path, workers, streaming):
+    """An upsampler that learns its text encoder along, with all that is drawn at random."""
+    folder, data = stages
+    config = diffusion_config(
+        tmp_path, low_image_size=8, low_vq_model=str(folder / "tokenizer"), crop_size=8, crop="random",
+        random_flip=True, text_pretrain_steps=2, num_workers=workers, **RUN,
+    )  # fmt: skip
+    check_resume(tmp_path, train_diffusion, config, replace(data, streaming=streaming))
 
 
 @pytest.mark.parametrize(
