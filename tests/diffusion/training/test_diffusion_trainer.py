@@ -69,7 +69,12 @@ def test_a_base_ends_as_a_pipeline_that_draws_prompts(stages):
 
 def test_an_upsampler_is_measured_beside_bicubic_enlargement(stages):
     folder, _, metrics = stages
-    names = [f"{kind}{name}{of}" for kind in ("", "redrawn_") for name in ("psnr", "ssim") for of in ("", "_bicubic")]
+    names = [
+        f"{kind}{name}{of}"
+        for kind in ("", "redrawn_")
+        for name in ("psnr", "ssim", "consistency")
+        for of in ("", "_bicubic")
+    ]
     assert metrics["upsampler"].keys() == {"test_loss", *(f"test_{name}" for name in names)}
     assert metrics["upsampler"]["test_psnr_bicubic"] > metrics["upsampler"]["test_redrawn_psnr_bicubic"]
     pipe = PixelDiffusionPipeline.from_pretrained(folder / "upsampler")
