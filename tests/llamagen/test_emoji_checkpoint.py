@@ -36,7 +36,7 @@ def test_a_folder_called_emoji_does_not_hide_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     build_class_pipeline().save_pretrained("emoji")
     assert AutoregressiveImagePipeline.from_pretrained("emoji").condition_kind == "text"
-    assert load_autoencoder("emoji").config.num_vq_embeddings == 1024
+    assert load_autoencoder("emoji").config.num_vq_embeddings == 4096
     for folder in ("./emoji", Path("emoji")):
         pipe = AutoregressiveImagePipeline.from_pretrained(folder)
         assert pipe.condition_kind == "class" and pipe.facts["checkpoint"] == "./emoji"
