@@ -80,7 +80,7 @@ def write_card(
     else:
         card, card_data = DatasetCard, DatasetCardData
         data, texts = codes_card(family, repo_id, publication.json("codes.json"))
-    metrics = [(dataset_of(facts), *row) for part, facts in records.items() for row in read_metrics(part, facts)]
+    metrics = [(dataset_of(facts), *row) for part, facts in records.items() for row in read_metrics(facts, part)]
     results = [
         EvalResult(data["pipeline_tag"], dataset or UNSTATED, dataset or UNSTATED, metric, round(value, 5),
                    dataset_split="test", metric_name=label)
@@ -191,7 +191,7 @@ def dataset_of(facts: dict) -> str | None:
     return facts.get("data", {}).get("dataset")
 
 
-def read_metrics(part: str, facts: dict) -> list[tuple[str, str, float, str]]:
+def read_metrics(facts: dict, part: str = "") -> list[tuple[str, str, float, str]]:
     """Name, label, value and written value of each metric that a training measured; `part` is what it is of."""
     facts = facts | {"vq_model": facts.get("vq_model") or facts.get("tokenizer", {})}  # its name in earlier versions
     rows = []
