@@ -138,7 +138,8 @@ def test_a_killed_tokenizer_run_ends_like_an_unbroken_one(stages, tmp_path, work
     check_resume(tmp_path, train_tokenizer, config, replace(data, streaming=streaming))
 
 
-@pytest.mark.parametrize("workers, streaming", [(0, False), pytest.param(2, True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers, streaming", [(0, False), (2, True)])
 def test_a_killed_diffusion_run_ends_like_an_unbroken_one(stages, tmp_path, workers, streaming):
     """An upsampler that learns its text encoder along, with all that is drawn at random."""
     folder, data = stages

@@ -1,4 +1,4 @@
-"""The settings that every training has."""
+"""The settings that every training has, and those of trainings from captions."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -65,3 +65,49 @@ class RunConfig:
         for name in (*counts, "sample_steps"):
             if getattr(self, name) < 1:
                 raise FieldError(name, f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+@dataclass
+class ConditionalTrainingConfig(RunConfig):
+    """The settings of a training that draws images from captions, new or from a pipeline, or as an adapter of one."""
+
+    init_from: str | None = field(
+        default=None,
+        metadata={"help": "Pipeline folder or Hub id to start from; its sizes count, not those of the recipe."},
+    )
+    caption_templates: dict = field(
+        default_factory=lambda: {"{caption}": 1.0},
+        metadata={
+            "help": "Captions with the columns' names in braces, and their weights; the first one is for tests."
+        },
+    )
+    text_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a pretrained text encoder, which is not trained; else a small new one."
+        },
+    )
+    train_text_encoder: bool = field(
+        default=False, metadata={"help": "Also train the text encoder that init_from brings; a new one always is."}
+    )
+    text_vocab_size: int = field(default=2048, metadata={"help": "Tokens of a new text tokenizer."})
+    text_width: int = field(default=256, metadata={"help": "Width of a new text encoder."})
+    text_layers: int = field(default=3, metadata={"help": "Layers of a new text encoder."})
+    text_heads: int = field(default=4, metadata={"help": "Heads of a new text encoder."})
+    text_pretrain_steps: int = field(
+        default=0, metadata={"help": "Steps in which a new text encoder learns what its captions look like, first."}
+    )
+    text_pretrain_learning_rate: float = field(default=1e-3, metadata={"help": "Peak rate of these steps."})
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak rate of what reads the text; learning_rate by default."}
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Train a LoRA adapter of this rank for init_from, in place of all weights."}
+    )
+    lora_alpha: int | None = field(default=None, metadata={"help": "LoRA's alpha; lora_rank by default."})
+    sampling_defaults: dict = field(default_factory=dict, metadata={"help": "Saved with the pipeline."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lora_rank and self.init_from is None:
+            raise ValueError("A LoRA adapter needs weights to adapt: set init_from to a pipeline.")

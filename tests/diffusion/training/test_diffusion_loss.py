@@ -15,10 +15,10 @@ from llamagen_hf.diffusion.schedules import training_scheduler  # noqa: E402
 from llamagen_hf.diffusion.training.diffusion_loss import (  # noqa: E402
     DiffusionLoss,
     min_snr_weights,
-    parameter_groups,
     prediction_target,
 )
 from llamagen_hf.diffusion.unet import predict  # noqa: E402
+from llamagen_hf.training.single_model import parameter_groups  # noqa: E402
 
 
 KINDS = ("epsilon", "sample", "v_prediction")

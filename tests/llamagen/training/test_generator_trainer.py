@@ -31,7 +31,6 @@ from llamagen_hf.llamagen.training.generator_models import (  # noqa: E402
     ConditionToCodes,
     flops_per_image,
     mean_loss,
-    parameter_groups,
 )
 from llamagen_hf.llamagen.training.generator_trainer import (  # noqa: E402
     GeneratorTask,
@@ -40,6 +39,7 @@ from llamagen_hf.llamagen.training.generator_trainer import (  # noqa: E402
 )
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
 from llamagen_hf.training.record import read_facts  # noqa: E402
+from llamagen_hf.training.single_model import parameter_groups  # noqa: E402
 from llamagen_hf.training.text_encoder import build_text_encoder, pretrain_text_encoder  # noqa: E402
 from llamagen_hf.training.trainer import Trainer  # noqa: E402
 

@@ -22,6 +22,8 @@ class DiffusionLoss(nn.Module):
             Compile the U-Net's call in training mode. Measurements, whose batches have other shapes, stay as they are.
     """
 
+    text_path = ("text_encoder.",)
+
     def __init__(
         self,
         unet: UNet2DConditionModel,
@@ -94,19 +96,3 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.LongTensor, gamma
     # What an error of the image of 1 is in an error of the noise, the image, or the velocity.
     scale = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1}
     return snr.clamp(max=gamma) / scale[scheduler.config.prediction_type]
-
-
-def parameter_groups(
-    model: DiffusionLoss, learning_rate: float, text_learning_rate: float | None, weight_decay: float
-) -> list[dict]:
-    """Groups for AdamW: decay for matrices and none for vectors, and the text encoder's own rate."""
-    text_rate = learning_rate if text_learning_rate is None else text_learning_rate
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = []
-    for is_text, rate in ((False, learning_rate), (True, text_rate)):
-        for is_matrix, decay in ((True, weight_decay), (False, 0.0)):
-            chosen = [p for name, p in named if name.startswith("text_encoder.") == is_text]
-            chosen = [p for p in chosen if (p.ndim >= 2) == is_matrix]
-            if chosen:
-                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
-    return groups

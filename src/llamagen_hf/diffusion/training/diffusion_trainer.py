@@ -28,14 +28,15 @@ from ...loading.lora import UNET_LAYERS, lora_config, save_adapter
 from ...local_paths import unless_folder
 from ...training.record import public_settings, training_facts
 from ...training.sharding import state_of_part, unsharded
+from ...training.single_model import SingleModelTask, parameter_groups
 from ...training.text_encoder import pretrain_text_encoder
-from ...training.trainer import Trainer, TrainingTask
+from ...training.trainer import Trainer
 from ..encoding import CONVENTIONS
 from ..pipeline import PixelDiffusionPipeline
 from ..schedules import augment, enlarge, sampling_scheduler
 from ..unet import patch_size, predict
 from .diffusion_config import DiffusionTrainingConfig
-from .diffusion_loss import DiffusionLoss, min_snr_weights, parameter_groups, prediction_target
+from .diffusion_loss import DiffusionLoss, min_snr_weights, prediction_target
 from .diffusion_models import build_models, size_factor
 from .diffusion_samples import DiffusionCollator, DiffusionSamples
 from .small_images import SmallImages
@@ -55,9 +56,10 @@ def train_diffusion(data: DataConfig, config: DiffusionTrainingConfig) -> dict[s
     Returns:
         `dict[str, float]`: `test_loss` of the averaged weights, and with text `test_loss_without_prompt`; the larger
         their difference, the more the model reads in its prompts. For an upsampler also the `test_psnr` in dB, the
-        `test_ssim` and, where VGG16 can be loaded, the `test_lpips` of enlarged reduced images, each beside that of
-        bicubic enlargement (`test_psnr_bicubic`, ...), and the same of redrawn ones (`test_redrawn_psnr`, ...). Empty
-        if there is no test split.
+        `test_ssim`, the `test_consistency` and, where VGG16 can be loaded, the `test_lpips` of enlarged reduced images
+        (see [`~llamagen_hf.evaluation.upsampling.evaluate_upsampling`]), each beside that of bicubic enlargement
+        (`test_psnr_bicubic`, ...), and the same of redrawn ones (`test_redrawn_psnr`, ...). Empty if there is no test
+        split.
 
     Raises:
         ValueError: Recipe, data and models do not fit each other.
@@ -65,7 +67,7 @@ def train_diffusion(data: DataConfig, config: DiffusionTrainingConfig) -> dict[s
     return Trainer(config, DiffusionTask(data, config)).fit()
 
 
-class DiffusionTask(TrainingTask):
+class DiffusionTask(SingleModelTask):
     """The training of a U-Net, for [`~llamagen_hf.training.trainer.Trainer`]."""
 
     results = (PixelDiffusionPipeline.config_name, "adapter_config.json")
@@ -156,17 +158,6 @@ class DiffusionTask(TrainingTask):
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.scheduler = self.trainer.scheduler(self.optimizer)
         return accelerator.unwrap_model(self.model), [self.scheduler]
-
-    def train_step(self, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
-        losses = []
-        for batch in micro_batches:
-            with self.trainer.accelerator.accumulate(self.model):
-                loss = self.model(**self.encode(batch))
-                self.trainer.update(self.model, self.optimizer, loss)
-            losses.append(loss.detach())
-        rate = losses[0].new_tensor(self.scheduler.get_last_lr()[0])
-        self.scheduler.step()
-        return {"loss": torch.stack(losses).mean(), "learning_rate": rate}
 
     @torch.no_grad()
     def encode(self, batch: dict) -> dict:

@@ -1,9 +1,9 @@
 """The small images that an upsampler learns from."""
 
 import torch
-import torch.nn.functional as F
 
 from ...autoencoders import load_vq_model
+from ...evaluation.upsampling import reduce_images
 
 
 class SmallImages:
@@ -40,7 +40,7 @@ class SmallImages:
 
     def reduce(self, images: torch.Tensor) -> torch.Tensor:
         """Means over squares of pixels, as [`~llamagen_hf.images.transforms.center_crop`] halves an image."""
-        return F.interpolate(images, (self.size, self.size), mode="area")
+        return reduce_images(images, self.size)
 
     @torch.no_grad()
     def redraw(self, small: torch.Tensor) -> torch.Tensor:

@@ -163,6 +163,10 @@ class ConditionToCodes(nn.Module):
         text_encoder (`torch.nn.Module`, *optional*): Encodes captions that are given as tokens.
     """
 
+    # At the rate that suits a small Llama, a new projector that is trained with it grows one large vector for all
+    # prompts within a few hundred steps, and no longer tells them apart. So these can have a slower one.
+    text_path = ("text_encoder.", "transformer.model.text_projector.", "transformer.model.uncond_embedding.")
+
     def __init__(self, transformer: LlamaGenForConditionalGeneration, text_encoder: nn.Module | None = None):
         super().__init__()
         self.transformer = transformer
@@ -220,29 +224,6 @@ class ConditionToCodes(nn.Module):
             use_cache=False,
             labels=codes,
         ).loss
-
-
-def parameter_groups(
-    model: ConditionToCodes, learning_rate: float, text_learning_rate: float | None, weight_decay: float
-) -> list[dict]:
-    """Groups for AdamW: decay for matrices and none for vectors as in the paper, and the text path's own rate.
-
-    At the rate that suits a small Llama, a new projector that is trained with it grows one large vector for all
-    prompts within a few hundred steps, and no longer tells them apart. At a slower rate it does not.
-    """
-    text_rate = learning_rate if text_learning_rate is None else text_learning_rate
-    text_path = ("text_encoder.", "transformer.model.text_projector.", "transformer.model.uncond_embedding.")
-    groups = []
-    for is_text, rate in ((False, learning_rate), (True, text_rate)):
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        chosen = [p for name, p in named if name.startswith(text_path) == is_text]
-        for parameters, decay in (
-            ([p for p in chosen if p.ndim >= 2], weight_decay),
-            ([p for p in chosen if p.ndim < 2], 0.0),
-        ):
-            if parameters:
-                groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
-    return groups
 
 
 @torch.no_grad()

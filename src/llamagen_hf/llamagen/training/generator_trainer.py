@@ -20,13 +20,14 @@ from ...loading.lora import lora_config
 from ...local_paths import unless_folder
 from ...training.record import read_facts, training_facts
 from ...training.sharding import state_of_part, unsharded
+from ...training.single_model import SingleModelTask, parameter_groups
 from ...training.text_encoder import pretrain_text_encoder
-from ...training.trainer import Trainer, TrainingTask
+from ...training.trainer import Trainer
 from ..pipeline import AutoregressiveImagePipeline
 from ..vq_model import LlamaGenVQModel
 from .codes import CodeCollator, CodeSamples, find_codes, load_codes, read_codes_info
 from .generator_config import GeneratorTrainingConfig
-from .generator_models import ConditionToCodes, build_models, flops_per_image, mean_loss, parameter_groups
+from .generator_models import ConditionToCodes, build_models, flops_per_image, mean_loss
 
 
 SAMPLES = 8
@@ -47,7 +48,7 @@ def train_generator(config: GeneratorTrainingConfig) -> dict[str, float]:
     return Trainer(config, GeneratorTask(config)).fit()
 
 
-class GeneratorTask(TrainingTask):
+class GeneratorTask(SingleModelTask):
     """The training of a generator, for [`~llamagen_hf.training.trainer.Trainer`]."""
 
     results = (AutoregressiveImagePipeline.config_name, "adapter_config.json")
@@ -138,17 +139,6 @@ class GeneratorTask(TrainingTask):
             prompt_cleaning=self.transformer.config.prompt_cleaning,
             training=training,
         )
-
-    def train_step(self, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
-        losses = []
-        for batch in micro_batches:
-            with self.trainer.accelerator.accumulate(self.model):
-                loss = self.model(**self.encode(batch))
-                self.trainer.update(self.model, self.optimizer, loss)
-            losses.append(loss.detach())
-        rate = losses[0].new_tensor(self.scheduler.get_last_lr()[0])
-        self.scheduler.step()
-        return {"loss": torch.stack(losses).mean(), "learning_rate": rate}
 
     def encode(self, batch: dict) -> dict:
         """The batch, with text states in place of tokens where the text encoder is not trained."""
