@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ...arguments import FieldError
 from ...training.config import ConditionalTrainingConfig
 
 
@@ -54,6 +55,13 @@ class GeneratorTrainingConfig(ConditionalTrainingConfig):
         default=None, metadata={"help": "Embedding, residual and FFN dropout. Default: as for init_from, else 0.1."}
     )
     condition_dropout: float = field(default=0.1, metadata={"help": "Chance of the null condition."})
+    code_noise: float = field(
+        default=0.0,
+        metadata={
+            "help": "Chance that an input code is replaced by a random one. The generator then relies on its condition "
+            "and recovers from its own mistakes (word dropout, arXiv 1511.06349)."
+        },
+    )
 
     # Prompts
     stored_states: bool = field(
@@ -76,5 +84,7 @@ class GeneratorTrainingConfig(ConditionalTrainingConfig):
         super().__post_init__()
         if self.dropout is None and self.init_from is None:
             self.dropout = 0.1
+        if not 0 <= self.code_noise < 1:
+            raise FieldError("code_noise", f"code_noise is {self.code_noise}; expected at least 0 and less than 1.")
         if self.stored_states and self.conditioning != "text":
             raise ValueError("stored_states are text states; set conditioning to 'text'.")

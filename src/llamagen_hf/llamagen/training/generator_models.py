@@ -161,16 +161,23 @@ class ConditionToCodes(nn.Module):
     Args:
         transformer ([`LlamaGenForConditionalGeneration`]): The generator.
         text_encoder (`torch.nn.Module`, *optional*): Encodes captions that are given as tokens.
+        code_noise (`float`, *optional*, defaults to 0): Chance that a training batch's input code is a random one.
     """
 
     # At the rate that suits a small Llama, a new projector that is trained with it grows one large vector for all
     # prompts within a few hundred steps, and no longer tells them apart. So these can have a slower one.
     text_path = ("text_encoder.", "transformer.model.text_projector.", "transformer.model.uncond_embedding.")
 
-    def __init__(self, transformer: LlamaGenForConditionalGeneration, text_encoder: nn.Module | None = None):
+    def __init__(
+        self,
+        transformer: LlamaGenForConditionalGeneration,
+        text_encoder: nn.Module | None = None,
+        code_noise: float = 0.0,
+    ):
         super().__init__()
         self.transformer = transformer
         self.text_encoder = text_encoder
+        self.code_noise = code_noise
         self._compiled_loss = None
 
     def compile_training(self) -> None:
@@ -193,11 +200,16 @@ class ConditionToCodes(nn.Module):
             `torch.Tensor`: A scalar.
         """
         loss = self._compiled_loss if self.training and self._compiled_loss is not None else self._loss
-        return loss(codes, without_condition=without_condition, **condition)
+        inputs = codes[:, :-1]
+        if self.training and self.code_noise:
+            is_noise = torch.rand(inputs.shape, device=inputs.device) < self.code_noise
+            inputs = torch.where(is_noise, torch.randint_like(inputs, self.transformer.config.vocab_size), inputs)
+        return loss(codes, inputs, without_condition=without_condition, **condition)
 
     def _loss(
         self,
         codes: torch.LongTensor,
+        inputs: torch.LongTensor,
         class_labels: torch.LongTensor | None = None,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.LongTensor | None = None,
@@ -208,7 +220,7 @@ class ConditionToCodes(nn.Module):
         config = self.transformer.config
         if class_labels is not None:
             ids = torch.full_like(class_labels, config.num_classes) if without_condition else class_labels
-            input_ids = torch.cat([config.vocab_size + ids[:, None], codes[:, :-1]], dim=1)
+            input_ids = torch.cat([config.vocab_size + ids[:, None], inputs], dim=1)
             return self.transformer(input_ids, use_cache=False, labels=codes).loss
         if prompt_embeds is None:
             prompt_embeds, prompt_attention_mask = encode_tokens(
@@ -218,7 +230,7 @@ class ConditionToCodes(nn.Module):
             null = self.transformer.model.uncond_embedding(len(codes))
             prompt_embeds = null.to(prompt_embeds.dtype)
         return self.transformer(
-            codes[:, :-1],
+            inputs,
             prompt_embeds=prompt_embeds,
             prompt_attention_mask=prompt_attention_mask,
             use_cache=False,

@@ -110,7 +110,8 @@ class GeneratorTask(SingleModelTask):
         if device.type == "cpu":  # the backward pass of SDPA is slower there at these lengths
             self.transformer.set_attn_implementation("eager")
         self.flops_per_sample = flops_per_image(self.transformer)
-        model = ConditionToCodes(self.transformer, self.text_encoder if self.encoder_learns else None).train()
+        text_encoder = self.text_encoder if self.encoder_learns else None
+        model = ConditionToCodes(self.transformer, text_encoder, config.code_noise).train()
         if self.trainer.compiles:
             self.compile(model)
         groups = parameter_groups(model, config.learning_rate, config.text_learning_rate, config.weight_decay)
