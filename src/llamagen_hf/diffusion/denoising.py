@@ -7,6 +7,7 @@ from inspect import signature
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
 
+from .preconditioning import linear_guess
 from .schedules import Thresholding, check_scheduler, reads_variance, with_thresholding
 from .unet import learns_variance, predict
 
@@ -60,6 +61,7 @@ def denoise(
     null_mask: torch.Tensor | None = None,
     small: torch.Tensor | None = None,
     aug_level: torch.Tensor | None = None,
+    corrects_guess: bool = False,
     guidance_scale: float = 1.0,
     thresholding: Thresholding | None = None,
     guide: Guide | None = None,
@@ -74,6 +76,9 @@ def denoise(
             Normal noise, float32. If it is in the format `torch.channels_last`, so is the input of the U-Net.
         num_inference_steps (`int`): How many steps the scheduler spreads over its schedule.
         states, mask, small, aug_level (`torch.Tensor`, *optional*): As for [`~llamagen_hf.diffusion.unet.predict`].
+        corrects_guess (`bool`, *optional*, defaults to `False`):
+            Whether the U-Net of an upsampler predicts what is left by
+            [`~llamagen_hf.diffusion.preconditioning.linear_guess`].
         null_states, null_mask (`torch.Tensor`, *optional*): States and mask without the condition, for guidance.
         guidance_scale (`float`, *optional*, defaults to 1.0):
             Strength of classifier-free guidance (arXiv 2207.12598), with Imagen's parametrisation. 1 turns it off
@@ -117,6 +122,9 @@ def denoise(
             if is_guided:
                 null, output = output.chunk(2)
                 output, variance = null + guidance_scale * (output - null), variance.chunk(2)[1]
+            if corrects_guess and small is not None:
+                guess, scale = linear_guess(scheduler, noisy, timestep, small, aug_level)
+                output = guess + scale * output
             if guide is not None:
                 images = predicted_images(scheduler, noisy, output, timestep)
                 output = shifted_by(scheduler, output, guide(noisy, timestep, images), timestep)

@@ -27,11 +27,14 @@ class Convention:
         prompt_cleaning (`str`): See [`~llamagen_hf.conditioning.text.clean_prompt`].
         masks_padding (`bool`): Whether padded positions of a prompt are hidden, or read like words.
         enlargement (`str`): See [`~llamagen_hf.diffusion.schedules.enlarge`].
+        corrects_guess (`bool`): Whether the U-Net of an upsampler predicts all, or what is left by
+            [`~llamagen_hf.diffusion.preconditioning.linear_guess`].
     """
 
     prompt_cleaning: PromptCleaning
     masks_padding: bool
     enlargement: Literal["bicubic", "bilinear"]
+    corrects_guess: bool
 
     def encode(
         self, text_encoder: PreTrainedModel, input_ids: torch.LongTensor, attention_mask: torch.LongTensor, length: int
@@ -47,8 +50,8 @@ class Convention:
 
 
 CONVENTIONS = {
-    "own": Convention("unicode", True, "bicubic"),
-    "deepfloyd": Convention("released", False, "bilinear"),
+    "own": Convention("unicode", True, "bicubic", True),
+    "deepfloyd": Convention("released", False, "bilinear", False),
 }
 
 

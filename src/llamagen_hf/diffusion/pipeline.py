@@ -316,6 +316,7 @@ class PixelDiffusionPipeline(
             prepared.noise,
             **prepared.settings,
             **prepared.condition,
+            corrects_guess=self.convention.corrects_guess,
             guide=prepared.inputs.guide,
             generators=prepared.generators,
         )

@@ -15,10 +15,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from ..local_paths import unless_folder
 
 
+ALIGNMENT = 64  # bytes; where torch allocates memory on a CPU
 EMOJI_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "emoji"
 
 
@@ -63,6 +65,8 @@ class CheckpointLoaderMixin:
                     raise OSError(f"The weights of {name} in {str(path)!r} miss {', '.join(missing)}.")
         pipe.register_to_config(_name_or_path=unless_folder(path))  # saving the pipeline would publish a path
         for component in pipe.components.values():
+            if isinstance(component, nn.Module):
+                align_weights(component)
             if isinstance(component, ModelMixin):
                 component.register_to_config(_name_or_path=None)
         pipe._read_left_out(folder)
@@ -166,7 +170,19 @@ def read_weight_names(folder: Path) -> dict[str, set[str]]:
     return names
 
 
-def find_missing_weights(component: torch.nn.Module, saved_names: set[str]) -> list[str]:
+def align_weights(model: nn.Module) -> None:
+    """Copy weights in the memory of a CPU that begin between two of its widest words, as those of a file often do.
+
+    Some CPUs compute with these in another order, so that images differ in their last bits from those of the model that
+    was saved.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        is_plain = type(tensor.data) is torch.Tensor and tensor.device.type == "cpu"
+        if is_plain and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
+
+
+def find_missing_weights(component: nn.Module, saved_names: set[str]) -> list[str]:
     """Names of parameters that were not saved, under their own name or that of a parameter tied to them."""
     names: dict[int, list[str]] = {}
     for name, parameter in component.named_parameters(remove_duplicate=False):

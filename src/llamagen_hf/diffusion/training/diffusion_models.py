@@ -7,6 +7,7 @@ from itertools import islice
 
 from datasets import Dataset, IterableDataset
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...conditioning.text import load_text_encoder
@@ -117,9 +118,10 @@ def _load(config: DiffusionTrainingConfig, name: str) -> PixelDiffusionPipeline 
 
 
 def _new_unet(config: DiffusionTrainingConfig, data: DataConfig, width: int | None) -> UNet2DConditionModel:
-    return efficient_unet(
+    is_upsampler = config.low_image_size is not None
+    unet = efficient_unet(
         data.image_size,
-        upsamples=config.low_image_size is not None,
+        upsamples=is_upsampler,
         condition_dim=width,
         block_out_channels=tuple(config.block_out_channels),
         layers_per_block=tuple(config.layers_per_block),
@@ -127,6 +129,10 @@ def _new_unet(config: DiffusionTrainingConfig, data: DataConfig, width: int | No
         attention_head_dim=config.attention_head_dim,
         patch_size=config.patch_size,
     )
+    if is_upsampler:  # it starts from the enlarged image
+        nn.init.zeros_(unet.conv_out.weight)
+        nn.init.zeros_(unet.conv_out.bias)
+    return unet
 
 
 def _at_size(unet: UNet2DConditionModel, image_size: int) -> UNet2DConditionModel:

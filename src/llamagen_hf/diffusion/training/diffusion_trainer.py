@@ -33,6 +33,7 @@ from ...training.text_encoder import pretrain_text_encoder
 from ...training.trainer import Trainer
 from ..encoding import CONVENTIONS
 from ..pipeline import PixelDiffusionPipeline
+from ..preconditioning import linear_guess
 from ..schedules import augment, enlarge, sampling_scheduler
 from ..unet import patch_size, predict
 from .diffusion_config import DiffusionTrainingConfig
@@ -183,6 +184,9 @@ class DiffusionTask(SingleModelTask):
         noisy = scheduler.add_noise(images, noise, timesteps)
         if self.models.teacher is None:
             target = prediction_target(scheduler, images, noise, timesteps)
+            if self.small_images is not None and self.convention.corrects_guess:
+                guess, scale = linear_guess(scheduler, noisy, timesteps, condition["small"], condition["aug_level"])
+                target = (target - guess) / scale
         else:
             target = self.teach(noisy, timesteps, **condition)
         weights = min_snr_weights(scheduler, timesteps, self.config.snr_gamma)

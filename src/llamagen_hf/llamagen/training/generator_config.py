@@ -58,8 +58,8 @@ class GeneratorTrainingConfig(ConditionalTrainingConfig):
     code_noise: float = field(
         default=0.0,
         metadata={
-            "help": "Chance that an input code is replaced by a random one. The generator then relies on its condition "
-            "and recovers from its own mistakes (word dropout, arXiv 1511.06349)."
+            "help": "Chance that an input code is replaced by a random one, so that the generator relies on its "
+            "condition and recovers from its own mistakes (word dropout, arXiv 1511.06349)."
         },
     )
 
