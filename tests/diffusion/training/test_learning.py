@@ -20,11 +20,12 @@ pytestmark = pytest.mark.slow
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "black": (10, 10, 10)}
 RUN = {
     "block_out_channels": [32, 64],
-    "batch_size": 32,
+    "batch_size": 16,
+    "max_train_steps": 500,
+    "learning_rate": 2e-3,
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 20,
     "ema_decay": 0.99,
-    "snr_gamma": 5.0,
     "checkpointing_steps": 10_000,
     "log_steps": 100,
     "eval_steps": 10_000,
@@ -58,7 +59,7 @@ def shapes(tmp_path_factory):
 def base(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     config = diffusion_config(
-        folder, **RUN, max_train_steps=500, learning_rate=2e-3, text_pretrain_steps=100, text_width=32,
+        folder, **RUN, snr_gamma=5.0, text_pretrain_steps=100, text_width=32,
         caption_templates={"{caption}": 1.0}, text_vocab_size=300, sampling_defaults={"guidance_scale": 3.0},
     )  # fmt: skip
     return train_diffusion(shapes, config), PixelDiffusionPipeline.from_pretrained(folder)
@@ -68,8 +69,8 @@ def base(shapes, tmp_path_factory):
 def upsampler(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("upsampler")
     config = diffusion_config(
-        folder, **RUN, conditioning="none", low_image_size=8, max_train_steps=500, learning_rate=2e-3, crop_size=8,
-        random_flip=True, eval_images=32, eval_inference_steps=8,
+        folder, **RUN, conditioning="none", low_image_size=8, max_aug_level=0.5, random_flip=True, eval_images=32,
+        eval_inference_steps=8,
     )  # fmt: skip
     return train_diffusion(shapes, config), PixelDiffusionPipeline.from_pretrained(folder)
 
@@ -81,10 +82,11 @@ def test_a_base_draws_the_colour_that_its_prompt_names(base):
     for index, color in enumerate(COLORS, start=1):
         prompts = [f"a {color} circle", f"a {color} square"] * 2
         images = pipe(prompts, generator=generators(0, 1, 2, 3), output_type="pt").images
-        nearest = (images[:, None] - palette[None, :, :, None, None]).square().sum(2).argmin(1)
-        drawn = (nearest == index).sum((1, 2))
+        distance, nearest = (images[:, None] - palette[None, :, :, None, None]).square().sum(2).min(1)
+        is_shape = (nearest != 0) & (distance < 0.1)  # the grey edges of a black shape are near to green
+        drawn = (is_shape & (nearest == index)).sum((1, 2))
         assert (drawn > 10).all(), (color, drawn)
-        assert (drawn > 0.8 * (nearest != 0).sum((1, 2))).all(), (color, drawn)
+        assert (drawn > 0.8 * is_shape.sum((1, 2))).all(), (color, drawn)
 
 
 def test_an_upsampler_beats_bicubic_enlargement(upsampler):
