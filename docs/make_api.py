@@ -41,6 +41,7 @@ PAGES = {
             "diffusion.unet.predict",
             "diffusion.denoising.denoise",
             "diffusion.denoising.DenoisingStep",
+            "diffusion.preconditioning.linear_guess",
             "diffusion.schedules.training_scheduler",
             "diffusion.schedules.sampling_scheduler",
             "diffusion.schedules.with_thresholding",

@@ -173,7 +173,7 @@ def read_weight_names(folder: Path) -> dict[str, set[str]]:
 def align_weights(model: nn.Module) -> None:
     """Copy weights in the memory of a CPU that begin between two of its widest words, as those of a file often do.
 
-    Some CPUs compute with these in another order, so that images differ in their last bits from those of the model that
+    Some CPUs compute with these in another order. Images would differ in their last bits from those of the model that
     was saved.
     """
     for tensor in (*model.parameters(), *model.buffers()):

@@ -77,7 +77,11 @@ class DiffusionTrainingConfig(ConditionalTrainingConfig):
         metadata={"help": "What the U-Net predicts. Default: as for init_from or teacher, else v_prediction."},
     )
     snr_gamma: float | None = field(
-        default=None, metadata={"help": "Limit of the weight of little noise, such as 5 (min-SNR); null for none."}
+        default=None,
+        metadata={
+            "help": "Limit of the weight of little noise, such as 5 (min-SNR); null for equal weights, of errors "
+            "relative to those of a linear guess for an upsampler."
+        },
     )
     weight_decay: float = field(default=0.0, metadata={"help": "Decay of matrices; vectors have none."})
 

@@ -182,14 +182,15 @@ class DiffusionTask(SingleModelTask):
         else:
             noise = row_noise(batch["seeds"], images.shape[1:], images)
         noisy = scheduler.add_noise(images, noise, timesteps)
-        if self.models.teacher is None:
-            target = prediction_target(scheduler, images, noise, timesteps)
-            if self.small_images is not None and self.convention.corrects_guess:
-                guess, scale = linear_guess(scheduler, noisy, timesteps, condition["small"], condition["aug_level"])
-                target = (target - guess) / scale
-        else:
-            target = self.teach(noisy, timesteps, **condition)
         weights = min_snr_weights(scheduler, timesteps, self.config.snr_gamma)
+        target = prediction_target(scheduler, images, noise, timesteps)
+        if self.small_images is not None and self.convention.corrects_guess:
+            guess, scale = linear_guess(scheduler, noisy, timesteps, condition["small"], condition["aug_level"])
+            target = (target - guess) / scale
+            if self.config.snr_gamma is not None:  # of the errors before they were divided
+                weights = weights * scale.flatten() ** 2
+        if self.models.teacher is not None:
+            target = self.teach(noisy, timesteps, **condition)
         return {"noisy": noisy, "timesteps": timesteps, "target": target, "weights": weights} | condition
 
     def encode_tokens(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor) -> dict:
