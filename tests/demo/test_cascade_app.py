@@ -1,8 +1,10 @@
 """The app around a cascade, and around bases of other kinds: small images first, then the larger ones."""
 
 import json
+import runpy
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -25,6 +27,7 @@ from llamagen_hf.loading import checkpoint as checkpoint_module  # noqa: E402
 from llamagen_hf.provenance import read_parameters  # noqa: E402
 
 
+SPACE = Path(__file__).parents[2] / "spaces" / "llamagen"
 FURTHER = (0.2, 3, 2.0)  # noise level, steps and guidance of the upsampler
 OWN = ["seed", "count", "preview"]
 LLAMAGEN = ["guidance_scale", "temperature", "top_k", "top_p"]
@@ -155,10 +158,13 @@ def test_stopping_stops_the_upsampler_too(monkeypatch):
     list(Studio(pipe).draw(*arguments(), *FURTHER))  # and the next one goes through
 
 
-def test_nobody_reads_a_path_of_the_server(tmp_path):
+def test_the_space_takes_both_from_its_variables_and_shows_no_path(tmp_path, monkeypatch):
     build_text_pipeline().save_pretrained(tmp_path / "base")
     build_diffusion_pipeline(text=False, upsamples=True).save_pretrained(tmp_path / "large")
-    demo = build_demo(str(tmp_path / "base"), "cpu", upsampler=str(tmp_path / "large"))
+    monkeypatch.setenv("LLAMAGEN_CHECKPOINT", str(tmp_path / "base"))
+    monkeypatch.setenv("LLAMAGEN_UPSAMPLER", str(tmp_path / "large"))
+    monkeypatch.setenv("LLAMAGEN_DTYPE", "")  # a variable without a value
+    demo = runpy.run_path(str(SPACE / "app.py"))["demo"]
     (event,) = [block.fn for block in demo.fns.values() if block.api_name == "draw"][:1]
     *_, (_, _, parameters, _) = event(*arguments(), 0.0, 2)
     facts = json.loads(parameters)
