@@ -34,7 +34,7 @@ def main() -> None:
     condition["num_images_per_prompt"] = args.count
 
     def stream(**kwargs) -> int:
-        return sum(1 for _ in pipe.stream(**condition, **kwargs)) - 1
+        return sum(len(step.images) > 0 for step in pipe.stream(**condition, **kwargs)) - 1  # made when looked at
 
     modes = {
         "call": lambda: pipe(**condition) and 0,

@@ -84,8 +84,8 @@ def load_loop(pipe: AutoregressiveImagePipeline, condition: dict, load: Load) ->
         if not load.is_over:
             generator = torch.Generator().manual_seed(seed)
             for step in pipe.stream(**condition, generator=generator, preview_every=every):
+                load.previews += len(step.images) > 0 and step.output is None  # made when looked at
                 first = min(first, time.perf_counter() - start)
-                load.previews += step.output is None
             full = time.perf_counter() - start
         load.first.append(first)
         load.full.append(full)

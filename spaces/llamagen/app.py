@@ -11,7 +11,8 @@ except ImportError:
 from llamagen_hf.demo import build_demo, launch
 
 
-demo = build_demo(os.environ.get("LLAMAGEN_CHECKPOINT"), dtype=os.environ.get("LLAMAGEN_DTYPE"))
+names = {"checkpoint": "LLAMAGEN_CHECKPOINT", "upsampler": "LLAMAGEN_UPSAMPLER", "dtype": "LLAMAGEN_DTYPE"}
+demo = build_demo(**{option: os.environ.get(name) or None for option, name in names.items()})
 
 if __name__ == "__main__":
     launch(demo)

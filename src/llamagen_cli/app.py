@@ -31,6 +31,13 @@ Checkpoint = Annotated[
     str | None,
     typer.Option(help="Folder or Hub id. Default: emoji, which ships with llamagen (a folder: ./emoji)."),
 ]
+Upsampler = Annotated[
+    str | None,
+    typer.Option(
+        help="Upsampler that enlarges the images: a folder or Hub id, or none. Default: for emoji the one that ships "
+        "with llamagen, if any."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")]
 Dtype = Literal["float32", "float16", "bfloat16"]
 

@@ -4,12 +4,13 @@ from typing import Annotated
 
 import typer
 
-from .app import Checkpoint, Device, Dtype, app, one_sentence_errors
+from .app import Checkpoint, Device, Dtype, Upsampler, app, one_sentence_errors
 
 
 @app.command()
 def demo(
     checkpoint: Checkpoint = None,
+    upsampler: Upsampler = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Port. Default: the first free one from 7860 on.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Also open a public link, through Gradio's servers.")] = False,
@@ -22,4 +23,4 @@ def demo(
             from llamagen_hf.demo import build_demo, launch
         except ImportError as error:
             raise ValueError(f"{error}; the app needs `pip install llamagen-hf[demo]`.") from error
-        launch(build_demo(checkpoint, device, dtype), server_name=host, server_port=port, share=share)
+        launch(build_demo(checkpoint, device, dtype, upsampler), server_name=host, server_port=port, share=share)

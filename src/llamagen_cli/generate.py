@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .app import Checkpoint, Device, Dtype, app, check_writable, load_pipeline, one_sentence_errors
+from .app import Checkpoint, Device, Dtype, Upsampler, app, check_writable, load_pipeline, one_sentence_errors
 from .redrawing import check_redrawing, generate_again, parts_of
 
 
@@ -58,11 +58,13 @@ def generate(
     steps: Annotated[
         int | None, typer.Option(help="Steps from noise to image of a diffusion model. Default: the checkpoint's.")
     ] = None,
-    upsampler: Annotated[
-        str | None, typer.Option(help="Upsampler that enlarges the images: a folder or Hub id.")
-    ] = None,
+    upsampler: Upsampler = None,
     aug_level: AugLevel = None,
     upsampler_steps: Annotated[int | None, typer.Option(help="The upsampler's steps. Default: its own.")] = None,
+    upsampler_guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="Guidance of an upsampler that reads text; 1 for none. Default: the upsampler's."),
+    ] = None,
     scorer: Scorer = "openai/clip-vit-base-patch32",
     redraw: Annotated[
         Path | None, typer.Option("--from", help="Generate this image again, by the parameters in its metadata.")
@@ -91,17 +93,20 @@ def generate(
         if grid is not None and grid.absolute() in [planned.absolute().with_stem(name) for name in names]:
             raise ValueError(f"The grid {str(grid)!r} would replace an image; give it another name.")
         if redraw is not None:
+            if upsampler == "none":
+                raise ValueError("`--from` generates the image as it was; leave `--upsampler none` out.")
             result = generate_again(redraw, checkpoint, upsampler, device)
         else:
             import torch
 
             from llamagen_hf.images.reading import read_image
+            from llamagen_hf.loading.checkpoint import find_upsampler
 
             source = None if image is None else read_image(image)
             if source is None and keep_rows is not None:
                 raise ValueError("`--keep-rows` says how much of `--image` to keep, which is missing.")
             pipe = load_pipeline(checkpoint, device, dtype)
-            if upsampler is not None:
+            if (upsampler := find_upsampler(checkpoint, upsampler)) is not None:
                 from llamagen_hf import CascadePipeline
 
                 pipe = CascadePipeline(pipe, load_pipeline(upsampler, device, dtype))
@@ -109,14 +114,14 @@ def generate(
             inputs |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "num_inference_steps": steps}
             inputs |= {"guidance_interval": None if guidance_interval == -1 else guidance_interval, "image": source}
             inputs |= {"upsampler_num_inference_steps": upsampler_steps}
+            inputs |= {"upsampler_guidance_scale": upsampler_guidance_scale}
             inputs["aug_level"] = aug_level[0] if aug_level and len(aug_level) == 1 else aug_level or None
             inputs = {name: value for name, value in inputs.items() if value is not None}
             check_inputs(pipe, inputs, compile)
             if compile:
                 parts_of(pipe)[0].compile_step()
             if source is not None:
-                rows = parts_of(pipe)[0].transformer.config.grid_size // 2 if keep_rows is None else keep_rows
-                inputs["keep_rows"] = rows
+                inputs["keep_rows"] = pipe.grid_size // 2 if keep_rows is None else keep_rows
             if num_candidates > 1 or (aug_level and len(aug_level) > 1):
                 from llamagen_hf.clip import CLIPScorer
 
@@ -159,7 +164,7 @@ def check_inputs(pipe, inputs: dict, compile: bool) -> None:
     known = signature(type(base).__call__).parameters
     for name in inputs:
         option = OPTIONS.get(name, f"`--{name.replace('_', '-')}`")
-        if name in ("aug_level", "upsampler_num_inference_steps"):
+        if name == "aug_level" or name.startswith("upsampler_"):
             if not upsamplers:
                 raise ValueError(f"{option} is for upsamplers: pass `--upsampler`, or the checkpoint of a cascade.")
         elif name not in known or (name == "image" and "keep_rows" not in known):

@@ -16,7 +16,7 @@ def info(checkpoint: Checkpoint = None):
         from llamagen_hf.loading.checkpoint import CheckpointLoaderMixin, is_shipped
 
         folder = CheckpointLoaderMixin.find_checkpoint(checkpoint)
-        shown = "emoji, shipped with llamagen" if is_shipped(checkpoint) else checkpoint
+        shown = f"{checkpoint or 'emoji'}, shipped with llamagen" if is_shipped(checkpoint) else checkpoint
         facts = {"checkpoint": shown} | describe(folder)
         width = max(14, max(map(len, facts)) + 2)
         for name, value in facts.items():

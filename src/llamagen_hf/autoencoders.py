@@ -13,7 +13,7 @@ from transformers import JanusVQVAE
 from transformers.utils import cached_file
 
 from .families import own_class
-from .loading.checkpoint import EMOJI_CHECKPOINT, is_shipped
+from .loading.checkpoint import shipped_folder
 
 
 # Names that pipelines give their autoencoder, in order of preference.
@@ -81,7 +81,7 @@ def load_autoencoder(path: str | Path, subfolder: str | None = None, **kwargs) -
     'LlamaGenVQModel'
     ```
     """
-    name, path = str(path), str(EMOJI_CHECKPOINT if is_shipped(path) else Path(path).expanduser())
+    name, path = str(path), str(shipped_folder(path) or Path(path).expanduser())
     hub = {key: kwargs[key] for key in ("cache_dir", "local_files_only", "revision", "token") if key in kwargs}
     if subfolder is None:
         components = _read_json(path, "model_index.json", hub) or {}

@@ -1,6 +1,8 @@
 """What the pipelines of all families return and yield."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +45,20 @@ class GenerationStep:
     Args:
         step (`int`): How far it is: steps so far, or codes of an image.
         num_steps (`int`): Steps of the whole generation, or codes of a whole image.
-        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): Previews in the output type; in the last step
-            the images themselves.
         codes (`torch.LongTensor` of shape `(batch, step)`, *optional*):
             The codes so far, in raster order, if images are drawn code by code.
+        preview (`Callable`, *optional*): Makes the images as they are so far, bar in the last step.
         output ([`SavableOutput`], *optional*): The result, in the last step.
     """
 
     step: int
     num_steps: int
-    images: Any
     codes: torch.LongTensor | None = None
+    preview: Callable[[], Any] | None = None
     output: SavableOutput | None = None
+
+    @cached_property
+    def images(self) -> Any:
+        """Previews in the output type (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`), made when they are
+        first looked at; in the last step the images themselves."""
+        return self.preview() if self.output is None else self.output.images

@@ -74,12 +74,17 @@ def read_parameters(path: str | Path) -> dict:
 
 
 def in_common(parameters: list[dict]) -> dict:
-    """The parameters of several images in one grid: what they have in common, and their `seeds`."""
+    """The parameters of several images in one grid: what they have in common, and their `seeds`.
+
+    Of images that were enlarged, the same of their upsamplers.
+    """
     if len(parameters) == 1:
         return parameters[0]
     common = {
         name: value for name, value in parameters[0].items() if all(other.get(name) == value for other in parameters)
     }
+    if all("upsampler" in each for each in parameters):
+        common["upsampler"] = in_common([each["upsampler"] for each in parameters])
     return common | {"seeds": [each["seed"] for each in parameters]}
 
 

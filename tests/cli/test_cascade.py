@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import llamagen_cli
 from llamagen_hf import CascadePipeline
+from llamagen_hf.loading import checkpoint as checkpoint_module
 from llamagen_hf.provenance import read_parameters
 
 
@@ -57,9 +58,10 @@ def generate(output, *arguments):
 def test_generate_with_an_upsampler(checkpoints, tmp_path):
     size, pixels = generate(
         tmp_path / "apple.png", "a red apple", "--checkpoint", checkpoints["text"], "--upsampler",
-        checkpoints["upsampler"], "--aug-level", 0.2, "--upsampler-steps", 3, "--seed", 5, "--top-k", 9,
+        checkpoints["upsampler"], "--aug-level", 0.2, "--upsampler-steps", 3, "--upsampler-guidance-scale", 2,
+        "--seed", 5, "--top-k", 9,
     )  # fmt: skip
-    settings = {"aug_level": 0.2, "upsampler_num_inference_steps": 3, "top_k": 9}
+    settings = {"aug_level": 0.2, "upsampler_num_inference_steps": 3, "upsampler_guidance_scale": 2.0, "top_k": 9}
     expected = build_cascade()("a red apple", **settings, generator=generators(5)).images[0]
     assert size == (16, 16) and pixels == expected.tobytes()
     parameters = read_parameters(tmp_path / "apple.png")
@@ -68,6 +70,20 @@ def test_generate_with_an_upsampler(checkpoints, tmp_path):
     assert parameters["upsampler"]["aug_level"] == 0.2 and parameters["upsampler"]["num_inference_steps"] == 3
     assert generate(tmp_path / "again.png", "--from", tmp_path / "apple.png") == (size, pixels)
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "apple.png").read_bytes()
+
+
+def test_the_shipped_upsampler_comes_with_the_shipped_checkpoint(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "SHIPPED", tmp_path)
+    for name, folder in (("emoji", "text"), ("emoji_upsampler", "plain-upsampler")):
+        (tmp_path / name).symlink_to(checkpoints[folder])
+    large = generate(tmp_path / "large.png", "a red apple", "--aug-level", 0.3)
+    assert large[0] == (32, 32)
+    parameters = read_parameters(tmp_path / "large.png")
+    assert (parameters["checkpoint"], parameters["upsampler"]["checkpoint"]) == ("emoji", "emoji_upsampler")
+    small = generate(tmp_path / "small.png", "a red apple", "--upsampler", "none")
+    assert small[0] == (8, 8) and "upsampler" not in read_parameters(tmp_path / "small.png")
+    assert generate(tmp_path / "again.png", "--from", tmp_path / "large.png") == large
+    assert generate(tmp_path / "again.png", "--from", tmp_path / "small.png") == small
 
 
 @pytest.mark.parametrize(
@@ -179,6 +195,9 @@ def test_upscale_chooses_among_levels(checkpoints, tmp_path):
         slow("generate a --checkpoint diffusion --upsampler upsampler", "The base draws images of 16x16 pixels"),
         slow("generate a --checkpoint cascade --aug-level 1.5", "`aug_level` is 1.5; expected a number in [0, 1]"),
         slow("generate a --checkpoint text --upsampler-steps 5", "`--upsampler-steps` is for upsamplers"),
+        slow("generate a --checkpoint text --upsampler-guidance-scale 5", "`--upsampler-guidance-scale` is for"),
+        slow("generate a --checkpoint ddpm --upsampler-guidance-scale 5", "This checkpoint takes no prompt."),
+        slow("generate --from a.png --upsampler none", "leave `--upsampler none` out"),
         slow("generate a --checkpoint diffusion --top-k 5", "This checkpoint takes no `--top-k`."),
         slow("generate a --checkpoint diffusion --image a.png", "This checkpoint takes no `--image`."),
         slow("generate a --checkpoint ddpm", "This checkpoint takes no prompt."),

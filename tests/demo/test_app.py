@@ -4,33 +4,32 @@ import functools
 import inspect
 import io
 import json
-import os
 import pickle
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 from tiny import build_class_pipeline, build_text_pipeline, build_transformer, build_vq_model, generators
+from tiny_cascade import build_cascade
 
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 pytest.importorskip("gradio")
 
 import gradio as gr  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
+from demo_client import arguments, running, shown_images  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
 from llamagen_hf import AutoregressiveImagePipeline  # noqa: E402
-from llamagen_hf.demo import build_demo, launch  # noqa: E402
+from llamagen_hf.demo import build_demo  # noqa: E402
 from llamagen_hf.demo import studio as studio_module  # noqa: E402
-from llamagen_hf.demo.app import lay_out, read_examples  # noqa: E402
+from llamagen_hf.demo.app import read_examples  # noqa: E402
 from llamagen_hf.demo.studio import UNDRAWN, Studio  # noqa: E402
 from llamagen_hf.images.transforms import center_crop  # noqa: E402
 from llamagen_hf.llamagen.preview import decode_partly  # noqa: E402
@@ -38,16 +37,6 @@ from llamagen_hf.provenance import read_parameters  # noqa: E402
 
 
 SPACE = Path(__file__).parents[2] / "spaces" / "llamagen"
-
-
-@contextmanager
-def running(pipe, **kwargs):
-    demo = lay_out(pipe, read_examples(pipe, None), "tiny", **kwargs)
-    _, url, _ = launch(demo, prevent_thread_lock=True, quiet=True)
-    try:
-        yield url
-    finally:
-        demo.close()
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +49,6 @@ def app():
 @pytest.fixture(scope="module")
 def client(app):
     return Client(app[1], verbose=False)
-
-
-def arguments(prompt="a red apple", seed="3", count=1, scale=2.0, preview="every row"):
-    return prompt, scale, 1.0, 0, 1.0, seed, count, preview
-
-
-def shown_images(gallery):
-    """What the gallery shows, decoded."""
-    entries = gallery["value"] if isinstance(gallery, dict) else gallery
-    return [Image.open(entry["image"]).convert("RGB") for entry in entries]
 
 
 def alone(pipe, seed, prompt="a red apple"):
@@ -307,7 +286,8 @@ def test_a_class_conditional_checkpoint_asks_for_a_class(named):
             client.predict(*arguments(77), api_name="/draw")
 
 
-def test_what_goes_to_and_from_a_lent_gpu_can_be_pickled(monkeypatch):
+@pytest.mark.parametrize("build, further", [(build_text_pipeline, ()), (build_cascade, (0.2, 3, 1.0))])
+def test_what_goes_to_and_from_a_lent_gpu_can_be_pickled(monkeypatch, build, further):
     wrapped = []
 
     def GPU(function):  # as on ZeroGPU, where the function runs in a process of its own, ahead of who reads it
@@ -320,10 +300,10 @@ def test_what_goes_to_and_from_a_lent_gpu_can_be_pickled(monkeypatch):
         return run
 
     monkeypatch.setattr(studio_module, "GPU", GPU)
-    studio = Studio(build_text_pipeline())
+    studio = Studio(build())
     assert inspect.isgeneratorfunction(wrapped[0])
-    *frames, last = studio.draw(*arguments(count=2))
-    assert len(frames) == 3 and len(json.loads(last[2])) == 2
+    *frames, last = studio.draw(*arguments(count=2), *further)
+    assert len(frames) == (6 if further else 3) and len(json.loads(last[2])) == 2
 
 
 def test_what_is_kept_is_shown_without_a_device(tmp_path):

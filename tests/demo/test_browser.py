@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tiny import build_class_pipeline, build_text_pipeline
+from tiny_diffusion import build_diffusion_pipeline
 
 
 pytestmark = pytest.mark.slow
@@ -228,6 +229,32 @@ def test_a_class_conditional_checkpoint_by_environment_and_command(browser, tmp_
             page.get_by_text("1 image in").wait_for()
             assert str(tmp_path) not in page.content()
             assert page.problems == []
+            page.close()
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def test_an_upsampler_by_environment_and_command(browser, tmp_path):
+    build_text_pipeline().save_pretrained(tmp_path / "base")
+    build_diffusion_pipeline(text=False, upsamples=True).save_pretrained(tmp_path / "large")
+    names = {"checkpoint": str(tmp_path / "base"), "upsampler": str(tmp_path / "large")}
+    options = [word for name, folder in names.items() for word in (f"--{name}", folder)]
+    variables = {f"LLAMAGEN_{name.upper()}": folder for name, folder in names.items()}
+    commands = [((str(SPACE / "app.py"),), variables), (("-m", "llamagen_cli", "demo", *options), {})]
+    for command, environment in commands:
+        url, process = serve(*command, **environment)
+        try:
+            page = visit(browser, url)
+            page.get_by_role("button", name="Settings").first.click()
+            set_to(page, "number input for Upsampling steps", "9", shown="range slider for Upsampling steps")
+            start(page)
+            page.get_by_text("1 image in").wait_for()
+            page.wait_for_timeout(200)
+            assert len(frames(page)) >= 4  # rows of the small image, then the larger one
+            page.get_by_role("button", name="Parameters").first.click()
+            page.get_by_text('"upsampler"').first.wait_for()
+            assert str(tmp_path) not in page.content() and page.problems == []
             page.close()
         finally:
             process.terminate()

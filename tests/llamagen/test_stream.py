@@ -27,6 +27,14 @@ def test_steps_come_every_k_codes(class_pipe, every, drawn):
     assert {step.num_steps for step in steps} == {16}
 
 
+def test_previews_are_made_when_they_are_looked_at(class_pipe, monkeypatch):
+    made, preview = [], class_pipe.preview
+    monkeypatch.setattr(class_pipe, "preview", lambda *args: made.append(1) or preview(*args))
+    steps = list(class_pipe.stream(class_labels=1, preview_every=4))
+    assert made == [] and steps[-1].images is steps[-1].output.images
+    assert steps[1].images is steps[1].images and made == [1]
+
+
 def test_previews_show_what_is_drawn_and_grey(class_pipe):
     steps = list(class_pipe.stream(class_labels=1, preview_every=6, output_type="np"))
     grey = (0.86 + 1) / 2

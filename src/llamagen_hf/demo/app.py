@@ -1,14 +1,18 @@
 """The app: its layout, its looks, and which events its parts start."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
+from inspect import Parameter, Signature
 
 import gradio as gr
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
-from ..families import find_family, load_pipeline
+from ..families import find_family, load_pipeline, own_class
+from ..loading.checkpoint import find_upsampler
 from ..local_paths import public_name
+from .sliders import SLIDERS, UPSAMPLING_SLIDERS
 from .studio import MAX_COUNT, MAX_PROMPT, PREVIEWS, Studio
 
 
@@ -73,24 +77,35 @@ CSS = """
 """
 
 
-def build_demo(checkpoint: str | None = None, device: str | None = None, dtype: str | None = None) -> gr.Blocks:
+def build_demo(
+    checkpoint: str | None = None, device: str | None = None, dtype: str | None = None, upsampler: str | None = None
+) -> gr.Blocks:
     """Build the app around a checkpoint.
 
     Args:
-        checkpoint (`str`, *optional*): Folder or Hub id; the emoji checkpoint that ships with the package by default.
+        checkpoint (`str`, *optional*):
+            Folder or Hub id, of a cascade too; the emoji checkpoint that ships with the package by default.
         device (`str`, *optional*): An accelerator if there is one, else the CPU.
         dtype (`str`, *optional*): `"float32"` on a CPU, else `"bfloat16"`.
+        upsampler (`str`, *optional*):
+            Folder or Hub id of an upsampler for the images, or `"none"`. By default the one that ships with the
+            package, for the emoji checkpoint and if it ships.
 
     Returns:
         `gradio.Blocks`: Ready to [`launch`].
 
     Raises:
         OSError: If there is no such checkpoint.
+        ValueError: If the checkpoint draws from neither prompts nor classes, or the upsampler does not fit it.
     """
     if device is None:
         device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     pipe = load_pipeline(checkpoint, dtype=getattr(torch, dtype)).to(device)
+    if (upsampler := find_upsampler(checkpoint, upsampler)) is not None:
+        enlarging = load_pipeline(upsampler, dtype=getattr(torch, dtype)).to(device)
+        pipe = own_class("CascadePipeline")(pipe, enlarging)
+    check_drawing(pipe)
     pipe.set_progress_bar_config(disable=True)
     return lay_out(pipe, read_examples(pipe, checkpoint), public_name(checkpoint or "emoji"))
 
@@ -98,6 +113,14 @@ def build_demo(checkpoint: str | None = None, device: str | None = None, dtype: 
 def launch(demo: gr.Blocks, **kwargs):
     """Start the app; arguments and result are those of [`gradio.Blocks.launch`]."""
     return demo.launch(**{"theme": THEME, "css": CSS, "max_file_size": MAX_FILE_SIZE} | kwargs)
+
+
+def check_drawing(pipe: DiffusionPipeline) -> None:
+    """Raise a `ValueError` if a pipeline does not draw from what visitors can say."""
+    if pipe.upsamples:
+        raise ValueError("This checkpoint enlarges images: pass it as the upsampler of one that draws them.")
+    if pipe.condition_kind not in ("text", "class"):
+        raise ValueError("This checkpoint draws from noise alone; the app needs one that draws prompts or classes.")
 
 
 def read_examples(pipe: DiffusionPipeline, checkpoint: str | None) -> list:
@@ -122,7 +145,8 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
         name (`str`): The checkpoint's name, which everyone can read.
         queue_size (`int`, *optional*, defaults to 40): Requests that may wait.
     """
-    studio, config, is_text = Studio(pipe), pipe.transformer.config, pipe.condition_kind == "text"
+    studio, is_text = Studio(pipe), pipe.condition_kind == "text"
+    class_names = [] if is_text else pipe.class_names(list(range(pipe.num_classes)))
     hidden = {"show_progress": "hidden", "api_visibility": "private"}
 
     def ask() -> gr.components.Component:
@@ -131,32 +155,37 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
                 label="Prompt", placeholder="Describe an image", lines=1, max_lines=3, max_length=MAX_PROMPT,
                 elem_classes="ask",
             )  # fmt: skip
-        if config.id2label:
-            names = [(f"{label} ({index})", index) for index, label in config.id2label.items()]
-            return gr.Dropdown(names, value=names[0][1], label="Class", filterable=True, elem_classes="ask")
+        if any(name != str(index) for index, name in enumerate(class_names)):
+            choices = [(f"{name} ({index})", index) for index, name in enumerate(class_names)]
+            return gr.Dropdown(choices, value=0, label="Class", filterable=True, elem_classes="ask")
         return gr.Number(0, label="Class", precision=0, minimum=0, maximum=pipe.num_classes - 1, elem_classes="ask")
 
     def settings() -> list[gr.components.Component]:
-        values = pipe.sampling_settings()
+        """The components of a tab that set what `studio.names` names."""
+        values, made = pipe.sampling_settings(), {}
 
-        def slider(name: str, label: str, low: float, high: float, step: float, info: str) -> gr.Slider:
-            return gr.Slider(
-                low, max(high, values[name]), values[name], step=step, label=label, info=info, min_width=140
-            )
+        def sliders(ranges: dict) -> None:
+            names = [name for name in ranges if name in studio.names]
+            for pair in (names[i : i + 2] for i in range(0, len(names), 2)):
+                with gr.Row():
+                    for name in pair:
+                        label, low, high, step, info = ranges[name]
+                        high = max(pipe.codebook_size if name == "top_k" else high, values[name])
+                        made[name] = gr.Slider(
+                            low, high, values[name], step=step, label=label, info=info, min_width=140
+                        )
 
         with gr.Accordion("Settings", open=False):
             with gr.Row():
                 # No gr.Number: an empty one turns into 0. The value is a default for clients of the API.
-                seed = gr.Textbox("", label="Seed", placeholder="random", max_length=16, min_width=100)
-                count = gr.Slider(1, MAX_COUNT, 1, step=1, label="Images", min_width=100)
-            with gr.Row():
-                scale = slider("guidance_scale", "Guidance", 1, 10, 0.5, "1 is off, and twice as fast.")
-                temperature = slider("temperature", "Temperature", 0, 2, 0.05, "0 takes the likeliest code.")
-            with gr.Row():
-                top_k = slider("top_k", "Top k", 0, config.vocab_size, 1, "Likeliest codes, 0 for all.")
-                top_p = slider("top_p", "Top p", 0, 1, 0.01, "Their probability, 1 for all.")
-            preview = gr.Radio(PREVIEWS, value=PREVIEWS[0], label="Preview")
-        return [scale, temperature, top_k, top_p, seed, count, preview]
+                made["seed"] = gr.Textbox("", label="Seed", placeholder="random", max_length=16, min_width=100)
+                made["count"] = gr.Slider(1, MAX_COUNT, 1, step=1, label="Images", min_width=100)
+            sliders(SLIDERS)
+            sliders(UPSAMPLING_SLIDERS)
+            # Where no rows are drawn, each step of diffusion is one.
+            first = PREVIEWS[0] if pipe.grid_size is not None else "every step"
+            made["preview"] = gr.Radio([first, *PREVIEWS[1:]], value=first, label="Preview")
+        return [made[name] for name in studio.names]
 
     def connect(triggers, examples, stop, go, function, inputs, outputs) -> None:
         """Run `function` on the triggers and after an example; buttons and status show what is going on meanwhile."""
@@ -195,8 +224,8 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
                     # The file as it was uploaded: the event opens it, so that it can say what is wrong with it.
                     image.preprocess = lambda payload: payload and payload.path
                     rows = gr.Slider(
-                        0, config.grid_size - 1, config.grid_size // 2, step=1, label="Rows to keep",
-                        info=f"From the top, of {config.grid_size}.",
+                        0, pipe.grid_size - 1, pipe.grid_size // 2, step=1, label="Rows to keep",
+                        info=f"From the top, of {pipe.grid_size}.",
                     )  # fmt: skip
                     given = [image, rows]
                 condition = ask()
@@ -214,7 +243,7 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
                 if not completes:
                     samples = gr.Examples(
                         [[value] for value in examples], condition, label="Examples", cache_examples=False,
-                        example_labels=[(config.id2label or {}).get(value, str(value)) for value in examples],
+                        example_labels=[str(value) if is_text else class_names[value] for value in examples],
                     )  # fmt: skip
                 chosen = settings()
                 with gr.Accordion("Parameters", open=False):
@@ -223,11 +252,24 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
                 gr.on([image.change, rows.release], studio.keep, given, [gallery, status], **hidden)
             triggers = [go.click] + ([condition.submit] if is_text else [])
             inputs, outputs = [*given, condition, *chosen], [gallery, status, parameters, share]
-            connect(triggers, samples, stop, go, function, inputs, outputs)
+            names = ["image", "keep_rows"] * completes + ["condition", *studio.names]
+            connect(triggers, samples, stop, go, with_names(function, names), inputs, outputs)
 
     with gr.Blocks(title=f"llamagen: {name}", delete_cache=(600, 3600), analytics_enabled=False) as demo:
         gr.Markdown(f"# llamagen\n\n**{name}**: {find_family(type(pipe).__name__).summary.format(pipe=pipe)}")
         with gr.Tabs():
             tab("Text" if is_text else "Class", studio.draw, completes=False)
-            tab("Complete", studio.complete, completes=True)
+            if pipe.grid_size is not None:
+                tab("Complete", studio.complete, completes=True)
     return demo.queue(max_size=queue_size, default_concurrency_limit=1)
+
+
+def with_names(function: Callable, names: list[str]) -> Callable:
+    """An event whose parameters have names, by which clients of the API pass them."""
+
+    @wraps(function)
+    def event(*values):
+        yield from function(*values)
+
+    event.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])
+    return event

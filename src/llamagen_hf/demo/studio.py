@@ -22,6 +22,7 @@ from ..images.reading import UPLOAD_MEGAPIXELS, read_image
 from ..images.transforms import center_crop
 from ..local_paths import public_name
 from ..provenance import in_common, save_png
+from .sliders import SLIDERS, UPSAMPLING_SLIDERS
 
 
 try:
@@ -45,31 +46,34 @@ class Studio:
 
     Args:
         pipe ([`~diffusers.DiffusionPipeline`]): The pipeline that generates the images.
+
+    Attributes:
+        names (`list[str]`): What `values` of the events are, in this order: settings of a call that the pipeline has,
+            `"seed"`, `"count"` and `"preview"`, and then those of an upsampler, if there is one.
     """
 
     def __init__(self, pipe: DiffusionPipeline):
         self.pipe = pipe
+        known = pipe.sampling_settings()
+        self.names = [name for name in SLIDERS if name in known]
+        self.names += ["seed", "count", "preview", *(name for name in UPSAMPLING_SLIDERS if name in known)]
         self._stream = GPU(self._stream)
 
-    def draw(self, condition, guidance_scale, temperature, top_k, top_p, seed, count, preview) -> Iterator[tuple]:
+    def draw(self, condition, *values) -> Iterator[tuple]:
         """Generate images of a prompt or a class."""
-        settings = guidance_scale, temperature, top_k, top_p
-        yield from self._show(self._condition(condition), settings, seed, count, preview)
+        yield from self._show(self._condition(condition), values)
 
-    def complete(
-        self, image, keep_rows, condition, guidance_scale, temperature, top_k, top_p, seed, count, preview
-    ) -> Iterator[tuple]:
+    def complete(self, image, keep_rows, condition, *values) -> Iterator[tuple]:
         """Keep the upper rows of an image and generate the others."""
         kept = {"image": self._open(image), "keep_rows": int(keep_rows)}
-        settings = guidance_scale, temperature, top_k, top_p
-        yield from self._show(kept | self._condition(condition), settings, seed, count, preview)
+        yield from self._show(kept | self._condition(condition), values)
 
     def keep(self, image, keep_rows) -> tuple[Any, str]:
         """Show what a completion would keep of an image, without the model, so that there is no wait."""
         if image is None:
             return gr.update(value=None), ""
         kept = center_crop(self._open(image), self.pipe.image_size)
-        top = int(keep_rows) * self.pipe.vq_model.downsample_factor
+        top = int(keep_rows) * self.pipe.image_size // self.pipe.grid_size
         kept.paste(UNDRAWN, (0, top, kept.width, kept.height))
         return gr.update(value=[(kept, "kept")], columns=1), "This part is kept." if top else "Nothing is kept."
 
@@ -83,7 +87,11 @@ class Studio:
             raise refusal("Type a prompt first.")
         if len(prompt) > MAX_PROMPT:
             raise refusal(f"The prompt is too long: it has {len(prompt)} characters, at most {MAX_PROMPT} are read.")
-        if self.pipe.text_encoder is not None and (loss := self.pipe.find_loss(prompt)):
+        try:
+            loss = self.pipe.find_loss(prompt)
+        except ValueError as error:  # there is nothing that reads prompts
+            raise refusal(str(error)) from error
+        if loss is not None:
             if loss.is_total:
                 raise refusal(loss.sentence)
             gr.Warning(loss.sentence)
@@ -98,11 +106,13 @@ class Studio:
         except ValueError as error:
             raise refusal(str(error)) from error
 
-    def _show(self, inputs: dict, settings: tuple, seed: str | None, count: int, preview: str) -> Iterator[tuple]:
+    def _show(self, inputs: dict, values: tuple) -> Iterator[tuple]:
         """Yield the gallery, a line of status, and at the end the parameters and a file to share."""
-        scale, temperature, top_k, top_p = settings
-        arguments = {"guidance_scale": scale, "temperature": temperature, "top_k": int(top_k), "top_p": top_p} | inputs
-        seed = (seed or "").strip()
+        given = dict(zip(self.names, values, strict=True))
+        seed, count, preview = (given.pop("seed") or "").strip(), given.pop("count"), given.pop("preview")
+        sliders = SLIDERS | UPSAMPLING_SLIDERS
+        whole = {name: int(value) for name, value in given.items() if isinstance(sliders[name].step, int)}
+        arguments = given | whole | inputs
         if seed and not (seed.isdecimal() and int(seed) <= MAX_SEED):
             raise refusal(
                 f"The seed {seed!r} is not a whole number from 0 to {MAX_SEED}; leave it empty for a random one."
@@ -148,30 +158,35 @@ class Studio:
     ) -> Iterator[tuple[float, list[Image.Image] | None, list[dict] | None]]:
         """Yield the share of the work that is done, images if there are new ones, and at the end their parameters.
 
-        All of these can be sent from one process to another. There is a step after every row, whether it has images or
-        not, since a generation can only be stopped between steps.
+        All of these can be sent from one process to another. There is a step after every row of codes and every step
+        of diffusion, whether it has images or not, since a generation can only be stopped between steps.
         """
-        side = self.pipe.transformer.config.grid_size
-        schedule = None if preview == "off" else PreviewSchedule(side if preview == "every row" else None, side)
+        schedule = None if preview == "off" else PreviewSchedule(None if preview == PREVIEWS[1] else 1, 1)
         steps = self.pipe.stream(
             **arguments,
             num_images_per_prompt=len(seeds),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            preview_every=side,
-            output_type="codes",
+            preview_every=self.pipe.grid_size or 1,
         )
         with closing(steps):
             for step in steps:
                 images = parameters = None
                 if step.output is not None:
-                    images, parameters = self.pipe.decode_codes(step.output.codes), step.output.parameters
-                    if "checkpoint" in parameters[0]:  # everyone can read it
-                        name = {"checkpoint": public_name(parameters[0]["checkpoint"])}
-                        parameters = [facts | name for facts in parameters]
+                    images, parameters = step.images, [without_paths(each) for each in step.output.parameters]
                 elif schedule is not None and schedule.is_due(step.step):
                     with schedule.measured():
-                        images = self.pipe.preview(step.codes)
+                        images = step.images
                 yield step.step / step.num_steps, images, parameters
+
+
+def without_paths(parameters: dict) -> dict:
+    """Parameters that name checkpoints without their folders, since everyone can read them."""
+    changed = {}
+    if "checkpoint" in parameters:
+        changed["checkpoint"] = public_name(parameters["checkpoint"])
+    if "upsampler" in parameters:
+        changed["upsampler"] = without_paths(parameters["upsampler"])
+    return parameters | changed
 
 
 def refusal(sentence: str) -> gr.Error:

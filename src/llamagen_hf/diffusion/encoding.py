@@ -73,8 +73,7 @@ class EncodingMixin:
             `prompt_attention_mask` `(batch, condition_length)`. Padding is on the left and zero; for DeepFloyd IF,
             which reads it, it is on the right and the mask is 1.
         """
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError("This pipeline has no text encoder and tokenizer to encode prompts: load them as well.")
+        self._check_reads_prompts()
         prompts = [prompt] if isinstance(prompt, str) else prompt
         for each in prompts:
             if loss := self.find_loss(each):
@@ -86,7 +85,12 @@ class EncodingMixin:
 
     def find_loss(self, prompt: str) -> PromptLoss | None:
         """What this checkpoint does not read of a prompt, see [`~llamagen_hf.conditioning.text.find_loss`]."""
+        self._check_reads_prompts()
         return find_loss(self.tokenizer, prompt, self.config.condition_length, self.convention.prompt_cleaning)
+
+    def _check_reads_prompts(self) -> None:
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError("This pipeline has no text encoder and tokenizer to encode prompts: load them as well.")
 
     def encode_image(self, image: Image.Image | list[Image.Image] | torch.Tensor) -> torch.Tensor:
         """Enlarge images to the size of the U-Net.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -152,6 +153,13 @@ class PixelDiffusionPipeline(
         """Side of the images, in pixels."""
         return image_size(self.unet)
 
+    @property
+    def grid_size(self) -> None:
+        """There is no grid of codes that is drawn row by row."""
+        return None
+
+    codebook_size = grid_size
+
     def sampling_settings(self, **given) -> dict[str, float]:
         """The settings of a call by name; `None` stands for the default of the checkpoint, or else of the library.
 
@@ -286,10 +294,10 @@ class PixelDiffusionPipeline(
             for step in self._denoise(prepared):
                 done = step.index + 1
                 if done < step.num_steps and done % preview_every == 0:
-                    images = self._convert(step.predicted, prepared.inputs.output_type)
-                    yield GenerationStep(done, step.num_steps, images)
+                    preview = partial(self._preview, step, prepared.inputs.output_type)
+                    yield GenerationStep(done, step.num_steps, preview=preview)
             output = self.finish(prepared, step.sample)
-            yield GenerationStep(done, step.num_steps, output.images, output=output)
+            yield GenerationStep(done, step.num_steps, output=output)
         finally:  # also when the loop is left
             self.maybe_free_model_hooks()
 
@@ -374,6 +382,10 @@ class PixelDiffusionPipeline(
             return [], [[row] for row in range(len(pixels))]
         scores = score_images(prepared.inputs.scorer, self._convert(pixels, "pil"), prepared.names)
         return scores, rank_candidates(scores, prepared.group_size)
+
+    def _preview(self, step: DenoisingStep, output_type: str):
+        """The images as they are predicted at a step."""
+        return self._convert(step.predicted, output_type)
 
     def _convert(self, pixels: torch.Tensor, output_type: str):
         return self.image_processor.postprocess(pixels, output_type=output_type)

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..families import find_family
-from ..loading.checkpoint import EMOJI_CHECKPOINT, is_shipped
+from ..loading.checkpoint import is_shipped, shipped_folder
 from ..local_paths import public_name
 from ..processes import this_process
 from .images import open_images
@@ -173,7 +173,7 @@ def is_checkpoint(subject: str) -> bool:
 def load_subject(subject: str, device: str, dtype: str) -> DiffusionPipeline:
     """Load a pipeline of any kind; an `OSError` if it is missing, or diffusers can't load it."""
     try:
-        index = DiffusionPipeline.load_config(EMOJI_CHECKPOINT if is_shipped(subject) else subject)
+        index = DiffusionPipeline.load_config(shipped_folder(subject) or subject)
     except (OSError, ValueError) as error:
         raise OSError(f"There is no pipeline {subject!r} to generate from: {str(error).splitlines()[0]}") from error
     if family := find_family(index["_class_name"]):

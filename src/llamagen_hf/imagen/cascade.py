@@ -1,6 +1,7 @@
 """`CascadePipeline`: a base draws small images, and an upsampler enlarges them."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline
@@ -8,6 +9,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from ..arguments import FieldError, is_count, plain
+from ..conditioning.text import PromptLoss
 from ..diffusion.inputs import DiffusionInputs
 from ..diffusion.pipeline import PixelDiffusionPipeline
 from ..diffusion.pipeline_output import PixelDiffusionOutput
@@ -96,6 +98,16 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
         return self.upsampler.image_size
 
     @property
+    def grid_size(self) -> int | None:
+        """Side of the grid of codes that the base draws row by row; `None` if it draws no codes."""
+        return self._drawer.grid_size
+
+    @property
+    def codebook_size(self) -> int | None:
+        """How many codes the base draws from; `None` if it draws no codes."""
+        return self._drawer.codebook_size
+
+    @property
     def facts(self) -> dict:
         """What the parameters of all images say about the base, and below `"upsampler"` about the upsampler."""
         return with_upsampler(self._drawer.facts, self.upsampler.facts) | self._origin
@@ -103,6 +115,10 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
     def class_names(self, class_labels: int | str | list[int | str]) -> list[str]:
         """The names of classes given by id or by name, as the base knows them."""
         return self._drawer.class_names(class_labels)
+
+    def find_loss(self, prompt: str) -> PromptLoss | None:
+        """What the base does not read of a prompt, see [`~llamagen_hf.conditioning.text.find_loss`]."""
+        return self._drawer.find_loss(prompt)
 
     def sampling_settings(self, **given) -> dict:
         """The settings of a call by name; `None` stands for the default of the part that it belongs to."""
@@ -180,7 +196,7 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
         Args:
             prompt, kwargs: As for [`__call__`], bar `return_dict` and callbacks.
             preview_every (`int`, *optional*):
-                Steps from one preview to the next. By default the base decides, and the upsampler shows each step.
+                Steps of the base from one preview to the next. By default it decides. Upsamplers show each step.
 
         Yields:
             [`~llamagen_hf.outputs.GenerationStep`]: Previews at the size of the upsampler; those of the base are
@@ -189,21 +205,21 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
         Raises:
             ValueError: If an argument does not fit.
         """
-        every = {} if preview_every is None else {"preview_every": preview_every}
         call, enlarging = self._calls(prompt, **kwargs)
         output_type, rest = enlarging["output_type"], self._num_steps(enlarging)
         if isinstance(self._drawer, ForeignBase):
-            output = self._drawer(**call)
-            steps = [GenerationStep(1, 1, output.images, output=output)]
+            steps = [GenerationStep(1, 1, output=self._drawer(**call))]
         else:
+            every = {} if preview_every is None else {"preview_every": preview_every}
             steps = self._drawer.stream(**call, **every)
         for step in steps:
-            images = self._enlarged(step.images, output_type)
-            yield GenerationStep(step.step, step.num_steps + rest, images, step.codes)
+            preview = partial(self._enlarged, step, output_type)
+            yield GenerationStep(step.step, step.num_steps + rest, step.codes, preview)
         small, before = step.output, step.num_steps
-        for step in self.upsampler.stream(**enlarging | self._enlarging(small, call) | every):
+        for step in self.upsampler.stream(**enlarging | self._enlarging(small, call)):
             output = None if step.output is None else self._joined(small, step.output)
-            yield GenerationStep(before + step.step, before + step.num_steps, step.images, output=output)
+            numbers = before + step.step, before + step.num_steps
+            yield GenerationStep(*numbers, preview=step.preview, output=output)
 
     @torch.no_grad()
     def draw_pixels(self, prompt=None, **kwargs) -> torch.Tensor:
@@ -293,10 +309,10 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
         given = {"num_inference_steps": enlarging.get("num_inference_steps")}
         return self.upsampler.sampling_settings(**given)["num_inference_steps"]
 
-    def _enlarged(self, images: list[Image.Image], output_type: str):
-        """Previews of the base at the size of the upsampler, in the output type."""
+    def _enlarged(self, step: GenerationStep, output_type: str):
+        """What the base shows at a step, at the size of the upsampler, in the output type."""
         side = self.image_size
-        images = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images]
+        images = [image.resize((side, side), Image.Resampling.BICUBIC) for image in step.images]
         if output_type == "pil":
             return images
         array = VaeImageProcessor.pil_to_numpy(images)

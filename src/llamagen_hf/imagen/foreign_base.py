@@ -82,6 +82,13 @@ class ForeignBase:
         return side
 
     @property
+    def grid_size(self) -> None:
+        """No grid of codes that is drawn row by row is known of."""
+        return None
+
+    codebook_size = grid_size
+
+    @property
     def facts(self) -> dict:
         """What the parameters of all images say about the pipeline."""
         origin = {} if self.pipeline.name_or_path is None else {"checkpoint": str(self.pipeline.name_or_path)}
@@ -89,6 +96,10 @@ class ForeignBase:
         facts["dtype"] = str(self.pipeline.dtype)[6:]
         versions = {name: version(name.replace("_", "-")) for name in ("llamagen_hf", "diffusers")}
         return facts | versions | {"torch": torch.__version__}
+
+    def find_loss(self, prompt: str) -> None:
+        """How much of a prompt it reads is not known."""
+        return None
 
     def sampling_settings(self, **given) -> dict:
         """The settings that were given; the others are the pipeline's own."""

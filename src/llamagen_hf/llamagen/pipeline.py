@@ -1,6 +1,7 @@
 """`AutoregressiveImagePipeline`: a prompt or a class in, images out."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -138,6 +139,16 @@ class AutoregressiveImagePipeline(
     def upsamples(self) -> bool:
         """It draws images, and enlarges none."""
         return False
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the grid of codes, which are drawn row by row."""
+        return self.generator_config.grid_size
+
+    @property
+    def codebook_size(self) -> int:
+        """How many codes there are to draw from."""
+        return self.generator_config.vocab_size
 
     @property
     def image_size(self) -> int:
@@ -369,11 +380,11 @@ class AutoregressiveImagePipeline(
         try:
             for codes in self.decoder.stream(**prepared.arguments):
                 if codes.shape[1] < config.num_codes and schedule.is_due(codes.shape[1]):
-                    with schedule.measured():
-                        images = self.preview(codes, prepared.inputs.output_type)
-                    yield GenerationStep(codes.shape[1], config.num_codes, images, codes.clone())
+                    so_far = codes.clone()
+                    preview = schedule.measured()(partial(self.preview, so_far, prepared.inputs.output_type))
+                    yield GenerationStep(codes.shape[1], config.num_codes, so_far, preview)
             output = self.finish(prepared, codes)
-            yield GenerationStep(codes.shape[1], config.num_codes, output.images, codes, output)
+            yield GenerationStep(codes.shape[1], config.num_codes, codes, output=output)
         finally:  # also when the loop is left
             self.maybe_free_model_hooks()
 

@@ -21,15 +21,46 @@ from ..local_paths import unless_folder
 
 
 ALIGNMENT = 64  # bytes; where torch allocates memory on a CPU
-EMOJI_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "emoji"
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+EMOJI_CHECKPOINT = SHIPPED / "emoji"
+SHIPPED_NAMES = ("emoji", "emoji_upsampler")
 
 
 def is_shipped(path) -> bool:
-    """Whether a checkpoint is the one that ships with the package: `None`, or the string `"emoji"`.
+    """Whether a checkpoint is one that ships with the package: `None` for `"emoji"`, or its name as a string.
 
     A folder of that name is given as `"./emoji"` or as a `Path`.
     """
-    return path is None or path == "emoji"
+    return path is None or (isinstance(path, str) and path in SHIPPED_NAMES and (SHIPPED / path).is_dir())
+
+
+def shipped_folder(path) -> Path | None:
+    """The folder of a checkpoint that ships with the package, see [`is_shipped`]; `None` for any other."""
+    return SHIPPED / (path or "emoji") if is_shipped(path) else None
+
+
+def find_upsampler(checkpoint: str | None, upsampler: str | None = None) -> str | None:
+    """The upsampler for the images of a checkpoint, as commands choose it.
+
+    Args:
+        checkpoint (`str`, *optional*): The checkpoint; the shipped one by default.
+        upsampler (`str`, *optional*):
+            A folder or Hub id, or `"none"`. By default the one that ships with the package, for the emoji checkpoint
+            and as long as it ships, and none for other checkpoints.
+
+    Returns:
+        `str`: What to load, or `None` for none.
+    """
+    if upsampler is None and checkpoint in (None, "emoji") and is_shipped("emoji_upsampler"):
+        return "emoji_upsampler"
+    return None if upsampler == "none" else upsampler
+
+
+def origin_name(path) -> str:
+    """What the parameters of images call a checkpoint: the name of a shipped one, else its folder or Hub id."""
+    if is_shipped(path) or Path(path).parent == SHIPPED:
+        return Path(path or "emoji").name
+    return f"./{path}" if str(path) in SHIPPED_NAMES else str(path)  # a folder of that name
 
 
 class CheckpointLoaderMixin:
@@ -46,7 +77,7 @@ class CheckpointLoaderMixin:
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`, *optional*):
                 A folder or a Hub id. By default, and as `"emoji"`, the checkpoint that ships with the package; a
-                folder of that name is `"./emoji"`.
+                folder of that name is `"./emoji"`. `"emoji_upsampler"` is its upsampler, if that ships too.
             kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]. Weights load as float32 unless `dtype`
                 says otherwise.
 
@@ -54,7 +85,7 @@ class CheckpointLoaderMixin:
             OSError: If there is no such checkpoint, or if its weights are damaged or incomplete.
         """
         folder = cls.find_checkpoint(pretrained_model_name_or_path, **kwargs)
-        path = EMOJI_CHECKPOINT if folder == EMOJI_CHECKPOINT else pretrained_model_name_or_path
+        path = pretrained_model_name_or_path
         kwargs["dtype"] = kwargs.get("dtype", kwargs.pop("torch_dtype", torch.float32))
         kwargs = cls._missing_settings(folder) | kwargs
         saved_names = read_weight_names(folder)
@@ -62,16 +93,15 @@ class CheckpointLoaderMixin:
         for name, component in pipe.components.items():
             if name in saved_names and name not in kwargs and component is not None:
                 if missing := find_missing_weights(component, saved_names[name]):
-                    raise OSError(f"The weights of {name} in {str(path)!r} miss {', '.join(missing)}.")
-        pipe.register_to_config(_name_or_path=unless_folder(path))  # saving the pipeline would publish a path
+                    raise OSError(f"The weights of {name} in {origin_name(path)!r} miss {', '.join(missing)}.")
+        pipe.register_to_config(_name_or_path=unless_folder(shipped_folder(path) or path))  # saving would publish it
         for component in pipe.components.values():
             if isinstance(component, nn.Module):
                 align_weights(component)
             if isinstance(component, ModelMixin):
                 component.register_to_config(_name_or_path=None)
         pipe._read_left_out(folder)
-        name = "./emoji" if str(path) == "emoji" else str(path)  # a folder of that name
-        pipe._origin = {"checkpoint": "emoji" if path == EMOJI_CHECKPOINT else name}
+        pipe._origin = {"checkpoint": origin_name(path)}
         if folder.parent.name == "snapshots":
             pipe._origin["revision"] = folder.name
         if kwargs.get("variant") is not None:
@@ -94,8 +124,8 @@ class CheckpointLoaderMixin:
     def find_checkpoint(cls, pretrained_model_name_or_path=None, **kwargs) -> Path:
         """The folder of a checkpoint, downloaded if necessary; arguments and errors as for [`from_pretrained`]."""
         path = pretrained_model_name_or_path
-        if is_shipped(path):
-            return EMOJI_CHECKPOINT
+        if (shipped := shipped_folder(path)) is not None:
+            return shipped
         folder = Path(path if Path(path).is_dir() else cls.download(path, **kwargs))
         if not (folder / cls.config_name).is_file():
             raise OSError(f"{str(path)!r} is not a checkpoint: it has no {cls.config_name}.")

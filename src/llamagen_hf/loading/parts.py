@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 
 from ..local_paths import unless_folder
-from .checkpoint import CheckpointLoaderMixin, find_missing_weights, read_weight_names
+from .checkpoint import CheckpointLoaderMixin, find_missing_weights, origin_name, read_weight_names
 from .lora import HUB_OPTIONS
 
 
@@ -50,7 +50,7 @@ class PartsMixin(CheckpointLoaderMixin):
         found = cls.load_config(folder).get("_class_name")
         if found != cls.__name__:
             raise OSError(
-                f"{str(path or 'emoji')!r} holds another pipeline, of class {found!r}; expected {cls.__name__}."
+                f"{origin_name(path)!r} holds another pipeline, of class {found!r}; expected {cls.__name__}."
             )
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype", torch.float32))
         options = {name: kwargs[name] for name in PART_OPTIONS if name in kwargs}
@@ -60,7 +60,7 @@ class PartsMixin(CheckpointLoaderMixin):
             parts[name] = kwargs[name] if name in kwargs else load_part(folder / name, dtype=part_dtype, **options)
         pipe = cls(**parts)
         pipe.register_to_config(_name_or_path=unless_folder(path))
-        pipe._origin = {"checkpoint": "./emoji" if str(path) == "emoji" else str(path)}
+        pipe._origin = {"checkpoint": origin_name(path)}
         if folder.parent.name == "snapshots":
             pipe._origin["revision"] = folder.name
         if kwargs.get("variant") is not None:

@@ -52,7 +52,10 @@ class ImageService:
         self.active = 0  # requests that are being answered
         self.is_draining = False
         self.failure: str | None = None
-        self.seconds_per_image = 1.0  # from the first latent to the last, as a moving average
+        # Moving averages: from the first latent to the last, and of the decoder's work, where images come in turn.
+        self.seconds_per_image = 1.0
+        self.decoder_seconds_per_image = 0.0
+        self._decoder_seconds = 0.0  # since the last image that it finished
         self.encode_prompt = Batcher(frontend.encode_prompts, "text-encoder")
         self.write_file = Batcher(self._write_files, "decoder")
         self._starting: asyncio.Task | None = None
@@ -103,10 +106,26 @@ class ImageService:
 
     def _write_files(self, items: list[tuple[list, EngineRequest, ImageRequest, dict]]) -> list[bytes]:
         """Files of latents, of all or the first ones, and the requests and parameters that belong to them."""
+        start = time.perf_counter()
         images = self.frontend.decode([(prepared, latents) for latents, prepared, *_ in items])
-        return [
+        files = [
             request.write(image, parameters) for image, (_, _, request, parameters) in zip(images, items, strict=True)
         ]
+        self._decoder_seconds += time.perf_counter() - start
+        count = sum(len(latents) == self.frontend.count_tokens(prepared).output for latents, prepared, *_ in items)
+        if count:  # the time of previews counts as that of the images that follow them
+            share = 1 - 0.9**count if self.decoder_seconds_per_image else 1.0
+            new, self._decoder_seconds = self._decoder_seconds / count, 0.0
+            self.decoder_seconds_per_image += share * (new - self.decoder_seconds_per_image)
+        return files
+
+    def seconds_until_free(self, places: int) -> float:
+        """About how long it takes until so many places of the queue are free, which they become one by one.
+
+        Engine and decoder, which also enlarges images, work side by side; the slower one sets the pace.
+        """
+        engine = self.seconds_per_image / min(self.engine.capacity, self.settings.max_pending)
+        return places * max(engine, self.decoder_seconds_per_image)
 
     def observe(self) -> None:
         """Update the gauges."""
@@ -159,9 +178,7 @@ class ActiveRequest:
         if not service.engine.is_ready:
             raise engine_is_away()
         if service.pending + self.places > limit:
-            # Places become free one by one, as fast as the engine generates.
-            rate = min(service.engine.capacity, limit) / service.seconds_per_image
-            seconds = min(60.0, (service.pending + self.places - limit) / rate)
+            seconds = min(60.0, service.seconds_until_free(service.pending + self.places - limit))
             raise APIError(429, "The queue is full; try again later.", code="queue_full", retry_after=seconds)
         service.pending += self.places
 

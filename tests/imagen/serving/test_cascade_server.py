@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -18,7 +19,11 @@ from llamagen_cli.serve import load_frontend
 from llamagen_hf import AutoregressiveImagePipeline, CascadePipeline
 from llamagen_hf.imagen.serving.frontend import CascadeFrontend
 from llamagen_hf.provenance import read_parameters
+from llamagen_hf.serving import service as service_module
 from llamagen_hf.serving.frontend import ImageRequest
+from llamagen_hf.serving.local_engine import LocalEngine
+from llamagen_hf.serving.service import ImageService
+from llamagen_hf.serving.settings import ServingSettings
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +177,30 @@ def test_requests_of_one_kind_are_enlarged_in_one_batch(monkeypatch, tmp_path):
     monkeypatch.undo()
     for index, item in enumerate(items):
         assert same(images[index], frontend.decode([item])[0])
+
+
+def test_the_queue_is_as_slow_as_the_upsampler(monkeypatch, tmp_path):
+    build_class_pipeline().save_pretrained(tmp_path)
+    generator = load_frontend(str(tmp_path), None, "cpu", torch.float32)[0]
+    frontend = CascadeFrontend(generator, build_diffusion_pipeline(text=False, upsamples=True))
+    service = ImageService(frontend, LocalEngine(generator.batch_loader(2), capacity=100), ServingSettings("tiny"))
+    clock, call = [0.0], type(frontend.upsampler).__call__
+
+    def takes_a_while(self, **given):
+        clock.append(clock[-1] + 0.3)
+        return call(self, **given)
+
+    monkeypatch.setattr(type(frontend.upsampler), "__call__", takes_a_while)
+    monkeypatch.setattr(service_module, "time", SimpleNamespace(perf_counter=lambda: clock[-1]))
+    assert service.seconds_until_free(10) == pytest.approx(0.1)  # of the engine
+    request = ImageRequest(class_label=1)
+    prepared, parameters = frontend.prepare(request, None)
+    service._write_files([([1] * 8, prepared, request, parameters)])  # a preview, which is not enlarged
+    assert service.seconds_until_free(10) == pytest.approx(0.1)
+    service._write_files([([code] * 16, prepared, request, parameters) for code in (1, 2)])
+    assert service.seconds_until_free(10) == pytest.approx(3.0)
+    service.seconds_per_image = 100.0
+    assert service.seconds_until_free(10) == pytest.approx(10.0)
 
 
 def test_what_can_not_be_served_is_refused(tmp_path):

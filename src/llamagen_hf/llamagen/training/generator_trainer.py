@@ -15,7 +15,7 @@ from ...conditioning.text import encode_tokens, tokenize_prompts
 from ...data.fingerprint import Inputs, fingerprint_checkpoint, fingerprint_components, vq_model_fingerprint
 from ...data.loader import StepLoader, batches_once
 from ...files import replace_result
-from ...loading.checkpoint import EMOJI_CHECKPOINT, is_shipped
+from ...loading.checkpoint import is_shipped, shipped_folder
 from ...loading.lora import lora_config
 from ...local_paths import unless_folder
 from ...training.record import read_facts, training_facts
@@ -216,7 +216,7 @@ class GeneratorTask(SingleModelTask):
         """Data, image tokenizer, codes and this training, and conditions that suit the model."""
         vq_model, condition = self.config.vq_model, self.sample_condition()
         codes = {name: self.codes_info[name] for name in ("rows", "crops", "num_crops", "crop_ranges")}
-        return read_facts(EMOJI_CHECKPOINT if is_shipped(vq_model) else vq_model) | {
+        return read_facts(shipped_folder(vq_model) or vq_model) | {
             "codes": codes,
             "generator": training_facts(self.config, metrics),
             "examples": condition.get("prompt") or condition.get("class_labels") or [],
