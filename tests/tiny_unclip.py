@@ -1,5 +1,7 @@
 """Tiny real components of DALL-E 2: a CLIP model's halves, and priors of both kinds."""
 
+from pathlib import Path
+
 import torch
 from diffusers import PriorTransformer
 from tiny import build_clip, build_transformer
@@ -8,6 +10,7 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProject
 from llamagen_hf import EmbeddingPriorPipeline, EmbeddingQuantizer
 from llamagen_hf.unclip.clip_encoders import CLIPEncoders, split_clip
 from llamagen_hf.unclip.embedding_denoising import prior_scheduler
+from llamagen_hf.unclip.training.prior_config import PriorTrainingConfig
 
 
 DIM, LENGTH = 8, 12  # of the embeddings of `tiny.build_clip`, and of its captions
@@ -59,3 +62,32 @@ def kandinsky_encoders() -> tuple[CLIPTextModelWithProjection, CLIPVisionModelWi
     torch.manual_seed(0)
     encoders = split_clip(*build_clip(projection_dim=16))
     return encoders.text_encoder, encoders.image_encoder
+
+
+def save_clip(folder: Path) -> Path:
+    """A CLIP model with its processor, as transformers saves both."""
+    model, processor = build_clip()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def prior_config(folder: Path, **kwargs) -> PriorTrainingConfig:
+    """A prior for the datasets of `tiny_training`, with `clip` or `init_from`."""
+    settings = {
+        "caption_templates": {"{caption}": 1.0, "{tags}": 1.0},
+        "truncate_captions": True,
+        "num_layers": 1,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "grid_size": 2,
+        "num_buckets": 8,
+        "max_train_steps": 4,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "checkpointing_steps": 4,
+        "log_steps": 2,
+        "eval_steps": 4,
+        "sample_steps": 4,
+    }
+    return PriorTrainingConfig(output_dir=str(folder), **settings | kwargs)
