@@ -4,13 +4,20 @@ from pathlib import Path
 
 import torch
 from diffusers import PriorTransformer
-from tiny import build_clip, build_transformer
+from tiny import build_clip, build_transformer, build_vq_model
+from tiny_diffusion import build_unet, scaled
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from llamagen_hf import EmbeddingPriorPipeline, EmbeddingQuantizer
+from llamagen_hf import (
+    AutoregressiveImagePipeline,
+    EmbeddingPriorPipeline,
+    EmbeddingQuantizer,
+    PixelDiffusionPipeline,
+    PriorDecoderPipeline,
+)
+from llamagen_hf.diffusion.schedules import sampling_scheduler
 from llamagen_hf.unclip.clip_encoders import CLIPEncoders, split_clip
 from llamagen_hf.unclip.embedding_denoising import prior_scheduler
-from llamagen_hf.unclip.training.prior_config import PriorTrainingConfig
 
 
 DIM, LENGTH = 8, 12  # of the embeddings of `tiny.build_clip`, and of its captions
@@ -57,6 +64,22 @@ def build_prior_pipeline(kind: str = "diffusion", image_encoder: bool = True) ->
     return pipe
 
 
+def build_decoder(kind: str = "diffusion") -> PixelDiffusionPipeline | AutoregressiveImagePipeline:
+    """Of 16 x 16 pixels, or autoregressive of 8 x 8; both draw from an embedding."""
+    if kind == "diffusion":
+        unet = scaled(build_unet(condition_dim=DIM), 20.0)
+        defaults = {"num_inference_steps": 3}
+        return PixelDiffusionPipeline(unet, sampling_scheduler(), condition_length=1, sampling_defaults=defaults)
+    transformer = build_transformer(conditioning="text", condition_length=1, condition_dim=DIM)
+    return AutoregressiveImagePipeline(build_vq_model(), transformer, sampling_defaults={"guidance_scale": 2.0})
+
+
+def build_unclip(decoder: str = "diffusion", prior: str = "diffusion", **kwargs) -> PriorDecoderPipeline:
+    pipe = PriorDecoderPipeline(build_prior_pipeline(prior, **kwargs), build_decoder(decoder))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def kandinsky_encoders() -> tuple[CLIPTextModelWithProjection, CLIPVisionModelWithProjection]:
     """A CLIP whose text states are as wide as its embeddings, as Kandinsky's prior takes them."""
     torch.manual_seed(0)
@@ -72,8 +95,10 @@ def save_clip(folder: Path) -> Path:
     return folder
 
 
-def prior_config(folder: Path, **kwargs) -> PriorTrainingConfig:
+def prior_config(folder: Path, **kwargs):
     """A prior for the datasets of `tiny_training`, with `clip` or `init_from`."""
+    from llamagen_hf.unclip.training.prior_config import PriorTrainingConfig  # needs the training extra
+
     settings = {
         "caption_templates": {"{caption}": 1.0, "{tags}": 1.0},
         "truncate_captions": True,

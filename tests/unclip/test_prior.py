@@ -148,6 +148,21 @@ def test_callbacks_change_what_follows(pipe):
     torch.testing.assert_close(output.image_embeds, mean, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_callback_turns_guidance_off(kind):
+    pipe = build_prior_pipeline(kind)
+
+    def callback(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 0
+        return {}
+
+    def draw(callback=None):
+        call = {"guidance_scale": 4.0, "num_candidates": 1, "generator": generators(1)}
+        return pipe("a cat", **call, callback_on_step_end=callback).image_embeds
+
+    assert not torch.equal(draw(callback), draw())
+
+
 def test_callbacks_see_the_codes():
     pipe, seen = build_prior_pipeline("autoregressive"), []
 

@@ -68,7 +68,7 @@ class EmbeddingPriorPipeline(
             Of a diffusion prior, see [`~llamagen_hf.unclip.embedding_denoising.prior_scheduler`].
         quantizer ([`EmbeddingQuantizer`], *optional*): Of an autoregressive prior.
         image_encoder ([`~transformers.CLIPVisionModelWithProjection`], *optional*):
-            CLIP's image encoder. [`encode_image`] needs it, drawing does not.
+            CLIP's image encoder. `encode_image` needs it, drawing does not.
         image_processor ([`~transformers.BaseImageProcessor`], *optional*): The image encoder's.
         sampling_defaults (`dict`, *optional*): What `__call__` uses where it is not told otherwise. Saved with the
             checkpoint.
@@ -239,13 +239,14 @@ class EmbeddingPriorPipeline(
         given |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "num_candidates": num_candidates}
         tensor = "codes" if self.is_autoregressive else "latents"
         names = [tensor] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
-        if self._wanted_tensors(callback_on_step_end, names) not in ([], [tensor]):
+        wanted = self._wanted_tensors(callback_on_step_end, names)
+        if wanted not in ([], [tensor]):
             raise FieldError(
                 "callback_on_step_end_tensor_inputs",
-                f"`callback_on_step_end_tensor_inputs` is {names}; this prior has only {[tensor]}.",
+                f"`callback_on_step_end_tensor_inputs` is {wanted}; this prior has only {[tensor]}.",
             )
         prepared = self.prepare(inputs, given)
-        output = self.finish(prepared, self._generate(prepared, callback_on_step_end, names))
+        output = self.finish(prepared, self._generate(prepared, callback_on_step_end, wanted))
         self.maybe_free_model_hooks()
         return output if return_dict else (output.image_embeds,)
 
@@ -346,8 +347,9 @@ class EmbeddingPriorPipeline(
                                 f"{tuple(step.sample.shape)}.",
                             )
                         step.sample = changed.to(step.sample)
-                # diffusers' callbacks turn it off by 0
-                step.guidance_scale = step.guidance_scale if self._guidance_scale is None else self._guidance_scale
+                if self._guidance_scale != step.guidance_scale:
+                    step.guidance_scale = self._guidance_scale or 1.0  # diffusers' callbacks turn it off by 0
+                    check_prior_settings(prepared.settings | {"guidance_scale": step.guidance_scale})
         return step.sample
 
     def finish(self, prepared: PreparedPrior, sample: torch.Tensor) -> EmbeddingPriorOutput:

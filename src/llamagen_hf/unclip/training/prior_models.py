@@ -39,7 +39,8 @@ def build_pipeline(config: PriorTrainingConfig) -> EmbeddingPriorPipeline:
         clip = load_clip_encoders(config.clip)
     except OSError as error:
         raise ValueError(f"clip can't be loaded: {error}") from error
-    dim, length = clip.text_encoder.config.projection_dim, clip.text_encoder.config.max_position_embeddings
+    text_config = clip.text_encoder.config
+    dim, length = text_config.projection_dim, min(text_config.max_position_embeddings, clip.tokenizer.model_max_length)
     if config.kind == "diffusion":
         prior = PriorTransformer(
             num_attention_heads=config.num_attention_heads,
