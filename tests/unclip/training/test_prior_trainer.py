@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import generators
 from tiny_training import write_shapes
 from tiny_unclip import prior_config, save_clip
@@ -110,6 +111,26 @@ def test_training_goes_on_from_a_prior_with_its_statistics(stages, tmp_path, kin
         assert torch.equal(before.prior.clip_mean, after.prior.clip_mean)
     else:
         assert torch.equal(before.quantizer.boundaries, after.quantizer.boundaries)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupted_run_goes_on_exactly(stages, tmp_path, kind):
+    """Also with the statistics, which are measured before the first step only."""
+    folder, data, _ = stages
+    settings = {"clip": str(folder / "clip"), "kind": kind, "dropout": 0.1, "checkpointing_steps": 2}
+    settings |= {"sampling_defaults": FEW_STEPS[kind], "eval_rows": 2}
+    train_prior(data, prior_config(tmp_path / "whole", **settings))
+    for steps in (2, 4):
+        train_prior(data, prior_config(tmp_path / "halves", **settings, max_train_steps=steps))
+    one, other = (load_folder(tmp_path / name) for name in ("whole", "halves"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def load_folder(folder) -> dict[str, torch.Tensor]:
+    """All weights of a saved prior but CLIP's."""
+    files = [path for part in ("prior", "quantizer") for path in (folder / part).glob("*.safetensors")]
+    assert files
+    return {f"{path.parent.name}.{name}": value for path in files for name, value in load_file(path).items()}
 
 
 def test_captions_are_dropped_so_that_guidance_is_learnt(stages, tmp_path):
