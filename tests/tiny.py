@@ -60,13 +60,13 @@ def build_text_encoder() -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
-def build_clip() -> tuple[CLIPModel, CLIPProcessor]:
+def build_clip(projection_dim: int = 8) -> tuple[CLIPModel, CLIPProcessor]:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(
         text_config=sizes | {"vocab_size": 384, "max_position_embeddings": 12, "eos_token_id": 1},
         vision_config=sizes | {"image_size": 8, "patch_size": 4},
-        projection_dim=8,
+        projection_dim=projection_dim,
     )
     size = {"height": 8, "width": 8}
     return CLIPModel(config).eval(), CLIPProcessor(CLIPImageProcessorPil(size=size, crop_size=size), ByT5Tokenizer())

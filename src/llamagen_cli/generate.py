@@ -54,6 +54,10 @@ def generate(
     keep_rows: Annotated[
         int | None, typer.Option(help="Rows of codes to keep of --image. Default: the upper half.")
     ] = None,
+    variation_of: Annotated[
+        Path | None,
+        typer.Option(help="Image to vary, in place of a prompt, for checkpoints with a prior and a decoder."),
+    ] = None,
     num_candidates: Annotated[int, typer.Option(min=1, help="Generate so many for each image, keep the best.")] = 1,
     steps: Annotated[
         int | None, typer.Option(help="Steps from noise to image of a diffusion model. Default: the checkpoint's.")
@@ -77,12 +81,13 @@ def generate(
 ):
     """Generate one or more images and save them as PNG, with their parameters in the metadata."""
     with one_sentence_errors():
-        subject = prompt if prompt is not None else class_label
+        given = [each for each in (prompt, class_label, variation_of) if each is not None]
+        subject = None if not given else f"{variation_of.stem}-variation" if given[0] is variation_of else given[0]
         if redraw is not None:
             check_redrawing(context)
             subject = f"{redraw.stem}-again"
-        elif (prompt is not None and class_label is not None) or (subject is None and checkpoint is None):
-            raise ValueError("Pass either a prompt or `--class-label`.")
+        elif len(given) > 1 or (subject is None and checkpoint is None):
+            raise ValueError("Pass either a prompt or `--class-label`. `--variation-of` takes the place of both.")
         subject = "image" if subject is None else subject
         planned = output or name_output(subject, count)
         for path in filter(None, (planned, grid)):  # checked before the work, not after it
@@ -103,6 +108,7 @@ def generate(
             from llamagen_hf.loading.checkpoint import find_upsampler
 
             source = None if image is None else read_image(image)
+            varied = None if variation_of is None else read_image(variation_of)
             if source is None and keep_rows is not None:
                 raise ValueError("`--keep-rows` says how much of `--image` to keep, which is missing.")
             pipe = load_pipeline(checkpoint, device, dtype)
@@ -117,6 +123,8 @@ def generate(
             inputs |= {"upsampler_guidance_scale": upsampler_guidance_scale}
             inputs["aug_level"] = aug_level[0] if aug_level and len(aug_level) == 1 else aug_level or None
             inputs = {name: value for name, value in inputs.items() if value is not None}
+            if varied is not None:
+                inputs["image_embeds"] = embed_varied(pipe, varied)
             check_inputs(pipe, inputs, compile)
             if compile:
                 parts_of(pipe)[0].compile_step()
@@ -158,10 +166,21 @@ OPTIONS = {
 }
 
 
+def embed_varied(pipe, image):
+    """The embedding of an image to vary; a `ValueError` if the checkpoint draws from none."""
+    base = parts_of(pipe)[0]
+    if "image_embeds" not in signature(type(base).__call__).parameters:
+        raise ValueError("`--variation-of` is for checkpoints with a prior and a decoder.")
+    return base.encode_image(image)
+
+
 def check_inputs(pipe, inputs: dict, compile: bool) -> None:
     """Raise a `ValueError` if a checkpoint can't do what the command line asks for."""
     base, *upsamplers = parts_of(pipe)
-    known = signature(type(base).__call__).parameters
+    known = dict(signature(type(base).__call__).parameters)
+    if "image_embeds" in known:  # what it takes besides is for its decoder
+        known |= signature(type(base.decoder).__call__).parameters
+        known = {name: value for name, value in known.items() if name not in ("class_labels", "image")}
     for name in inputs:
         option = OPTIONS.get(name, f"`--{name.replace('_', '-')}`")
         if name == "aug_level" or name.startswith("upsampler_"):
@@ -169,7 +188,7 @@ def check_inputs(pipe, inputs: dict, compile: bool) -> None:
                 raise ValueError(f"{option} is for upsamplers: pass `--upsampler`, or the checkpoint of a cascade.")
         elif name not in known or (name == "image" and "keep_rows" not in known):
             raise ValueError(f"This checkpoint takes no {option}.")
-    if not inputs.keys() & {"prompt", "class_labels"} and pipe.condition_kind != "none":
+    if not inputs.keys() & {"prompt", "class_labels", "image_embeds"} and pipe.condition_kind != "none":
         raise ValueError("Pass either a prompt or `--class-label`.")
     if compile and not hasattr(base, "compile_step"):
         raise ValueError("`--compile` is for models that generate codes.")

@@ -14,11 +14,20 @@ from .llamagen.configuration import LlamaGenConfig
 from .llamagen.modeling import LlamaGenForConditionalGeneration, LlamaGenModel
 from .llamagen.pipeline import AutoregressiveImagePipeline
 from .llamagen.vq_model import LlamaGenVQModel
+from .unclip.decoder_pipeline import PriorDecoderPipeline
+from .unclip.embedding_codes import EmbeddingQuantizer
+from .unclip.prior import EmbeddingPriorPipeline
 
 
 # `DiffusionPipeline.from_pretrained` looks for a pipeline's class here, and for its components' library there, or else
 # for code in the repository, of which there is none. diffusers has no way to register them.
-for pipeline in (AutoregressiveImagePipeline, CascadePipeline, PixelDiffusionPipeline):
+for pipeline in (
+    AutoregressiveImagePipeline,
+    CascadePipeline,
+    EmbeddingPriorPipeline,
+    PixelDiffusionPipeline,
+    PriorDecoderPipeline,
+):
     setattr(diffusers, pipeline.__name__, pipeline)
 diffusers.pipelines.llamagen_hf = sys.modules[__name__]
 
@@ -27,6 +36,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoregressiveImagePipeline",
     "CascadePipeline",
+    "EmbeddingPriorPipeline",
+    "EmbeddingQuantizer",
     "LlamaGenConfig",
     "LlamaGenForConditionalGeneration",
     "LlamaGenModel",
@@ -34,4 +45,5 @@ __all__ = [
     "ModelMixin",
     "PixelDiffusionPipeline",
     "PreTrainedModel",
+    "PriorDecoderPipeline",
 ]

@@ -92,6 +92,23 @@ FAMILIES = (
         tags=("imagen", "cascaded-diffusion"),
         citation=IMAGEN,
     ),
+    Family(
+        pipeline="PriorDecoderPipeline",
+        name="DALL-E 2",
+        reference="Ramesh et al. 2022, arXiv 2204.06125",
+        summary=(
+            "A prior turns a caption into the CLIP embedding of an image that fits it, and a decoder draws an image "
+            "of {pipe.image_size} x {pipe.image_size} pixels from that. It also draws variations of images."
+        ),
+        tags=("dall-e-2", "unclip"),
+        citation="""\
+@article{ramesh2022hierarchical,
+  title   = {Hierarchical Text-Conditional Image Generation with {CLIP} Latents},
+  author  = {Ramesh, Aditya and Dhariwal, Prafulla and Nichol, Alex and Chu, Casey and Chen, Mark},
+  journal = {arXiv preprint arXiv:2204.06125},
+  year    = {2022}
+}""",
+    ),
 )
 
 

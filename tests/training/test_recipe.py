@@ -20,6 +20,7 @@ from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig  # noq
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig  # noqa: E402
 from llamagen_hf.llamagen.training.vq_config import TokenizerTrainingConfig  # noqa: E402
 from llamagen_hf.training.recipe import parse_recipe, read_recipe  # noqa: E402
+from llamagen_hf.unclip.training.prior_config import PriorTrainingConfig  # noqa: E402
 
 
 RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
@@ -29,6 +30,7 @@ SECTIONS = {
     "codes": CodeExtractionConfig,
     "generator": GeneratorTrainingConfig,
     "diffusion": DiffusionTrainingConfig,
+    "prior": PriorTrainingConfig,
     "filter": FilterConfig,
     "score": ScoreConfig,
     "recaption": RecaptionConfig,
@@ -222,7 +224,7 @@ def test_the_stages_of_a_recipe_fit(recipes, name):
         stage: {other[stage].output_dir for other in recipes.values() if stage in other}
         for stage in ("vq_model", "generator")
     }
-    assert "data" in recipe and recipe.keys() & {"vq_model", "generator", "diffusion"}
+    assert "data" in recipe and recipe.keys() & {"vq_model", "generator", "diffusion", "prior"}
     if "vq_model" in recipe:
         assert recipe["vq_model"].init_from in made["vq_model"] | {None, "emoji"}
     if "generator" in recipe:

@@ -17,11 +17,13 @@ from accelerate import Accelerator  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from tiny_diffusion_training import diffusion_config  # noqa: E402
 from tiny_training import generator_config, tokenizer_config, write_codes  # noqa: E402
+from tiny_unclip import prior_config, save_clip  # noqa: E402
 
 from llamagen_hf.diffusion.training.diffusion_trainer import train_diffusion  # noqa: E402
 from llamagen_hf.llamagen.training.generator_trainer import train_generator  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
 from llamagen_hf.training.checkpoints import latest_checkpoint, resume, save_checkpoint  # noqa: E402
+from llamagen_hf.unclip.training.prior_trainer import train_prior  # noqa: E402
 
 
 # One process imports everything once; each run is forked from it.
@@ -32,6 +34,7 @@ CONTEXT.set_forkserver_preload(
         "llamagen_hf.diffusion.training.diffusion_trainer",
         "llamagen_hf.llamagen.training.generator_trainer",
         "llamagen_hf.llamagen.training.vq_trainer",
+        "llamagen_hf.unclip.training.prior_trainer",
     ]
 )
 
@@ -148,6 +151,15 @@ def test_a_killed_diffusion_run_ends_like_an_unbroken_one(stages, tmp_path, work
         random_flip=True, text_pretrain_steps=2, num_workers=workers, **RUN,
     )  # fmt: skip
     check_resume(tmp_path, train_diffusion, config, replace(data, streaming=streaming))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, streaming", [("diffusion", False), ("autoregressive", True)])
+def test_a_killed_prior_run_ends_like_an_unbroken_one(stages, tmp_path, kind, streaming):
+    """Mean and deviation, or the quantizer, are measured once, and come back with the checkpoint."""
+    _, data = stages
+    config = prior_config(tmp_path, clip=str(save_clip(tmp_path / "clip")), kind=kind, dropout=0.1, **RUN)
+    check_resume(tmp_path, train_prior, config, replace(data, streaming=streaming))
 
 
 @pytest.mark.parametrize(

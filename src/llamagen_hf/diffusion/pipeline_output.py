@@ -43,7 +43,11 @@ class RedrawMixin:
         return facts | {"llamagen_hf": version("llamagen-hf"), "torch": torch.__version__}
 
     def redraw(
-        self, parameters: dict, image: Image.Image | torch.Tensor | None = None, output_type: str = "pil"
+        self,
+        parameters: dict,
+        image: Image.Image | torch.Tensor | None = None,
+        output_type: str = "pil",
+        prompt_embeds: torch.Tensor | None = None,
     ) -> PixelDiffusionOutput:
         """Draw an image again from the parameters that made it.
 
@@ -55,6 +59,8 @@ class RedrawMixin:
             image (`PIL.Image.Image` or `torch.Tensor` of shape `(1, 3, height, width)`, *optional*):
                 The image that was enlarged, if the pipeline upsamples.
             output_type (`str`, *optional*, defaults to `"pil"`): As for [`PixelDiffusionPipeline.__call__`].
+            prompt_embeds (`torch.Tensor` of shape `(1, condition_length, condition_dim)`, *optional*):
+                The text states or the embedding that the image was drawn from, which parameters do not hold.
 
         Raises:
             ValueError: If they do not determine an image, or do not fit the checkpoint.
@@ -67,9 +73,11 @@ class RedrawMixin:
             raise ValueError("The image was drawn with a guide, which the parameters do not hold.")
         full = complete(parameters, list(self.sampling_settings()))
         condition = {name: full[name] for name in ("prompt", "negative_prompt") if full.get(name) is not None}
-        if self.reads_text and "prompt" not in condition and not self.upsamples:
+        if prompt_embeds is not None:
+            condition["prompt_embeds"] = prompt_embeds
+        elif self.reads_text and "prompt" not in condition and not self.upsamples:
             raise ValueError("These parameters hold no prompt, so the image can't be drawn again.")
-        if "prompt_embeds" in parameters:
+        if ("prompt_embeds" in parameters and prompt_embeds is None) or "negative_prompt_embeds" in parameters:
             raise ValueError("The image was drawn from text states, which the parameters do not hold.")
         # The whole batch, with every image the wanted one, since the size of a batch can change the last bits.
         generators = [told_apart([seeded(full)] * (full["seed_index"] + 1))[-1] for _ in range(full["batch_size"])]

@@ -331,8 +331,8 @@ def conditions(call: dict) -> list:
         value = plain(call.get(name))
         if value is not None:
             return value if isinstance(value, list) else [value]
-    embeds = call.get("prompt_embeds")
-    return [None] * (len(embeds) if isinstance(embeds, torch.Tensor) else 1)
+    given = [value for name in ("prompt_embeds", "image_embeds") if isinstance(value := call.get(name), torch.Tensor)]
+    return [None] * (len(given[0]) if given else 1)
 
 
 def repeated(values: list, count: int) -> list:

@@ -23,7 +23,9 @@ class RedrawMixin:
             facts["compiled"] = True
         return facts | {"llamagen_hf": version("llamagen-hf"), "torch": torch.__version__}
 
-    def redraw(self, parameters: dict, output_type: str = "pil") -> AutoregressiveImageOutput:
+    def redraw(
+        self, parameters: dict, output_type: str = "pil", prompt_embeds: torch.Tensor | None = None
+    ) -> AutoregressiveImageOutput:
         """Draw an image again from the parameters that made it.
 
         With the same checkpoint, device, dtype and library versions it is the same to the last bit.
@@ -32,6 +34,8 @@ class RedrawMixin:
             parameters (`dict`): One of an output's `parameters`, or what
                 [`~llamagen_hf.provenance.read_parameters`] reads.
             output_type (`str`, *optional*, defaults to `"pil"`): As for [`AutoregressiveImagePipeline.__call__`].
+            prompt_embeds (`torch.Tensor` of shape `(1, condition_length, condition_dim)`, *optional*):
+                The text states or the embedding that the image was drawn from, which parameters do not hold.
 
         Raises:
             ValueError: If they do not determine an image, or do not fit the checkpoint.
@@ -39,7 +43,7 @@ class RedrawMixin:
         config, loras = self.require("transformer", "which draws").config, parameters.get("lora", [])
         if loras != self.loras:
             raise ValueError(f"The image was drawn with the adapters {loras}, the pipeline has {self.loras}.")
-        inputs, index = redrawing_inputs(parameters, config.num_codes, self._execution_device)
+        inputs, index = redrawing_inputs(parameters, config.num_codes, self._execution_device, prompt_embeds)
         output = self(**inputs, output_type=output_type)
         one = slice(index, index + 1)
         return AutoregressiveImageOutput(output.images[one], output.codes[one], [parameters])
@@ -73,7 +77,9 @@ class RedrawMixin:
         return self(prefix_codes=codes.reshape(-1, num_codes)[:, :keep_codes], **kwargs)
 
 
-def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> tuple[dict, int]:
+def redrawing_inputs(
+    parameters: dict, num_codes: int, device: torch.device, prompt_embeds: torch.Tensor | None = None
+) -> tuple[dict, int]:
     """What the pipeline draws an image again from, and the image's place in that batch.
 
     The whole batch is drawn, with every image the wanted one, since the size of a batch can change the last bits.
@@ -82,11 +88,14 @@ def redrawing_inputs(parameters: dict, num_codes: int, device: torch.device) -> 
         parameters (`dict`): As [`~llamagen_hf.provenance.describe`] gives them.
         num_codes (`int`): Codes of an image.
         device (`torch.device`): Where the prefix goes.
+        prompt_embeds (`torch.Tensor`, *optional*): Text states in place of a prompt.
 
     Raises:
         ValueError: If they do not determine an image.
     """
     condition = {name: parameters[name] for name in ("prompt", "class_labels") if name in parameters}
+    if prompt_embeds is not None:
+        condition["prompt_embeds"] = prompt_embeds
     if len(condition) != 1:
         raise ValueError("These parameters hold neither a prompt nor a class, so the image can't be drawn again.")
     full = complete(parameters, list(NEUTRAL))
