@@ -1,4 +1,4 @@
-"""`llamagen prepare | train-tokenizer | extract-codes | train-generator | train-diffusion`: a recipe in, JSON out.
+"""`llamagen prepare | train-tokenizer | extract-codes | train-generator | ...`: a recipe in, JSON out.
 
 The scripts in `pipelines/` are the same commands, for `accelerate launch`.
 """
@@ -23,6 +23,7 @@ STAGES = {
     "extract-codes": ("llamagen_hf.llamagen.training.extraction.extract_codes", ["data", "codes"]),
     "train-generator": ("llamagen_hf.llamagen.training.generator_trainer.train_generator", ["generator"]),
     "train-diffusion": ("llamagen_hf.diffusion.training.diffusion_trainer.train_diffusion", ["data", "diffusion"]),
+    "train-classifier": ("llamagen_hf.diffusion.training.classifier_trainer.train_classifier", ["data", "classifier"]),
 }
 HELP = {
     "prepare": "Choose (filter), score or recaption images from the web. --config RECIPE",
@@ -30,6 +31,7 @@ HELP = {
     "extract-codes": "Turn images into codes, once. --config RECIPE [--override ...]",
     "train-generator": "Train the generator on codes. --config RECIPE [--override ...]",
     "train-diffusion": "Train a pixel diffusion model or an upsampler. --config RECIPE [--override ...]",
+    "train-classifier": "Train a classifier that guides pixel diffusion. --config RECIPE [--override ...]",
 }
 
 

@@ -15,9 +15,10 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 
 from accelerate import Accelerator  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from tiny_diffusion_training import diffusion_config  # noqa: E402
+from tiny_diffusion_training import classifier_config, diffusion_config  # noqa: E402
 from tiny_training import generator_config, tokenizer_config, write_codes  # noqa: E402
 
+from llamagen_hf.diffusion.training.classifier_trainer import train_classifier  # noqa: E402
 from llamagen_hf.diffusion.training.diffusion_trainer import train_diffusion  # noqa: E402
 from llamagen_hf.llamagen.training.generator_trainer import train_generator  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
@@ -29,6 +30,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "conftest",
+        "llamagen_hf.diffusion.training.classifier_trainer",
         "llamagen_hf.diffusion.training.diffusion_trainer",
         "llamagen_hf.llamagen.training.generator_trainer",
         "llamagen_hf.llamagen.training.vq_trainer",
@@ -148,6 +150,13 @@ def test_a_killed_diffusion_run_ends_like_an_unbroken_one(stages, tmp_path, work
         random_flip=True, text_pretrain_steps=2, num_workers=workers, **RUN,
     )  # fmt: skip
     check_resume(tmp_path, train_diffusion, config, replace(data, streaming=streaming))
+
+
+@pytest.mark.slow
+def test_a_killed_classifier_run_ends_like_an_unbroken_one(stages, tmp_path):
+    _, data = stages
+    config = classifier_config(tmp_path, crop="random", random_flip=True, dropout=0.1, **RUN)
+    check_resume(tmp_path, train_classifier, config, data)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from .unet import learns_variance, predict
 
 
 # From noisy images `(batch, 3, height, width)`, their timestep, the images that are predicted from them, and the share
-# of the images in the variance (`alphas_cumprod`) to the gradient of a log probability with respect to the noisy images.
+# of the image in their variance (`alphas_cumprod`), to the gradient of a log probability at the noisy images.
 Guide = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 

@@ -1,7 +1,7 @@
 """Guides: gradients that lead a pixel diffusion towards a class or a text that its U-Net was not told.
 
-A guide is passed to [`~llamagen_hf.PixelDiffusionPipeline`] as `guide`. Its gradient is added to the score of the U-Net
-(arXiv 2105.05233, algorithm 2), at each step, after classifier-free guidance and before thresholding.
+A guide is passed to [`~llamagen_hf.PixelDiffusionPipeline`] as `guide`. At each step its gradient is added to the
+score of the U-Net (arXiv 2105.05233, algorithm 2), after classifier-free guidance and before thresholding.
 """
 
 import math
@@ -74,7 +74,7 @@ class ClassifierGuide(ScaledGuide):
     >>> from llamagen_hf.diffusion.guides import ClassifierGuide
 
     >>> pipe = PixelDiffusionPipeline.from_pretrained("runs/emoji/imagen")
-    >>> guide = ClassifierGuide.from_pretrained("runs/emoji/classifier", labels=["Food & Drink"], scale=2.0)
+    >>> guide = ClassifierGuide.from_pretrained("runs/emoji/classifier", labels=["food-drink"], scale=2.0)
     >>> image = pipe("a red apple", guide=guide).images[0]
     ```
     """

@@ -21,9 +21,9 @@ ALPHAS_CUMPROD = training_scheduler().alphas_cumprod
 class NoisyClassifier(ModelMixin, ConfigMixin):
     r"""The encoder half of a U-Net and a linear head, as the classifiers of ADM (arXiv 2105.05233, section 4).
 
-    Its logits are a learnt prior plus evidence that is multiplied by the share of the image in what it reads. So
-    under nothing but noise they are the prior, as they should be, and their gradient vanishes with the image. Else
-    the few first steps of a sampling, which divide by that share, would draw the errors of the classifier.
+    Its logits are a learnt prior plus evidence, which is multiplied by the share of the image in what it reads. So
+    they are the prior where there is nothing but noise, and their gradient vanishes with the image, as that of a
+    perfect classifier does. The first steps of sampling divide by that share, and would draw any error.
 
     Args:
         labels (`list[str]`): Names of the classes, by id.
@@ -137,7 +137,3 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         names = dict(enumerate(self.config.labels))
         labels = labels if isinstance(labels, list | tuple) else [labels]
         return [resolve_class_label(label, len(names), names) for label in labels]
-
-
-# Saved models name the module of a class. The package itself stays where it is, whatever moves within it.
-NoisyClassifier.__module__ = "llamagen_hf"
