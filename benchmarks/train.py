@@ -1,14 +1,16 @@
-"""Speed of generator training: our trainer beside a straight PyTorch loop over the same model, in one run.
+"""Speed of training: our trainer beside a straight PyTorch loop over the same model, in one run.
 
 python benchmarks/train.py --sizes B --batch_size 64 --dtype bfloat16 [--device cuda] [--steps 20] [--repeats 5]
+python benchmarks/train.py --sizes diffusion --batch_size 16                  # a U-Net of pixel diffusion
 
 - loop:             forward, backward, clipping, AdamW and averaged weights in a dozen lines of PyTorch
 - trainer:          `Trainer.train` with its own loader, steps, averaged weights and log lines, under Accelerate
-- loop compiled:    the loop with each decoder layer compiled
+- loop compiled:    the loop with each decoder layer, or the U-Net, compiled
 - trainer compiled: the trainer with `compile` set
 
-All four start from the same weights and take the same batches. The loop has them ready on the device, while the
-trainer reads its rows anew, as in real use. Class-conditional, random codes, extracted from noise by a tiny tokenizer.
+All four start from the same weights and take the same batches. The loop has them ready on the device, their noise
+included, while the trainer reads its rows anew, as in real use. Generators are class-conditional, with random codes,
+extracted from noise by a tiny tokenizer. U-Nets are bases without conditions, and learn images of noise.
 Modes take turns within each repeat, so that whatever else the machine does hits all of them; the medians of their
 speeds and of their ratios to the first mode within a repeat are reported, once without and once with averaged weights.
 On a GPU, also model FLOPs utilization, and the most memory that a mode used by itself.
@@ -29,18 +31,24 @@ import accelerate
 import datasets
 import numpy as np
 import torch
+import torch.nn.functional as F
 import transformers
 from accelerate.utils import send_to_device
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from llamagen_hf import LlamaGenVQModel
 from llamagen_hf.data.source import DataConfig
+from llamagen_hf.diffusion.schedules import training_scheduler
+from llamagen_hf.diffusion.training.diffusion_config import DiffusionTrainingConfig
+from llamagen_hf.diffusion.training.diffusion_trainer import DiffusionTask, row_noise
 from llamagen_hf.llamagen.conversion import VARIANTS
 from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig, extract_codes
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
 from llamagen_hf.llamagen.training.generator_models import flops_per_image
 from llamagen_hf.llamagen.training.generator_trainer import GeneratorTask
+from llamagen_hf.training.config import RunConfig
 from llamagen_hf.training.hardware import peak_flops
 from llamagen_hf.training.trainer import Trainer
 
@@ -50,31 +58,45 @@ SIZES = {name: ({"variant": name}, 16, 16384) for name in VARIANTS}
 for name, *sizes, grid_size, vocab_size in (("tiny", 32, 64, 2, 2, 4, 64), ("emoji", 320, 896, 6, 5, 8, 4096)):
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     SIZES[name] = dict(zip(fields, sizes, strict=True)), grid_size, vocab_size
+# Sizes of the U-Net, and the side of the images; "diffusion" is near docs/cascade.md's.
+UNETS = {
+    name: (
+        {"block_out_channels": widths, "layers_per_block": [1] * len(widths), "attention_head_dim": head}
+        | {"attention_levels": [len(widths) - 1], "conditioning": "none"},
+        side,
+    )
+    for name, widths, head, side in (("tiny diffusion", [8, 16], 8, 16), ("diffusion", [64, 96, 128], 32, 64))
+}
 MODES = ("loop", "trainer", "loop compiled", "trainer compiled")
 CLASSES, NEVER = 1000, 10**9
 
 
-def write_codes(folder: Path, grid_size: int, vocab_size: int, rows: int) -> dict[str, str]:
-    """Extract codes from noise, with classes; the folders that a training asks for."""
+def write_images(folder: Path, side: int, rows: int) -> DataConfig:
+    """Write images of noise, with classes."""
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (rows, 2 * grid_size, 2 * grid_size, 3), np.uint8)
+    noise = rng.integers(0, 256, (rows, side, side, 3), np.uint8)
     columns = {"image": [Image.fromarray(image) for image in noise], "label": rng.integers(0, CLASSES, rows)}
     features = datasets.Features(image=datasets.Image(), label=datasets.Value("int32"))
     (folder / "images").mkdir()
     datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "images" / "train.parquet")
+    return DataConfig(str(folder / "images"), image_size=side, test_fraction=0.0)
+
+
+def write_codes(folder: Path, grid_size: int, vocab_size: int, rows: int) -> dict[str, str]:
+    """Extract codes from noise, with classes; the folders that a training asks for."""
+    data = write_images(folder, 2 * grid_size, rows)
     torch.manual_seed(0)
     LlamaGenVQModel(
         block_out_channels=(8, 8), layers_per_block=1, latent_channels=8, norm_num_groups=4,
         num_vq_embeddings=vocab_size, sample_size=2 * grid_size,
     ).save_pretrained(folder / "tokenizer")  # fmt: skip
     paths = {"codes_dir": str(folder / "codes"), "vq_model": str(folder / "tokenizer")}
-    data = DataConfig(str(folder / "images"), image_size=2 * grid_size, test_fraction=0.0)
     extract_codes(data, CodeExtractionConfig(paths["vq_model"], paths["codes_dir"]))
     return paths
 
 
-class RecordingTask(GeneratorTask):
-    """The training as it is, which also keeps each step's loss."""
+class Recording:
+    """A training as it is, which also keeps each step's loss."""
 
     def train_step(self, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
         values = super().train_step(micro_batches)
@@ -82,11 +104,23 @@ class RecordingTask(GeneratorTask):
         return values
 
 
+class RecordingGeneratorTask(Recording, GeneratorTask):
+    @property
+    def trained(self) -> torch.nn.Module:
+        return self.transformer
+
+
+class RecordingDiffusionTask(Recording, DiffusionTask):
+    @property
+    def trained(self) -> torch.nn.Module:
+        return self.models.unet
+
+
 class TrainerSide:
     """Our trainer, for as many steps at a time as wanted."""
 
-    def __init__(self, config: GeneratorTrainingConfig):
-        self.trainer = Trainer(config, RecordingTask(config))
+    def __init__(self, config: RunConfig, task: Recording):
+        self.trainer = Trainer(config, task)
         self.trainer.setup()
         self.loader = self.trainer.steps
 
@@ -102,10 +136,12 @@ class TrainerSide:
 class Loop:
     """What one would write for this model alone."""
 
-    def __init__(self, config: GeneratorTrainingConfig, model: torch.nn.Module, batches: list[dict]):
+    def __init__(self, config: RunConfig, model: torch.nn.Module, batches: list[dict]):
         self.config, self.batches, self.model = config, batches, model
+        self.noise_scheduler = training_scheduler()
+        self.loss = self.diffusion_loss if isinstance(model, UNet2DConditionModel) else self.generator_loss
         if config.compile:
-            for layer in model.model.layers:
+            for layer in [model] if isinstance(model, UNet2DConditionModel) else model.model.layers:
                 layer.compile()
         matrices, vectors = ([p for p in model.parameters() if (p.ndim >= 2) == kind] for kind in (True, False))
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -114,13 +150,23 @@ class Loop:
         if config.ema_decay:
             self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
 
+    def generator_loss(self, batch: dict) -> torch.Tensor:
+        codes = batch["codes"]
+        inputs = torch.cat([self.model.config.vocab_size + batch["class_labels"][:, None], codes[:, :-1]], dim=1)
+        return self.model(inputs, use_cache=False, labels=codes).loss
+
+    def diffusion_loss(self, batch: dict) -> torch.Tensor:
+        images, noise, timesteps = batch["images"], batch["noise"], batch["timesteps"]
+        noisy = self.noise_scheduler.add_noise(images, noise, timesteps).to(memory_format=torch.channels_last)
+        output = self.model(noisy, timesteps, encoder_hidden_states=None, return_dict=False)[0]
+        return F.mse_loss(output.float(), self.noise_scheduler.get_velocity(images, noise, timesteps))
+
     def train_steps(self, steps: int) -> list[torch.Tensor]:
         losses = []
         for batch in self.batches[:steps]:
-            codes = batch["codes"]
-            inputs = torch.cat([self.model.config.vocab_size + batch["class_labels"][:, None], codes[:, :-1]], dim=1)
-            with torch.autocast(codes.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16"):
-                loss = self.model(inputs, use_cache=False, labels=codes).loss
+            device = next(iter(batch.values())).device.type
+            with torch.autocast(device, torch.bfloat16, enabled=self.config.mixed_precision == "bf16"):
+                loss = self.loss(batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
             self.optimizer.step()
@@ -136,17 +182,24 @@ class Bench:
 
     def __init__(self, size: str, ema_decay: float, args: argparse.Namespace, folder: Path):
         self.args = args
-        llama, grid_size, vocab_size = SIZES[size]
         torch.compiler.reset()  # or the second size is compiled for any shape, and slower
-        self.settings = write_codes(folder, grid_size, vocab_size, args.batch_size * args.steps) | llama
+        rows, self.data = args.batch_size * args.steps, None
+        if size in UNETS:
+            self.settings, side = UNETS[size]
+            self.data = write_images(folder, side, rows)
+        else:
+            llama, grid_size, vocab_size = SIZES[size]
+            self.settings = write_codes(folder, grid_size, vocab_size, rows) | llama
+            self.settings |= {"num_classes": CLASSES, "dropout": args.dropout, "condition_dropout": args.dropout}
         self.settings |= {"output_dir": str(folder / "out"), "ema_decay": ema_decay, "batch_size": args.batch_size}
-        self.settings |= {"num_classes": CLASSES, "dropout": args.dropout, "condition_dropout": args.dropout}
         self.settings |= {"mixed_precision": "bf16" if args.dtype == "bfloat16" else "no", "log_steps": args.steps}
         self.settings |= dict.fromkeys(("max_train_steps", "checkpointing_steps", "eval_steps", "sample_steps"), NEVER)
         side = self.build("trainer")
         self.device, self.on_gpu = side.trainer.device, side.trainer.device.type == "cuda"
         self.batches = [batch for (batch,) in send_to_device(list(islice(side.loader, args.steps)), self.device)]
-        self.model = copy.deepcopy(side.trainer.task.transformer)
+        for batch in self.batches if self.data is not None else ():
+            batch["noise"] = row_noise(batch["seeds"], batch["images"].shape[1:], batch["images"])
+        self.model = copy.deepcopy(side.trainer.task.trained)
         del side
         self.sides, self.held, self.losses = {}, {}, {}
         for mode in args.modes:
@@ -156,8 +209,13 @@ class Bench:
             self.held[mode] = self.allocated() - before
 
     def build(self, mode: str) -> TrainerSide | Loop:
-        config = GeneratorTrainingConfig(**self.settings, compile="compiled" in mode)
-        return TrainerSide(config) if "trainer" in mode else Loop(config, copy.deepcopy(self.model), self.batches)
+        kind = GeneratorTrainingConfig if self.data is None else DiffusionTrainingConfig
+        config = kind(**self.settings, compile="compiled" in mode)
+        if "loop" in mode:
+            return Loop(config, copy.deepcopy(self.model), self.batches)
+        is_generator = self.data is None
+        task = RecordingGeneratorTask(config) if is_generator else RecordingDiffusionTask(self.data, config)
+        return TrainerSide(config, task)
 
     def allocated(self) -> int:
         return torch.cuda.memory_allocated(self.device) if self.on_gpu else 0
@@ -181,7 +239,10 @@ def measure(size: str, ema_decay: float, args: argparse.Namespace) -> list[dict]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(size, ema_decay, args, Path(folder))
         rounds = [{mode: bench.turn(mode) for mode in args.modes} for _ in range(args.repeats)]
-    peak, codes, flops = peak_flops(bench.device), bench.model.config.num_codes, flops_per_image(bench.model)
+    if size in UNETS:
+        peak, codes, flops = None, bench.model.config.sample_size**2, None
+    else:
+        peak, codes, flops = peak_flops(bench.device), bench.model.config.num_codes, flops_per_image(bench.model)
     records = []
     for mode in args.modes:
         images = args.batch_size * args.steps / statistics.median(times[mode][0] for times in rounds)
@@ -203,7 +264,7 @@ def measure(size: str, ema_decay: float, args: argparse.Namespace) -> list[dict]
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["B"])
+    parser.add_argument("--sizes", nargs="+", choices=[*SIZES, *UNETS], default=["B"])
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10, help="steps of a mode's turn")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each mode, after one that warms up")

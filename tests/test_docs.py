@@ -30,6 +30,7 @@ RUNNABLE = {
     ROOT / "docs" / "how_it_works.md": 6,
     ROOT / "docs" / "evaluation.md": 2,
     ROOT / "docs" / "cascade.md": 6,
+    ROOT / "docs" / "guides.md": 2,
 }
 GROUP = typer.main.get_command(llamagen_cli.app)
 

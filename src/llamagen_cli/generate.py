@@ -63,6 +63,11 @@ def generate(
         int | None, typer.Option(help="Steps from noise to image of a diffusion model. Default: the checkpoint's.")
     ] = None,
     upsampler: Upsampler = None,
+    guide: Annotated[
+        str | None, typer.Option(help="Classifier that guides a diffusion model to --guide-label: a folder or Hub id.")
+    ] = None,
+    guide_label: Annotated[str | None, typer.Option(help="Class of --guide, by name or id.")] = None,
+    guide_scale: Annotated[float, typer.Option(help="Strength of --guide; 0 for none.")] = 1.0,
     aug_level: AugLevel = None,
     upsampler_steps: Annotated[int | None, typer.Option(help="The upsampler's steps. Default: its own.")] = None,
     upsampler_guidance_scale: Annotated[
@@ -111,6 +116,8 @@ def generate(
             varied = None if variation_of is None else read_image(variation_of)
             if source is None and keep_rows is not None:
                 raise ValueError("`--keep-rows` says how much of `--image` to keep, which is missing.")
+            if (guide is None) != (guide_label is None) or (guide is None and guide_scale != 1):
+                raise ValueError("`--guide` and `--guide-label` go together, `--guide-scale` goes with them.")
             pipe = load_pipeline(checkpoint, device, dtype)
             if (upsampler := find_upsampler(checkpoint, upsampler)) is not None:
                 from llamagen_hf import CascadePipeline
@@ -121,6 +128,7 @@ def generate(
             inputs |= {"guidance_interval": None if guidance_interval == -1 else guidance_interval, "image": source}
             inputs |= {"upsampler_num_inference_steps": upsampler_steps}
             inputs |= {"upsampler_guidance_scale": upsampler_guidance_scale}
+            inputs["guide"] = guide
             inputs["aug_level"] = aug_level[0] if aug_level and len(aug_level) == 1 else aug_level or None
             inputs = {name: value for name, value in inputs.items() if value is not None}
             if varied is not None:
@@ -130,6 +138,10 @@ def generate(
                 parts_of(pipe)[0].compile_step()
             if source is not None:
                 inputs["keep_rows"] = pipe.grid_size // 2 if keep_rows is None else keep_rows
+            if guide is not None:
+                from llamagen_hf.diffusion.guides import ClassifierGuide
+
+                inputs["guide"] = ClassifierGuide.from_pretrained(guide, guide_label, guide_scale).to(pipe.device)
             if num_candidates > 1 or (aug_level and len(aug_level) > 1):
                 from llamagen_hf.clip import CLIPScorer
 

@@ -24,6 +24,7 @@ STAGES = {
     "train-generator": ("llamagen_hf.llamagen.training.generator_trainer.train_generator", ["generator"]),
     "train-diffusion": ("llamagen_hf.diffusion.training.diffusion_trainer.train_diffusion", ["data", "diffusion"]),
     "train-prior": ("llamagen_hf.unclip.training.prior_trainer.train_prior", ["data", "prior"]),
+    "train-classifier": ("llamagen_hf.diffusion.training.classifier_trainer.train_classifier", ["data", "classifier"]),
 }
 HELP = {
     "prepare": "Choose (filter), score or recaption images from the web. --config RECIPE",
@@ -32,6 +33,7 @@ HELP = {
     "train-generator": "Train the generator on codes. --config RECIPE [--override ...]",
     "train-diffusion": "Train a pixel diffusion model or an upsampler. --config RECIPE [--override ...]",
     "train-prior": "Train a prior from captions to image embeddings. --config RECIPE [--override ...]",
+    "train-classifier": "Train a classifier that guides pixel diffusion. --config RECIPE [--override ...]",
 }
 
 

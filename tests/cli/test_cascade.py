@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import llamagen_cli
 from llamagen_hf import CascadePipeline
 from llamagen_hf.loading import checkpoint as checkpoint_module
+from llamagen_hf.diffusion.noisy_classifier import NoisyClassifier
 from llamagen_hf.provenance import read_parameters
 
 
@@ -53,6 +54,25 @@ def generate(output, *arguments):
     result = invoke("generate", *arguments, "--output", output)
     assert result.exit_code == 0, result.output
     return read(output)
+
+
+def test_generate_with_a_guide(checkpoints, tmp_path):
+    sizes = {"block_out_channels": [8, 16], "layers_per_block": [1, 1], "attention_levels": [1]}
+    NoisyClassifier(["circle", "square"], 16, **sizes, attention_head_dim=8).save_pretrained(tmp_path / "guide")
+    arguments = ("a", "--checkpoint", checkpoints["diffusion"])
+    guide = ("--guide", tmp_path / "guide", "--guide-label", "square")
+    plain = generate(tmp_path / "plain.png", *arguments)
+    assert generate(tmp_path / "none.png", *arguments, *guide, "--guide-scale", 0) == plain
+    assert generate(tmp_path / "some.png", *arguments, *guide, "--guide-scale", 3000) != plain
+    for wrong, message in [
+        ((*arguments, *guide[:2]), "`--guide` and `--guide-label` go together"),
+        ((*arguments, "--guide-scale", 2), "`--guide-scale` goes with them"),
+        ((*arguments, *guide[:3], "cat"), "There is no class 'cat'"),
+        (("a", "--checkpoint", checkpoints["text"], *guide), "This checkpoint takes no `--guide`"),
+    ]:
+        result = invoke("generate", *wrong, "--output", tmp_path / "wrong.png")
+        assert result.exit_code == 1 and message in result.output
+    assert not (tmp_path / "wrong.png").exists()
 
 
 def test_generate_with_an_upsampler(checkpoints, tmp_path):

@@ -115,13 +115,14 @@ def test_a_guide_is_added_to_the_score(prediction_type):
     plain = next(denoise(unet, scheduler, noise, STEPS))
     seen = []
 
-    def guide(noisy, timestep, images):
-        seen.append((noisy, int(timestep), images))
+    def guide(noisy, timestep, images, alpha):
+        seen.append((noisy, int(timestep), images, alpha))
         return gradient
 
     guided = next(denoise(unet, scheduler, noise, STEPS, guide=guide))
     assert torch.equal(seen[0][0], plain.noisy) and torch.equal(seen[0][2], plain.predicted)
-    alpha = float(scheduler.alphas_cumprod[seen[0][1]])
+    alpha = seen[0][3]
+    assert alpha == float(scheduler.alphas_cumprod[seen[0][1]])
     # The image that a score stands for (Tweedie's formula): (x + (1 - alpha) score) / sqrt(alpha).
     expected = plain.predicted + (1 - alpha) / math.sqrt(alpha) * gradient
     assert torch.allclose(guided.predicted, expected, rtol=1e-3, atol=1e-3)

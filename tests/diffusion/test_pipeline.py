@@ -287,7 +287,7 @@ def test_stream_ends_with_what_the_call_returns(base):
 
 
 def test_a_guide_changes_the_image_and_is_named(base):
-    def to_red(noisy, timestep, images):
+    def to_red(noisy, timestep, images, alpha):
         return torch.tensor([5.0, -5.0, -5.0])[:, None, None].expand_as(noisy)
 
     output = base("a", generator=generators(0), guide=to_red, output_type="pt")

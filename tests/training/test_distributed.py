@@ -9,7 +9,7 @@ from launching import launch
 from safetensors.torch import load_file
 from tiny import build_text_encoder, build_transformer
 from tiny_diffusion import build_unet
-from tiny_diffusion_training import diffusion_config
+from tiny_diffusion_training import classifier_config, diffusion_config
 from tiny_training import generator_config, tokenizer_config, write_codes
 from transformers import ByT5Tokenizer
 
@@ -20,6 +20,7 @@ from llamagen_hf import AutoregressiveImagePipeline, PixelDiffusionPipeline  # n
 from llamagen_hf.autoencoders import load_vq_model  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
 from llamagen_hf.diffusion.schedules import sampling_scheduler  # noqa: E402
+from llamagen_hf.diffusion.training.classifier_trainer import train_classifier  # noqa: E402
 from llamagen_hf.diffusion.training.diffusion_trainer import train_diffusion  # noqa: E402
 from llamagen_hf.llamagen.training.generator_trainer import train_generator  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
@@ -143,6 +144,19 @@ def test_two_processes_train_a_diffusion_model_like_one(stages, tmp_path, kind):
         # A softmax takes these out again; their gradients are rounding errors, of which Adam makes steps.
         if not key.endswith(("k_proj.bias", "to_k.bias")):
             torch.testing.assert_close(value, weights[1][key], rtol=0, atol=1e-4, msg=key)
+
+
+def test_two_processes_train_a_classifier_like_one(stages, tmp_path):
+    _, data = stages
+    one, two = (
+        classifier_config(tmp_path / name, block_out_channels=[8, 12], attention_head_dim=4, **EXACT)
+        for name in ("one", "two")
+    )
+    metrics = train_classifier(data, one)
+    report = launch_stage(tmp_path, "train_classifier", {"data": vars(data), "classifier": vars(two)})
+    assert report == pytest.approx(metrics, rel=1e-3)
+    losses = logged(tmp_path / "one", "loss")
+    assert len(losses) == 8 and losses == pytest.approx(logged(tmp_path / "two", "loss"), abs=1e-5)
 
 
 PRETRAIN = """

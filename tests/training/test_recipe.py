@@ -14,6 +14,7 @@ from llamagen_hf.data.filtering import FilterConfig  # noqa: E402
 from llamagen_hf.data.recaptioning import RecaptionConfig  # noqa: E402
 from llamagen_hf.data.scoring import ScoreConfig  # noqa: E402
 from llamagen_hf.data.source import DataConfig  # noqa: E402
+from llamagen_hf.diffusion.training.classifier_config import ClassifierTrainingConfig  # noqa: E402
 from llamagen_hf.diffusion.training.diffusion_config import DiffusionTrainingConfig  # noqa: E402
 from llamagen_hf.llamagen.conversion import VARIANTS  # noqa: E402
 from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig  # noqa: E402
@@ -31,6 +32,7 @@ SECTIONS = {
     "generator": GeneratorTrainingConfig,
     "diffusion": DiffusionTrainingConfig,
     "prior": PriorTrainingConfig,
+    "classifier": ClassifierTrainingConfig,
     "filter": FilterConfig,
     "score": ScoreConfig,
     "recaption": RecaptionConfig,
@@ -224,7 +226,8 @@ def test_the_stages_of_a_recipe_fit(recipes, name):
         stage: {other[stage].output_dir for other in recipes.values() if stage in other}
         for stage in ("vq_model", "generator")
     }
-    assert "data" in recipe and recipe.keys() & {"vq_model", "generator", "diffusion", "prior"}
+    assert "data" in recipe
+    assert recipe.keys() & {"vq_model", "generator", "diffusion", "classifier", "prior", "clip"}
     if "vq_model" in recipe:
         assert recipe["vq_model"].init_from in made["vq_model"] | {None, "emoji"}
     if "generator" in recipe:

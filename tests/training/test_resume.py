@@ -15,10 +15,11 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 
 from accelerate import Accelerator  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from tiny_diffusion_training import diffusion_config  # noqa: E402
+from tiny_diffusion_training import classifier_config, diffusion_config  # noqa: E402
 from tiny_training import generator_config, tokenizer_config, write_codes  # noqa: E402
 from tiny_unclip import prior_config, save_clip  # noqa: E402
 
+from llamagen_hf.diffusion.training.classifier_trainer import train_classifier  # noqa: E402
 from llamagen_hf.diffusion.training.diffusion_trainer import train_diffusion  # noqa: E402
 from llamagen_hf.llamagen.training.generator_trainer import train_generator  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
@@ -31,6 +32,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "conftest",
+        "llamagen_hf.diffusion.training.classifier_trainer",
         "llamagen_hf.diffusion.training.diffusion_trainer",
         "llamagen_hf.llamagen.training.generator_trainer",
         "llamagen_hf.llamagen.training.vq_trainer",
@@ -160,6 +162,12 @@ def test_a_killed_prior_run_ends_like_an_unbroken_one(stages, tmp_path, kind, st
     _, data = stages
     config = prior_config(tmp_path, clip=str(save_clip(tmp_path / "clip")), kind=kind, dropout=0.1, **RUN)
     check_resume(tmp_path, train_prior, config, replace(data, streaming=streaming))
+
+
+def test_a_killed_classifier_run_ends_like_an_unbroken_one(stages, tmp_path):
+    _, data = stages
+    config = classifier_config(tmp_path, crop="random", random_flip=True, dropout=0.1, **RUN)
+    check_resume(tmp_path, train_classifier, config, data)
 
 
 @pytest.mark.parametrize(

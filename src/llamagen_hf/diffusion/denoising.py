@@ -12,9 +12,9 @@ from .schedules import Thresholding, check_scheduler, reads_variance, with_thres
 from .unet import learns_variance, predict
 
 
-# From noisy images `(batch, 3, height, width)`, their timestep and the images that are predicted from them to the
-# gradient of a log probability with respect to the noisy images.
-Guide = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# From noisy images `(batch, 3, height, width)`, their timestep, the images that are predicted from them, and the share
+# of the image in their variance (`alphas_cumprod`), to the gradient of a log probability at the noisy images.
+Guide = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
 @dataclass
@@ -44,8 +44,7 @@ class DenoisingStep:
     @property
     def predicted(self) -> torch.Tensor:
         """The images `(batch, 3, height, width)` that the U-Net predicts at this step, thresholded."""
-        images = predicted_images(self.scheduler, self.noisy, self.output, self.timestep)
-        return self.scheduler._threshold_sample(images) if self.scheduler.config.get("thresholding") else images
+        return predicted_images(self.scheduler, self.noisy, self.output, self.timestep, thresholded=True)
 
 
 @torch.no_grad()
@@ -85,8 +84,9 @@ def denoise(
             and halves the work.
         thresholding (`str`, *optional*): See [`~llamagen_hf.diffusion.schedules.with_thresholding`].
         guide (`Callable`, *optional*):
-            Returns the gradient of log p(y | x) with respect to noisy images x, from x, the timestep and the predicted
-            images; it is added to the score (arXiv 2105.05233, section 4).
+            Adds to the score (arXiv 2105.05233, algorithm 2): `guide(noisy, timestep, images, alpha)` returns the
+            gradient of log p(y | x) with respect to the noisy images x, of variance 1 with the share `alpha` of the
+            image. `images` are those that the U-Net predicts, thresholded. See [`~llamagen_hf.diffusion.guides`].
         generators (`list[torch.Generator]`, *optional*): One for each image, for schedulers that add noise.
 
     Yields:
@@ -126,8 +126,9 @@ def denoise(
                 guess, scale = linear_guess(scheduler, noisy, timestep, small, aug_level)
                 output = guess + scale * output
             if guide is not None:
-                images = predicted_images(scheduler, noisy, output, timestep)
-                output = shifted_by(scheduler, output, guide(noisy, timestep, images), timestep)
+                images = predicted_images(scheduler, noisy, output, timestep, thresholded=True)
+                gradient = guide(noisy, timestep, images, _alpha(scheduler, timestep))
+                output = shifted_by(scheduler, output, gradient, timestep)
             full = torch.cat([output, variance], dim=1) if reads_variance(scheduler) else output
             sample = scheduler.step(full, timestep, sample, **options, return_dict=False)[0]
         step = DenoisingStep(index, len(steps), timestep, sample, guidance_scale, noisy, output, scheduler)
@@ -136,20 +137,27 @@ def denoise(
 
 
 def predicted_images(
-    scheduler: SchedulerMixin, noisy: torch.Tensor, output: torch.Tensor, timestep: torch.Tensor
+    scheduler: SchedulerMixin,
+    noisy: torch.Tensor,
+    output: torch.Tensor,
+    timestep: torch.Tensor,
+    thresholded: bool = False,
 ) -> torch.Tensor:
-    """The images that a prediction stands for, before thresholding.
+    """The images that a prediction stands for.
 
     Args:
         scheduler ([`~diffusers.SchedulerMixin`]): Says what is predicted.
         noisy (`torch.Tensor` of shape `(batch, 3, height, width)`): What the U-Net read.
         output (`torch.Tensor` of the same shape): What it predicts.
         timestep (`torch.Tensor`): Place in the noise schedule.
+        thresholded (`bool`, *optional*, defaults to `False`): Treat them as the scheduler does, if it does.
     """
     signal, spread = _signal_and_spread(scheduler, timestep)
     if scheduler.config.prediction_type == "epsilon":
-        return (noisy - spread * output) / signal
-    return output if scheduler.config.prediction_type == "sample" else signal * noisy - spread * output
+        images = (noisy - spread * output) / signal
+    else:
+        images = output if scheduler.config.prediction_type == "sample" else signal * noisy - spread * output
+    return scheduler._threshold_sample(images) if thresholded and scheduler.config.get("thresholding") else images
 
 
 def shifted_by(
@@ -169,5 +177,10 @@ def shifted_by(
 
 def _signal_and_spread(scheduler: SchedulerMixin, timestep: torch.Tensor) -> tuple[float, float]:
     """Share of the image, and standard deviation of the noise, in what the U-Net reads."""
-    alpha = float(scheduler.alphas_cumprod[int(timestep)])  # some schedulers have steps between two others
+    alpha = _alpha(scheduler, timestep)
     return alpha**0.5, (1 - alpha) ** 0.5
+
+
+def _alpha(scheduler: SchedulerMixin, timestep: torch.Tensor) -> float:
+    """Share of the image in the variance of what the U-Net reads."""
+    return float(scheduler.alphas_cumprod[int(timestep)])  # some schedulers have steps between two others

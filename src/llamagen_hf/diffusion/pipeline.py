@@ -221,7 +221,10 @@ class PixelDiffusionPipeline(
             negative_prompt_embeds (`torch.Tensor` of shape `(batch, condition_length, condition_dim)`, *optional*):
                 States instead of `negative_prompt`, zero where there is padding. Without a text encoder, guidance by
                 default leads away from zeros.
-            guide (`Callable`, *optional*): Adds to the score, see [`~llamagen_hf.diffusion.denoising.denoise`].
+            guide (`Callable`, *optional*):
+                Adds to the score: [`~llamagen_hf.diffusion.guides.ClassifierGuide`],
+                [`~llamagen_hf.diffusion.guides.CLIPGuide`], or a function as for
+                [`~llamagen_hf.diffusion.denoising.denoise`].
             num_candidates (`int`, *optional*, defaults to 1):
                 Images to draw for each image, of which the best by `scorer` is returned. The first is the one that
                 would be drawn without; all come from the image's generator.

@@ -146,5 +146,6 @@ class PreparationMixin:
             conditions.append(condition)
         own = {name: True for name in ("prompt_embeds", "negative_prompt_embeds") if getattr(inputs, name) is not None}
         if inputs.guide is not None:
-            own["guide"] = getattr(inputs.guide, "__name__", type(inputs.guide).__name__)
+            name = getattr(inputs.guide, "__name__", type(inputs.guide).__name__)
+            own["guide"] = getattr(inputs.guide, "facts", name)
         return describe(conditions, settings, generators, self.facts, [own] * count)

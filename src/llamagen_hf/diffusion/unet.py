@@ -48,7 +48,7 @@ def efficient_unet(
         ValueError: If the sizes do not fit each other.
     """
     levels = len(block_out_channels)
-    _check_sizes(image_size, block_out_channels, layers_per_block, attention_levels, attention_head_dim, patch_size)
+    check_sizes(image_size, block_out_channels, layers_per_block, attention_levels, attention_head_dim, patch_size)
     attention, text = "Attn", {}
     if condition_dim is not None:
         attention = "SimpleCrossAttn"
@@ -82,7 +82,8 @@ def efficient_unet(
     )
 
 
-def _check_sizes(image_size, block_out_channels, layers_per_block, attention_levels, attention_head_dim, patch_size):
+def check_sizes(image_size, block_out_channels, layers_per_block, attention_levels, attention_head_dim, patch_size):
+    """Check that the sizes of [`efficient_unet`] fit each other, or raise a `ValueError`."""
     levels = len(block_out_channels)
     if patch_size not in (1, 2, 4):
         raise ValueError(f"`patch_size` is {patch_size}; expected 1, 2 or 4.")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..arguments import FieldError, is_count, plain
 from ..conditioning.text import PromptLoss
+from ..diffusion.denoising import Guide
 from ..diffusion.inputs import DiffusionInputs
 from ..diffusion.pipeline import PixelDiffusionPipeline
 from ..diffusion.pipeline_output import PixelDiffusionOutput
@@ -27,6 +28,7 @@ UPSAMPLER_SETTINGS = {
     "aug_level": "aug_level",
     "guidance_scale": "upsampler_guidance_scale",
     "num_inference_steps": "upsampler_num_inference_steps",
+    "guide": "upsampler_guide",
 }
 BASE_PREFIX = "base_"
 
@@ -134,6 +136,7 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
         aug_level: float | list[float] | None = None,
         upsampler_guidance_scale: float | None = None,
         upsampler_num_inference_steps: int | None = None,
+        upsampler_guide: Guide | None = None,
         num_candidates: int = 1,
         scorer: Scorer | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -152,6 +155,9 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
                 kept. The defaults of this and the next two are the upsampler's.
             upsampler_guidance_scale (`float`, *optional*): Strength of guidance in the upsampler, if it reads text.
             upsampler_num_inference_steps (`int`, *optional*): Steps of the upsampler.
+            upsampler_guide (`Callable`, *optional*):
+                Adds to the score of the upsampler, see [`PixelDiffusionPipeline.__call__`]; `guide` to that of a base
+                that takes one.
             num_candidates (`int`, *optional*, defaults to 1):
                 Small images to draw for each image. Only the best by `scorer` is enlarged.
             scorer (`Callable`, *optional*):
@@ -179,6 +185,7 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
             aug_level=aug_level,
             upsampler_guidance_scale=upsampler_guidance_scale,
             upsampler_num_inference_steps=upsampler_num_inference_steps,
+            upsampler_guide=upsampler_guide,
             num_candidates=num_candidates,
             scorer=scorer,
             generator=generator,

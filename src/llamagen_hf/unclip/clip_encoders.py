@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..arguments import FieldError
 from ..clip import load_clip
-from ..conditioning.text import find_loss, tokenize_prompts
+from ..conditioning.text import PromptLoss, find_loss, tokenize_prompts
 from ..images.reading import read_image
 from ..reproducibility import in_own_precision
 
@@ -221,6 +221,10 @@ class CLIPEncodingMixin:
         batches = [each.to(device).split(1 if device.type == "cpu" else len(prompts)) for each in tokens]
         rows = [encode_captions(self.text_encoder, *batch).tensors for batch in zip(*batches, strict=True)]
         return TextCondition(*(torch.cat(each) for each in zip(*rows, strict=True)))
+
+    def find_loss(self, prompt: str) -> PromptLoss | None:
+        """What CLIP does not read of a prompt, see [`~llamagen_hf.conditioning.text.find_loss`]."""
+        return find_loss(self.tokenizer, prompt, self.condition_length, PROMPT_CLEANING)
 
     @torch.no_grad()
     @in_own_precision

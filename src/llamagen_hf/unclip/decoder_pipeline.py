@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ..arguments import FieldError, is_count, plain
+from ..conditioning.text import PromptLoss
 from ..diffusion.pipeline import PixelDiffusionPipeline
 from ..diffusion.unet import condition_dim
 from ..llamagen.pipeline import AutoregressiveImagePipeline
@@ -17,6 +18,7 @@ from ..reproducibility import check_generator, clone, image_generators, next_gen
 from ..reranking import Scorer
 from .clip_encoders import check_finite
 from .decoder_output import Embeddings, PriorDecoderOutput, divided
+from .interpolation import slerp
 from .prior import EmbeddingPriorPipeline
 
 
@@ -85,6 +87,17 @@ class PriorDecoderPipeline(PartsMixin, DiffusionPipeline):
     def image_size(self) -> int:
         """Side of the images, in pixels."""
         return self.decoder.image_size
+
+    @property
+    def grid_size(self) -> None:
+        """There is no grid of codes to complete, whatever the decoder draws."""
+        return None
+
+    codebook_size = grid_size
+
+    def find_loss(self, prompt: str) -> PromptLoss | None:
+        """What CLIP does not read of a prompt, see [`~llamagen_hf.conditioning.text.find_loss`]."""
+        return self.prior.find_loss(prompt)
 
     @property
     def facts(self) -> dict:
@@ -354,21 +367,6 @@ class PriorDecoderPipeline(PartsMixin, DiffusionPipeline):
             raise FieldError("image_embeds", f"`image_embeds` {what}; expected (batch, {dim}).")
         check_finite(embeds)
         return F.normalize(embeds.float(), dim=-1)
-
-
-def slerp(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
-    """The point at `weight` of the way from `a` to `b` on the unit sphere, both `(dim,)` and of length 1.
-
-    Between opposite points, where there is no shortest way, it goes by one of them all.
-    """
-    angle = torch.atan2((a - b).norm(), (a + b).norm()) * 2  # exact for near points, unlike the arc cosine
-    if angle < 1e-4:
-        return F.normalize(torch.lerp(a, b, weight), dim=-1)
-    if torch.pi - angle < 1e-4:
-        b = F.normalize(b + 1e-3 * torch.eye(len(b)).to(b)[b.abs().argmin()], dim=-1)
-        angle = torch.atan2((a - b).norm(), (a + b).norm()) * 2
-    point = ((1 - weight) * angle).sin() * a + (weight * angle).sin() * b
-    return F.normalize(point / angle.sin(), dim=-1)
 
 
 def _condition_shape(decoder) -> tuple[int | None, int | None]:

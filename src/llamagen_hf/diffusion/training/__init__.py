@@ -1,1 +1,1 @@
-"""The training of pixel diffusion: bases, upsamplers, adapters and distilled models."""
+"""The training of pixel diffusion: bases, upsamplers, adapters, distilled models and classifiers."""

@@ -52,8 +52,8 @@ class DiffusionSamples:
         sample = self.images(row, rng)
         if self.captions is not None:
             sample["caption"] = self.captions(row, rng)
-        if not self.training:  # whichever process reads the row, as whichever of its rows
-            rng = random.Random(zlib.crc32(sample["images"].numpy().tobytes()))
+        if not self.training:
+            rng = image_random(sample["images"])
         sample |= {"seeds": rng.getrandbits(63), "timesteps": rng.randrange(NUM_TIMESTEPS)}
         if self.captions is not None and rng.random() < self.dropout:
             sample["caption"] = ""
@@ -64,6 +64,11 @@ class DiffusionSamples:
                 places = (self.images.data.image_size - config.crop_size) // self.grid + 1
                 sample["crops"] = (self.grid * rng.randrange(places), self.grid * rng.randrange(places))
         return sample
+
+
+def image_random(image: torch.Tensor) -> random.Random:
+    """The randomness of a test row: whichever process reads it, as whichever of its rows, it is the same."""
+    return random.Random(zlib.crc32(image.numpy().tobytes()))
 
 
 class DiffusionCollator:
