@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 import llamagen_cli
 from llamagen_hf import CascadePipeline
-from llamagen_hf.loading import checkpoint as checkpoint_module
 from llamagen_hf.diffusion.noisy_classifier import NoisyClassifier
+from llamagen_hf.loading import checkpoint as checkpoint_module
 from llamagen_hf.provenance import read_parameters
 
 

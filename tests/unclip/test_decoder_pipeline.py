@@ -17,7 +17,7 @@ from llamagen_hf import CascadePipeline, PriorDecoderPipeline
 from llamagen_hf.arguments import FieldError
 from llamagen_hf.families import find_family, load_pipeline
 from llamagen_hf.provenance import read_parameters
-from llamagen_hf.unclip.decoder_pipeline import slerp
+from llamagen_hf.unclip.interpolation import slerp
 
 
 KINDS = [("diffusion", "diffusion"), ("autoregressive", "autoregressive")]
