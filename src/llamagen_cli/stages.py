@@ -1,4 +1,5 @@
-"""`llamagen prepare | train-tokenizer | extract-codes | train-generator | train-diffusion`: a recipe in, JSON out.
+"""`llamagen prepare | train-tokenizer | extract-codes | train-generator | train-diffusion |
+train-clip`: a recipe in, JSON out.
 
 The scripts in `pipelines/` are the same commands, for `accelerate launch`.
 """
@@ -23,6 +24,7 @@ STAGES = {
     "extract-codes": ("llamagen_hf.llamagen.training.extraction.extract_codes", ["data", "codes"]),
     "train-generator": ("llamagen_hf.llamagen.training.generator_trainer.train_generator", ["generator"]),
     "train-diffusion": ("llamagen_hf.diffusion.training.diffusion_trainer.train_diffusion", ["data", "diffusion"]),
+    "train-clip": ("llamagen_hf.unclip.training.clip_trainer.train_clip", ["data", "clip"]),
 }
 HELP = {
     "prepare": "Choose (filter), score or recaption images from the web. --config RECIPE",
@@ -30,6 +32,7 @@ HELP = {
     "extract-codes": "Turn images into codes, once. --config RECIPE [--override ...]",
     "train-generator": "Train the generator on codes. --config RECIPE [--override ...]",
     "train-diffusion": "Train a pixel diffusion model or an upsampler. --config RECIPE [--override ...]",
+    "train-clip": "Train a CLIP on images and captions. --config RECIPE [--override ...]",
 }
 
 

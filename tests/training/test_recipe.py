@@ -20,6 +20,7 @@ from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig  # noq
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig  # noqa: E402
 from llamagen_hf.llamagen.training.vq_config import TokenizerTrainingConfig  # noqa: E402
 from llamagen_hf.training.recipe import parse_recipe, read_recipe  # noqa: E402
+from llamagen_hf.unclip.training.clip_config import CLIPTrainingConfig  # noqa: E402
 
 
 RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
@@ -29,6 +30,7 @@ SECTIONS = {
     "codes": CodeExtractionConfig,
     "generator": GeneratorTrainingConfig,
     "diffusion": DiffusionTrainingConfig,
+    "clip": CLIPTrainingConfig,
     "filter": FilterConfig,
     "score": ScoreConfig,
     "recaption": RecaptionConfig,

@@ -1,17 +1,13 @@
 """The models of a diffusion training: what it starts with, and what it learns from."""
 
-import random
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from datasets import Dataset, IterableDataset
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...conditioning.text import load_text_encoder
-from ...data.captions import Captions
-from ...data.samples import BadRow
+from ...data.captions import caption_corpus
 from ...data.source import DataConfig
 from ...training.text_encoder import build_text_encoder, train_text_tokenizer
 from ..pipeline import PixelDiffusionPipeline
@@ -20,7 +16,6 @@ from ..unet import condition_dim, efficient_unet, learns_variance, patch_size, r
 from .diffusion_config import DiffusionTrainingConfig
 
 
-CORPUS_ROWS = 100_000  # enough to learn a small tokenizer's pairs from
 CONDITION_LENGTH = 77
 
 
@@ -78,7 +73,8 @@ def build_models(
     text_encoder = tokenizer = None
     is_new = config.conditioning == "text" and config.text_encoder is None and not before
     if is_new:
-        tokenizer = train_text_tokenizer(_captions(config, rows), config.text_vocab_size, length)
+        captions = caption_corpus(rows, config.caption_templates, config.seed)
+        tokenizer = train_text_tokenizer(captions, config.text_vocab_size, length)
         text_encoder = build_text_encoder(tokenizer, config.text_width, config.text_layers, config.text_heads)
     elif config.text_encoder is not None:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder)
@@ -141,13 +137,3 @@ def _at_size(unet: UNet2DConditionModel, image_size: int) -> UNet2DConditionMode
 def size_factor(unet: UNet2DConditionModel) -> int:
     """What the sides of its images are multiples of."""
     return patch_size(unet) * 2 ** (len(unet.config.block_out_channels) - 1)
-
-
-def _captions(config: DiffusionTrainingConfig, rows: Dataset | IterableDataset) -> Iterator[str]:
-    captions, rng = Captions(rows, config.caption_templates), random.Random(config.seed)
-    for row in islice(rows.select_columns(captions.columns), CORPUS_ROWS):
-        for _ in range(3):
-            try:
-                yield captions(row, rng)
-            except BadRow:  # counted when the training reads it
-                break
