@@ -13,7 +13,7 @@ from safetensors import safe_open
 # Keys of settings that say where something was loaded from.
 SOURCE_KEYS = (
     "_name_or_path", "name_or_path", "base_model_name_or_path", "dataset", "vq_model", "tokenizer", "text_encoder",
-    "init_from", "teacher", "low_vq_model",
+    "init_from", "teacher", "low_vq_model", "clip",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import nn
 
+from ...clip import pixel_values
 from ...data.captions import Captions
 from ...data.fingerprint import Inputs, fingerprint_components, fingerprint_rows
 from ...data.loader import StepLoader, batches_once
@@ -101,13 +102,8 @@ class CLIPTask(SingleModelTask):
 
     def encode(self, batch: dict) -> dict:
         """A batch of samples as the arguments of [`CLIPEmbedder`]: pixels normalised as the CLIP expects."""
-        images = batch["images"]
-        mean, deviation = (
-            images.new_tensor(getattr(self.processor.image_processor, name))[:, None, None]
-            for name in ("image_mean", "image_std")
-        )
         texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return {"pixel_values": ((images + 1) / 2 - mean) / deviation} | texts
+        return {"pixel_values": pixel_values(self.processor, batch["images"])} | texts
 
     def train_step(self, micro_batches: list[dict]) -> dict[str, torch.Tensor]:
         accelerator = self.trainer.accelerator
