@@ -168,7 +168,7 @@ def read_weight_names(folder: Path) -> dict[str, set[str]]:
 
 def find_missing_weights(component: torch.nn.Module, saved_names: set[str]) -> list[str]:
     """Names of parameters that were not saved, under their own name or that of a parameter tied to them."""
-    # transformers saves a part of a model, such as the text encoder of a CLIP, under the name that it had in the whole.
+    # transformers saves a part of a model, such as the text encoder of a CLIP, under the name it had in the whole.
     if len({name.partition(".")[0] for name in saved_names}) == 1:
         saved_names = saved_names | {name.partition(".")[2] for name in saved_names}
     names: dict[int, list[str]] = {}
