@@ -25,6 +25,7 @@ STAGES = {
     "train-diffusion": ("llamagen_hf.diffusion.training.diffusion_trainer.train_diffusion", ["data", "diffusion"]),
     "train-prior": ("llamagen_hf.unclip.training.prior_trainer.train_prior", ["data", "prior"]),
     "train-classifier": ("llamagen_hf.diffusion.training.classifier_trainer.train_classifier", ["data", "classifier"]),
+    "train-clip": ("llamagen_hf.unclip.training.clip_trainer.train_clip", ["data", "clip"]),
 }
 HELP = {
     "prepare": "Choose (filter), score or recaption images from the web. --config RECIPE",
@@ -34,6 +35,7 @@ HELP = {
     "train-diffusion": "Train a pixel diffusion model or an upsampler. --config RECIPE [--override ...]",
     "train-prior": "Train a prior from captions to image embeddings. --config RECIPE [--override ...]",
     "train-classifier": "Train a classifier that guides pixel diffusion. --config RECIPE [--override ...]",
+    "train-clip": "Train a CLIP on images and captions. --config RECIPE [--override ...]",
 }
 
 

@@ -50,6 +50,24 @@ def embed_images(
     return torch.cat(embeddings)
 
 
+def pixel_values(processor: ProcessorMixin, images: torch.Tensor) -> torch.Tensor:
+    """Square images in a tensor as CLIP reads them, as its processor makes them from image files of the same size.
+
+    Args:
+        processor ([`~transformers.ProcessorMixin`]): The CLIP's.
+        images (`torch.Tensor` of shape `(batch, 3, size, size)`): Images in [-1, 1], of any size.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 3, clip_size, clip_size)`: Resized and normalised, with gradients.
+    """
+    own, images = processor.image_processor, (images + 1) / 2
+    side = own.crop_size["height"] if own.do_center_crop else own.size["height"]
+    if images.shape[-1] != side:
+        images = F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    mean, deviation = (images.new_tensor(value)[:, None, None] for value in (own.image_mean, own.image_std))
+    return (images - mean) / deviation
+
+
 def embed_texts(
     model: PreTrainedModel, processor: ProcessorMixin, texts: Iterable[str], batch_size: int = 64
 ) -> torch.Tensor:

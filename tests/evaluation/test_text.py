@@ -11,7 +11,7 @@ from transformers import ByT5Tokenizer, SiglipConfig, SiglipImageProcessorPil, S
 from llamagen_hf.clip import embed_images, embed_texts, load_clip
 from llamagen_hf.evaluation import text
 from llamagen_hf.evaluation.images import open_images
-from llamagen_hf.evaluation.text import clip_score, embed_pairs, r_precision
+from llamagen_hf.evaluation.text import clip_score, embed_pairs, r_precision, retrieval_recall
 
 
 PROMPTS = ["a", "bb", "a", "ccc", "d d", "bb", "e", "a long prompt " * 3]
@@ -98,6 +98,13 @@ def test_embeddings_that_do_not_fit(arguments, message):
     for metric in (clip_score, r_precision):
         with pytest.raises(ValueError, match=message):
             metric(*arguments)
+
+
+def test_retrieval_finds_any_image_of_a_text():
+    texts = torch.eye(3)
+    images = torch.tensor([[1.0, 0.2, 0.0], [0.0, 1.0, 0.9], [0.0, 0.3, 1.0], [0.0, 0.6, 0.9]])
+    assert retrieval_recall(images, texts, [0, 1, 2, 1]) == (3 / 4, 1.0)  # the last image is nearer to the third text
+    assert retrieval_recall(images, texts, [0, 2, 2, 1]) == (2 / 4, 2 / 3)
 
 
 def test_too_few_prompts_for_r_precision():

@@ -8,6 +8,7 @@ import torch
 from launching import launch
 from safetensors.torch import load_file
 from tiny import build_text_encoder, build_transformer
+from tiny_clip import clip_config
 from tiny_diffusion import build_unet
 from tiny_diffusion_training import classifier_config, diffusion_config
 from tiny_training import generator_config, tokenizer_config, write_codes
@@ -24,6 +25,7 @@ from llamagen_hf.diffusion.training.classifier_trainer import train_classifier  
 from llamagen_hf.diffusion.training.diffusion_trainer import train_diffusion  # noqa: E402
 from llamagen_hf.llamagen.training.generator_trainer import train_generator  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
+from llamagen_hf.unclip.training.clip_trainer import train_clip  # noqa: E402
 
 
 pytestmark = pytest.mark.slow
@@ -157,6 +159,24 @@ def test_two_processes_train_a_classifier_like_one(stages, tmp_path):
     assert report == pytest.approx(metrics, rel=1e-3)
     losses = logged(tmp_path / "one", "loss")
     assert len(losses) == 8 and losses == pytest.approx(logged(tmp_path / "two", "loss"), abs=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
+def test_two_processes_train_a_clip_like_one(stages, tmp_path, micro_batch_size):
+    """Each compares its rows with those of the other."""
+    _, data = stages
+    settings = EXACT | {"batch_size": 8, "eval_steps": 8, "crop": "random"}
+    one, two = (clip_config(tmp_path / name, **settings) for name in ("one", "two"))
+    two.micro_batch_size = micro_batch_size
+    metrics = train_clip(data, one)
+    report = launch_stage(tmp_path, "train_clip", {"data": vars(data), "clip": vars(two)})
+    assert report == pytest.approx(metrics, abs=1e-5)
+    for name in ("loss", "logit_scale"):
+        assert logged(tmp_path / "one", name) == pytest.approx(logged(tmp_path / "two", name), abs=1e-5), name
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    for key, value in weights[0].items():
+        if not key.endswith("k_proj.bias"):  # a softmax takes these out again; Adam makes steps of rounding errors
+            torch.testing.assert_close(value, weights[1][key], rtol=0, atol=1e-5, msg=key)
 
 
 PRETRAIN = """

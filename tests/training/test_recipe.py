@@ -21,6 +21,7 @@ from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig  # noq
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig  # noqa: E402
 from llamagen_hf.llamagen.training.vq_config import TokenizerTrainingConfig  # noqa: E402
 from llamagen_hf.training.recipe import parse_recipe, read_recipe  # noqa: E402
+from llamagen_hf.unclip.training.clip_config import CLIPTrainingConfig  # noqa: E402
 from llamagen_hf.unclip.training.prior_config import PriorTrainingConfig  # noqa: E402
 
 
@@ -33,6 +34,7 @@ SECTIONS = {
     "diffusion": DiffusionTrainingConfig,
     "prior": PriorTrainingConfig,
     "classifier": ClassifierTrainingConfig,
+    "clip": CLIPTrainingConfig,
     "filter": FilterConfig,
     "score": ScoreConfig,
     "recaption": RecaptionConfig,

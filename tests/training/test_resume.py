@@ -15,6 +15,7 @@ datasets = pytest.importorskip("datasets", reason="the training extra is not ins
 
 from accelerate import Accelerator  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from tiny_clip import clip_config  # noqa: E402
 from tiny_diffusion_training import classifier_config, diffusion_config  # noqa: E402
 from tiny_training import generator_config, tokenizer_config, write_codes  # noqa: E402
 from tiny_unclip import prior_config, save_clip  # noqa: E402
@@ -24,6 +25,7 @@ from llamagen_hf.diffusion.training.diffusion_trainer import train_diffusion  # 
 from llamagen_hf.llamagen.training.generator_trainer import train_generator  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
 from llamagen_hf.training.checkpoints import latest_checkpoint, resume, save_checkpoint  # noqa: E402
+from llamagen_hf.unclip.training.clip_trainer import train_clip  # noqa: E402
 from llamagen_hf.unclip.training.prior_trainer import train_prior  # noqa: E402
 
 
@@ -37,6 +39,7 @@ CONTEXT.set_forkserver_preload(
         "llamagen_hf.llamagen.training.generator_trainer",
         "llamagen_hf.llamagen.training.vq_trainer",
         "llamagen_hf.unclip.training.prior_trainer",
+        "llamagen_hf.unclip.training.clip_trainer",
     ]
 )
 
@@ -130,6 +133,13 @@ def test_a_killed_generator_run_ends_like_an_unbroken_one(stages, tmp_path, work
     folder, _ = stages
     config = generator_config(tmp_path, folder / "tokenizer", folder / "codes", num_workers=workers, **RUN)
     check_resume(tmp_path, train_generator, config)
+
+
+@pytest.mark.slow
+def test_a_killed_clip_run_ends_like_an_unbroken_one(stages, tmp_path):
+    _, data = stages
+    config = clip_config(tmp_path, crop="random", random_flip=True, num_workers=2, **RUN)
+    check_resume(tmp_path, train_clip, config, data)
 
 
 @pytest.mark.slow

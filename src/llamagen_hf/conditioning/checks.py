@@ -37,12 +37,14 @@ def check_states(embeds, length: int, dim: int, field: str = "prompt_embeds") ->
         field (`str`, *optional*, defaults to `"prompt_embeds"`): Name of the argument.
 
     Raises:
-        FieldError: If they are not.
+        FieldError: If they are not, or have values that are not finite.
     """
     if not isinstance(embeds, torch.Tensor):
         raise FieldError(field, f"`{field}` must be a tensor, not {type(embeds).__name__}.")
     if embeds.ndim != 3 or tuple(embeds.shape[1:]) != (length, dim) or len(embeds) == 0:
         raise FieldError(field, f"`{field}` has shape {tuple(embeds.shape)}; expected (batch, {length}, {dim}).")
+    if not embeds.isfinite().all():
+        raise FieldError(field, f"`{field}` has values that are not finite.")
 
 
 def check_mask(mask: torch.Tensor | None, embeds: torch.Tensor | None) -> None:

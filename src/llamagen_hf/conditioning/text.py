@@ -12,7 +12,15 @@ import ftfy
 import torch
 import torch.nn.functional as F
 from bs4 import BeautifulSoup
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+)
 
 
 PromptCleaning = Literal["unicode", "released"]
@@ -123,10 +131,13 @@ def _replace(rules: dict[str, str], text: str) -> str:
 
 
 def load_text_encoder(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A pretrained text encoder and its tokenizer, from a folder or a Hub id such as `google/flan-t5-xl`."""
-    # A T5 checkpoint holds a decoder too, which conditioning does not need.
-    is_t5 = AutoConfig.from_pretrained(path).model_type == "t5"
-    encoder = (T5EncoderModel if is_t5 else AutoModel).from_pretrained(path)
+    """A pretrained text encoder and its tokenizer, from a folder or a Hub id such as `google/flan-t5-xl`.
+
+    Of a CLIP it is the text encoder, whose states are those of its last layer, one for each word.
+    """
+    # A T5 checkpoint holds a decoder too, and CLIP's an image encoder, which conditioning does not need.
+    kinds = {"t5": T5EncoderModel, "clip": CLIPTextModel}
+    encoder = kinds.get(AutoConfig.from_pretrained(path).model_type, AutoModel).from_pretrained(path)
     return encoder.eval(), AutoTokenizer.from_pretrained(path)
 
 

@@ -1,4 +1,4 @@
-"""How well images fit their prompts: CLIP score and R-precision."""
+"""How well images fit their prompts: CLIP score, R-precision and retrieval."""
 
 from collections.abc import Iterable, Sequence
 
@@ -114,6 +114,31 @@ def r_precision(
         is_best = scores == scores.amax(1, keepdim=True)
         credit += (is_best[:, 0] / is_best.sum(1)).sum().item()
     return credit / len(images)
+
+
+def retrieval_recall(
+    image_embeddings: Features, text_embeddings: Features, prompt_of: Sequence[int] | None = None
+) -> tuple[float, float]:
+    """R@1 of retrieval, as CLIP (arXiv 2103.00020) reports it: how often the nearest one of all belongs to the query.
+
+    Args:
+        image_embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, d)`): Embeddings of the images, of any length.
+        text_embeddings (`np.ndarray` or `torch.Tensor` of shape `(m, d)`): Embeddings of different texts, each of one
+            image at least.
+        prompt_of (`Sequence[int]`, *optional*): The row of each image's text; by default that of the image.
+
+    Returns:
+        `tuple[float, float]`: The share of images that find their text, and the share of texts that find an image of
+        theirs, in [0, 1].
+
+    Raises:
+        ValueError: If embeddings are not finite, or do not fit each other.
+    """
+    images, texts, prompt_of = _normalise(image_embeddings, text_embeddings, prompt_of)
+    cosines = images @ texts.T
+    text_found = cosines.argmax(1) == prompt_of
+    image_found = prompt_of[cosines.argmax(0)] == torch.arange(len(texts))
+    return text_found.double().mean().item(), image_found.double().mean().item()
 
 
 @torch.no_grad()

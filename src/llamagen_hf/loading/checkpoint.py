@@ -214,6 +214,9 @@ def align_weights(model: nn.Module) -> None:
 
 def find_missing_weights(component: nn.Module, saved_names: set[str]) -> list[str]:
     """Names of parameters that were not saved, under their own name or that of a parameter tied to them."""
+    # transformers saves a part of a model, such as the text encoder of a CLIP, under the name it had in the whole.
+    if len({name.partition(".")[0] for name in saved_names}) == 1:
+        saved_names = saved_names | {name.partition(".")[2] for name in saved_names}
     names: dict[int, list[str]] = {}
     for name, parameter in component.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -18,8 +18,8 @@ logger = get_logger(__name__)
 
 # The weights beside the file by which loading recognizes a result; a pipeline's file, model_index.json, lists folders.
 WEIGHTS = {
-    "config.json": "diffusion_pytorch_model*.safetensors*",
-    "adapter_config.json": "adapter_model*.safetensors*",
+    "config.json": ("diffusion_pytorch_model*.safetensors*", "model*.safetensors*"),  # diffusers, transformers
+    "adapter_config.json": ("adapter_model*.safetensors*",),
 }
 
 
@@ -94,7 +94,7 @@ def remove_run(folder: Path, results: Iterable[str]) -> None:
     for name in results:
         if not (folder / name).is_file():
             continue
-        pieces = list(folder.glob(WEIGHTS[name])) if name in WEIGHTS else []
+        pieces = [path for pattern in WEIGHTS.get(name, ()) for path in folder.glob(pattern)]
         if name not in WEIGHTS:
             index = json.loads((folder / name).read_text(encoding="utf-8"))
             pieces = [folder / part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]

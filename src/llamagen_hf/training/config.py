@@ -68,8 +68,8 @@ class RunConfig:
 
 
 @dataclass
-class ConditionalTrainingConfig(RunConfig):
-    """The settings of a training that draws images from captions, new or from a pipeline, or as an adapter of one."""
+class CaptionTrainingConfig(RunConfig):
+    """The settings of a training that reads captions."""
 
     init_from: str | None = field(
         default=None,
@@ -81,6 +81,16 @@ class ConditionalTrainingConfig(RunConfig):
             "help": "Captions with the columns' names in braces, and their weights; the first one is for tests."
         },
     )
+    text_vocab_size: int = field(default=2048, metadata={"help": "Tokens of a new text tokenizer."})
+    text_width: int = field(default=256, metadata={"help": "Width of a new text encoder."})
+    text_layers: int = field(default=3, metadata={"help": "Layers of a new text encoder."})
+    text_heads: int = field(default=4, metadata={"help": "Heads of a new text encoder."})
+
+
+@dataclass
+class ConditionalTrainingConfig(CaptionTrainingConfig):
+    """The settings of a training that draws images from captions, new or from a pipeline, or as an adapter of one."""
+
     text_encoder: str | None = field(
         default=None,
         metadata={
@@ -90,10 +100,6 @@ class ConditionalTrainingConfig(RunConfig):
     train_text_encoder: bool = field(
         default=False, metadata={"help": "Also train the text encoder that init_from brings; a new one always is."}
     )
-    text_vocab_size: int = field(default=2048, metadata={"help": "Tokens of a new text tokenizer."})
-    text_width: int = field(default=256, metadata={"help": "Width of a new text encoder."})
-    text_layers: int = field(default=3, metadata={"help": "Layers of a new text encoder."})
-    text_heads: int = field(default=4, metadata={"help": "Heads of a new text encoder."})
     text_pretrain_steps: int = field(
         default=0, metadata={"help": "Steps in which a new text encoder learns what its captions look like, first."}
     )

@@ -1,22 +1,26 @@
 """Diffusion training: what it saves, what it starts from, what it learns from, and what it measures."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import build_text_encoder, build_vq_model, generators
 from tiny_diffusion import build_if_pipeline
 from tiny_diffusion_training import UPSAMPLER, diffusion_config
-from tiny_training import write_shapes
+from tiny_stages import build_clip
+from tiny_training import draw_shape, write_shapes
 from transformers import ByT5Tokenizer
 
 
 pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from llamagen_hf import PixelDiffusionPipeline  # noqa: E402
+from llamagen_hf.clip import embed_images, load_clip  # noqa: E402
 from llamagen_hf.diffusion.training.diffusion_trainer import DiffusionTask, train_diffusion  # noqa: E402
 from llamagen_hf.diffusion.unet import predict  # noqa: E402
 from llamagen_hf.evaluation.reconstruction import PerceptualLoss  # noqa: E402
@@ -309,3 +313,64 @@ def test_a_fault_after_the_last_step_loses_no_weights(stages, tmp_path, monkeypa
         train_diffusion(data, diffusion_config(tmp_path, max_train_steps=1))
     assert PixelDiffusionPipeline.from_pretrained(tmp_path)("a red circle").images[0].size == (16, 16)
     assert read_facts(tmp_path)["diffusion"]["metrics"] == {}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    for part in build_clip():  # of images of 16 pixels, with embeddings of 12 numbers
+        part.save_pretrained(folder)
+    return folder
+
+
+def test_a_decoder_draws_from_the_embedding_of_an_image(stages, clip, tmp_path):
+    _, data, _ = stages
+    metrics = train_diffusion(data, diffusion_config(tmp_path, clip=str(clip), condition_length=None))
+    assert metrics.keys() == {"test_loss", "test_loss_without_prompt"}
+    pipe = PixelDiffusionPipeline.from_pretrained(tmp_path)
+    assert pipe.config.condition_length == 1 and pipe.text_encoder is None
+    embeddings = embed_images(*load_clip(clip), [draw_shape(0), draw_shape(1)])
+    one, two = pipe(prompt_embeds=embeddings[:, None], generator=generators(0, 0)).images
+    assert one.size == (16, 16) and one.tobytes() != two.tobytes()
+    with Image.open(tmp_path / "samples" / "step-00000006.png") as image:
+        assert image.size == (8 * 16, 2 * 16)
+    with pytest.raises(ValueError, match="`prompt_embeds` has values that are not finite"):
+        pipe(prompt_embeds=torch.full((1, 1, 12), float("nan")))
+    assert read_facts(tmp_path)["diffusion"]["settings"]["condition_dropout"] == 0.1
+
+
+def test_a_decoder_learns_the_embeddings_of_its_images_and_zeros(stages, clip, tmp_path):
+    _, data, _ = stages
+    task = set_up(data, diffusion_config(tmp_path, clip=str(clip), condition_length=None, condition_dropout=0.5))
+    samples = task.samples(task.train)
+    rows = [samples(task.train[i], random.Random(i)) for i in range(8)]
+    arguments = task.encode(task.collate(rows))
+    images = [VaeImageProcessor().postprocess(row["images"][None])[0] for row in rows]
+    embeddings = embed_images(*load_clip(clip), images)
+    dropped = [row["dropped"] for row in rows]
+    assert 0 < sum(dropped) < 8
+    for is_dropped, states, mask, embedding in zip(
+        dropped, arguments["states"], arguments["mask"], embeddings, strict=True
+    ):
+        torch.testing.assert_close(states[0], torch.zeros(12) if is_dropped else embedding, atol=1e-5, rtol=0)
+        assert mask.tolist() == [int(not is_dropped)]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"conditioning": "none"}, "stands in place of a prompt; set conditioning to 'text'"),
+        ({"condition_length": 12}, "is one position; leave condition_length out"),
+        ({"sample_prompts": ["a"]}, "The condition is the embedding of clip; leave sample_prompts out"),
+    ],
+)
+def test_settings_that_do_not_fit_a_decoder(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        diffusion_config(tmp_path, clip="clip", **{"condition_length": None} | settings)
+
+
+def test_a_decoder_does_not_go_on_from_one_of_prompts(stages, clip, tmp_path):
+    folder, data, _ = stages
+    settings = {"clip": str(clip), "condition_length": None, "init_from": str(folder / "base")}
+    with pytest.raises(ValueError, match="The embeddings of clip are 12 wide, but the U-Net of init_from takes 16"):
+        train_diffusion(data, diffusion_config(tmp_path / "x", **settings))

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import build_text_encoder as build_tiny_text_encoder
 from tiny import build_transformer
-from tiny_training import generator_config, tokenizer_config, write_shapes
-from transformers import ByT5Tokenizer
+from tiny_stages import build_clip
+from tiny_training import draw_shape, generator_config, tokenizer_config, write_shapes
+from transformers import ByT5Tokenizer, CLIPTextModel
 
 
 pytest.importorskip("datasets", reason="the training extra is not installed")
@@ -21,8 +22,11 @@ pytest.importorskip("datasets", reason="the training extra is not installed")
 from datasets import Dataset  # noqa: E402
 
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenConfig  # noqa: E402
+from llamagen_hf.clip import embed_images, load_clip  # noqa: E402
+from llamagen_hf.conditioning.cache import decode_states  # noqa: E402
 from llamagen_hf.data.loader import batches_once  # noqa: E402
 from llamagen_hf.data.samples import BadRow  # noqa: E402
+from llamagen_hf.data.source import DataConfig  # noqa: E402
 from llamagen_hf.files import replace_result  # noqa: E402
 from llamagen_hf.llamagen.modeling import LlamaGenForConditionalGeneration  # noqa: E402
 from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes, read_codes_info  # noqa: E402
@@ -443,3 +447,70 @@ def test_initial_predictions_are_uniform(stages, tmp_path):
     training = set_up(config_of(folder, tmp_path))
     assert isinstance(training.transformer, LlamaGenForConditionalGeneration)
     assert training.measure()["test_loss"] == pytest.approx(torch.tensor(32.0).log().item(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def with_clip(stages):
+    """A CLIP, codes with its embeddings, and a generator that reads them."""
+    folder, _ = stages
+    for part in build_clip():
+        part.save_pretrained(folder / "clip")
+    data = DataConfig(str(folder / "shapes"), image_size=16)
+    extract_codes(
+        data, CodeExtractionConfig(str(folder / "tokenizer"), str(folder / "image_codes"), clip=str(folder / "clip"))
+    )
+    metrics = train_generator(of_images(folder, folder / "of_images"))
+    return folder, metrics
+
+
+def of_images(folder, output_dir, **kwargs):
+    settings = {"stored_states": True, "caption_templates": {"{image}": 1.0}, "condition_length": 1} | kwargs
+    return generator_config(output_dir, folder / "tokenizer", folder / "image_codes", **settings)
+
+
+def test_a_generator_draws_from_the_embedding_of_an_image(with_clip):
+    folder, metrics = with_clip
+    assert metrics.keys() == {"test_loss", "test_loss_without_condition"}
+    info = read_codes_info(folder / "image_codes")
+    assert info["image_dim"] == 12 and info["clip"] == str(folder / "clip") and "text_dim" not in info
+    rows = load_codes(folder / "image_codes", "test", info["vq_model_fingerprint"])
+    stored = torch.stack([decode_states(row["image_states"], 12) for row in rows])
+    embeddings = embed_images(*load_clip(folder / "clip"), [draw_shape(i) for i in range(len(rows))])
+    torch.testing.assert_close(stored.float(), embeddings[:, None], atol=1e-3, rtol=0)
+    pipe = AutoregressiveImagePipeline.from_pretrained(folder / "of_images")
+    config = pipe.transformer.config
+    assert (config.condition_length, config.condition_dim, pipe.text_encoder) == (1, 12, None)
+    assert len(pipe(prompt_embeds=embeddings[:2, None]).images) == 2
+    with pytest.raises(ValueError, match=r"`prompt_embeds` has shape \(1, 1, 8\); expected \(batch, 1, 12\)"):
+        pipe(prompt_embeds=torch.zeros(1, 1, 8))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"condition_length": 8}, "condition_length is 8; the embedding of an image is one position, so set it to 1"),
+        ({"caption_templates": {"{image}": 1.0, "{caption}": 1.0}}, "'{image}' is the only caption template"),
+        ({"caption_templates": {"{caption}": 1.0}}, "The codes have no text states; run extract_codes with text_enc"),
+        ({"init_from": "text"}, "The stored states are 12 wide, but the generator reads 16"),
+    ],
+)
+def test_embeddings_that_do_not_fit_a_generator(with_clip, tmp_path, settings, message):
+    folder, _ = with_clip
+    if "init_from" in settings:
+        settings = {"init_from": str(folder / settings["init_from"])}
+    with pytest.raises(ValueError, match=message):
+        train_generator(of_images(folder, tmp_path / "x", **settings))
+
+
+def test_the_text_encoder_of_a_clip_encodes_prompts(with_clip, tmp_path):
+    folder, _ = with_clip
+    train_generator(config_of(folder, tmp_path, text_encoder=str(folder / "clip"), max_train_steps=1))
+    pipe = AutoregressiveImagePipeline.from_pretrained(tmp_path)
+    assert type(pipe.text_encoder) is CLIPTextModel and pipe.transformer.config.condition_dim == 16
+    whole, _ = load_clip(folder / "clip")
+    assert pipe("w1 w2").images[0].size == (16, 16)
+    states, mask = pipe.encode_prompt("w1 w2")
+    ids = pipe.tokenizer("w1 w2", return_tensors="pt").input_ids
+    expected = whole.text_model(ids).last_hidden_state[0]
+    torch.testing.assert_close(states[0, -len(expected) :], expected)  # padding is on the left
+    assert mask.sum() == len(expected)

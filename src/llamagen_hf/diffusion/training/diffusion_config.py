@@ -66,7 +66,16 @@ class DiffusionTrainingConfig(ConditionalTrainingConfig):
     )
 
     # Prompts
-    condition_dropout: float = field(default=0.1, metadata={"help": "Chance of the empty prompt, for guidance."})
+    clip: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a CLIP, which is not trained: the embedding of the image itself is the "
+            "condition, in place of a prompt. That makes a decoder of DALL-E 2."
+        },
+    )
+    condition_dropout: float = field(
+        default=0.1, metadata={"help": "Chance of the empty prompt, or of an embedding of zeros, for guidance."}
+    )
     condition_length: int | None = field(
         default=None, metadata={"help": "Positions of a prompt. Default: as for init_from or teacher, else 77."}
     )
@@ -101,5 +110,17 @@ class DiffusionTrainingConfig(ConditionalTrainingConfig):
             for name in ("low_vq_model", "crop_size"):
                 if getattr(self, name) is not None:
                     raise FieldError(name, f"{name} is for upsamplers; set low_image_size too.")
+        if self.clip is not None:
+            if self.conditioning != "text":
+                raise FieldError(
+                    "clip", "The embedding of clip stands in place of a prompt; set conditioning to 'text'."
+                )
+            if self.condition_length not in (None, 1):
+                raise FieldError(
+                    "condition_length", "The embedding of clip is one position; leave condition_length out."
+                )
+            for name in ("text_encoder", "teacher", "sample_prompts"):
+                if getattr(self, name) is not None:
+                    raise FieldError(name, f"The condition is the embedding of clip; leave {name} out.")
         if self.teacher is not None and self.text_encoder is not None:
             raise ValueError("With a teacher its text encoder is used; leave text_encoder out.")

@@ -1,18 +1,16 @@
 """The models of a diffusion training: what it starts with, and what it learns from."""
 
-import random
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
+import torch
 from datasets import Dataset, IterableDataset
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...conditioning.cache import ImageFeatures
 from ...conditioning.text import load_text_encoder
-from ...data.captions import Captions
-from ...data.samples import BadRow
+from ...data.captions import caption_corpus
 from ...data.source import DataConfig
 from ...training.text_encoder import build_text_encoder, train_text_tokenizer
 from ..pipeline import PixelDiffusionPipeline
@@ -21,7 +19,6 @@ from ..unet import condition_dim, efficient_unet, learns_variance, patch_size, r
 from .diffusion_config import DiffusionTrainingConfig
 
 
-CORPUS_ROWS = 100_000  # enough to learn a small tokenizer's pairs from
 CONDITION_LENGTH = 77
 
 
@@ -37,6 +34,7 @@ class DiffusionModels:
         condition_length (`int`): Positions of a prompt.
         convention (`str`): How prompts and small images are read, see [`PixelDiffusionPipeline`].
         teacher ([`~diffusers.UNet2DConditionModel`], *optional*): The U-Net to learn from.
+        clip ([`~llamagen_hf.conditioning.cache.ImageFeatures`], *optional*): Embeds the images, in place of prompts.
     """
 
     unet: UNet2DConditionModel
@@ -47,10 +45,11 @@ class DiffusionModels:
     condition_length: int
     convention: str
     teacher: UNet2DConditionModel | None
+    clip: ImageFeatures | None
 
 
 def build_models(
-    config: DiffusionTrainingConfig, data: DataConfig, rows: Dataset | IterableDataset
+    config: DiffusionTrainingConfig, data: DataConfig, rows: Dataset | IterableDataset, device: torch.device
 ) -> DiffusionModels:
     """Build new models, or load those of `config.init_from` at the image size of the data.
 
@@ -58,6 +57,7 @@ def build_models(
         config ([`DiffusionTrainingConfig`]): What to build or to load.
         data ([`~llamagen_hf.data.source.DataConfig`]): Says how large the images are.
         rows (`datasets.Dataset` or `datasets.IterableDataset`): Training rows, for the words of their captions.
+        device (`torch.device`): Where a CLIP runs.
 
     Raises:
         ValueError: What is loaded does not fit the recipe.
@@ -74,28 +74,39 @@ def build_models(
     for pipe in before:
         check_scheduler(scheduler, learns_variance(pipe.unet), pipe.scheduler)
 
-    length = config.condition_length or next((pipe.config.condition_length for pipe in before), CONDITION_LENGTH)
+    clip = None if config.clip is None else ImageFeatures(config.clip, device)
+    length = (
+        1
+        if clip
+        else config.condition_length or next((pipe.config.condition_length for pipe in before), CONDITION_LENGTH)
+    )
     convention = next((pipe.config.convention for pipe in before), "own")
     text_encoder = tokenizer = None
-    is_new = config.conditioning == "text" and config.text_encoder is None and not before
+    is_new = config.conditioning == "text" and config.text_encoder is None and clip is None and not before
     if is_new:
-        tokenizer = train_text_tokenizer(_captions(config, rows), config.text_vocab_size, length)
+        captions = caption_corpus(rows, config.caption_templates, config.seed)
+        tokenizer = train_text_tokenizer(captions, config.text_vocab_size, length)
         text_encoder = build_text_encoder(tokenizer, config.text_width, config.text_layers, config.text_heads)
     elif config.text_encoder is not None:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder)
-    elif config.conditioning == "text":
+    elif config.conditioning == "text" and clip is None:
         text_encoder, tokenizer = before[0].text_encoder, before[0].tokenizer
         if text_encoder is None:
             raise ValueError(f"There is no text encoder at {config.teacher or config.init_from}; set text_encoder.")
-    width = None if text_encoder is None else text_encoder.config.hidden_size
+    width = clip.dim if clip else text_encoder.config.hidden_size if text_encoder else None
     unet = _new_unet(config, data, width) if start is None else _at_size(start.unet, data.image_size)
     for source, loaded in (("init_from", unet), ("teacher", teacher and teacher.unet)):
         if loaded is not None and condition_dim(loaded) != width:
             raise ValueError(
-                f"The text encoder's states are {width} wide, but the U-Net of {source} takes {condition_dim(loaded)}."
+                f"The {'embeddings of clip' if clip else 'text encoder states'} are {width} wide, but the U-Net of "
+                f"{source} takes {condition_dim(loaded)}."
             )
+    if clip and start is not None and start.config.condition_length != 1:
+        raise ValueError(
+            f"The pipeline of init_from reads {start.config.condition_length} positions, not an embedding."
+        )
     return DiffusionModels(
-        unet, scheduler, text_encoder, tokenizer, is_new, length, convention, teacher and teacher.unet
+        unet, scheduler, text_encoder, tokenizer, is_new, length, convention, teacher and teacher.unet, clip
     )
 
 
@@ -147,13 +158,3 @@ def _at_size(unet: UNet2DConditionModel, image_size: int) -> UNet2DConditionMode
 def size_factor(unet: UNet2DConditionModel) -> int:
     """What the sides of its images are multiples of."""
     return patch_size(unet) * 2 ** (len(unet.config.block_out_channels) - 1)
-
-
-def _captions(config: DiffusionTrainingConfig, rows: Dataset | IterableDataset) -> Iterator[str]:
-    captions, rng = Captions(rows, config.caption_templates), random.Random(config.seed)
-    for row in islice(rows.select_columns(captions.columns), CORPUS_ROWS):
-        for _ in range(3):
-            try:
-                yield captions(row, rng)
-            except BadRow:  # counted when the training reads it
-                break

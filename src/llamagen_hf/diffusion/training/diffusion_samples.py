@@ -24,7 +24,7 @@ class DiffusionSamples:
         config ([`DiffusionTrainingConfig`]): Says what to draw.
         grid (`int`, *optional*, defaults to 1): Windows of `crop_size` begin at multiples of it, in pixels.
         training (`bool`, *optional*, defaults to `True`): Else there are no windows and no dropped captions.
-        without_prompt (`bool`, *optional*, defaults to `False`): All captions are empty.
+        without_prompt (`bool`, *optional*, defaults to `False`): All captions are empty, all embeddings zero.
     """
 
     def __init__(
@@ -45,8 +45,9 @@ class DiffusionSamples:
         """The sample; raises [`~llamagen_hf.data.samples.BadRow`] if there is no usable image or no caption.
 
         It has `images` `(3, size, size)` in [-1, 1], the `seeds` of their noise, and `timesteps`; with captions
-        `caption`; for an upsampler `aug_levels` in [0, 1], `redrawn`, whether small images are as a base draws them,
-        and with `crop_size` and in training `crops`, the top left corners of windows.
+        `caption`; with a CLIP `dropped`, whether zeros replace its embedding; for an upsampler `aug_levels` in [0, 1],
+        `redrawn`, whether small images are as a base draws them, and with `crop_size` and in training `crops`, the top
+        left corners of windows.
         """
         config = self.config
         sample = self.images(row, rng)
@@ -57,6 +58,8 @@ class DiffusionSamples:
         sample |= {"seeds": rng.getrandbits(63), "timesteps": rng.randrange(NUM_TIMESTEPS)}
         if self.captions is not None and rng.random() < self.dropout:
             sample["caption"] = ""
+        if config.clip is not None:
+            sample["dropped"] = rng.random() < self.dropout
         if config.low_image_size is not None:
             sample["aug_levels"] = rng.random() * config.max_aug_level
             sample["redrawn"] = config.low_vq_model is not None and rng.random() < config.low_vq_share

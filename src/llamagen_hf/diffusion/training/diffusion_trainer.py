@@ -84,7 +84,7 @@ class DiffusionTask(SingleModelTask):
         if config.low_image_size is not None:
             self.small_images = SmallImages(config.low_image_size, data.image_size, config.low_vq_model, device)
             self.perceptual_loss = None if self.test is None else load_perceptual_loss(device)
-        self.models = models = build_models(config, data, self.train)
+        self.models = models = build_models(config, data, self.train, device)
         factor = size_factor(models.unet)
         if config.crop_size is not None and (config.crop_size % factor or config.crop_size > data.image_size):
             raise ValueError(
@@ -92,8 +92,10 @@ class DiffusionTask(SingleModelTask):
                 f"({data.image_size})."
             )
         self.convention = CONVENTIONS[models.convention]
-        self.encoder_learns = not (config.lora_rank or config.teacher) and (
-            models.text_encoder_is_new or config.train_text_encoder
+        self.encoder_learns = (
+            models.text_encoder is not None
+            and not (config.lora_rank or config.teacher)
+            and (models.text_encoder_is_new or config.train_text_encoder)
         )
         self.run_text_encoder = partial(self.convention.encode, length=models.condition_length)
         if models.text_encoder is not None:
@@ -118,6 +120,8 @@ class DiffusionTask(SingleModelTask):
             components["teacher"] = models.teacher
         if models.text_encoder is not None and not models.text_encoder_is_new:
             components |= {"text_encoder": models.text_encoder, "tokenizer": models.tokenizer}
+        if models.clip is not None:
+            components["clip"] = models.clip.clip
         if self.small_images is not None and self.small_images.vq_model is not None:
             components["low_vq_model"] = self.small_images.vq_model
         rows = fingerprint_rows(self.data, self.trainer.output_dir, [self.train, self.test])
@@ -134,7 +138,7 @@ class DiffusionTask(SingleModelTask):
         config = self.config
         images = ImageSamples(self.data, config.crop, config.random_flip) if training else ImageSamples(self.data)
         captions = None
-        if config.conditioning == "text":
+        if config.conditioning == "text" and config.clip is None:
             captions = Captions(rows, config.caption_templates, self.convention.prompt_cleaning, training)
         grid = 1 if self.small_images is None else self.small_images.factor * patch_size(self.models.unet)
         return DiffusionSamples(images, captions, config, grid, training, without_prompt)
@@ -168,8 +172,8 @@ class DiffusionTask(SingleModelTask):
         """
         scheduler, images, timesteps = self.models.scheduler, batch["images"], batch["timesteps"]
         condition = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
-        if condition and not self.encoder_learns:
-            condition = self.encode_tokens(**condition)
+        if not self.encoder_learns:
+            condition = self.encode_condition(batch)
         if self.small_images is not None:
             with self.trainer.accelerator.autocast():
                 small = self.small_images(images, batch["redrawn"])
@@ -192,6 +196,17 @@ class DiffusionTask(SingleModelTask):
         if self.models.teacher is not None:
             target = self.teach(noisy, timesteps, **condition)
         return {"noisy": noisy, "timesteps": timesteps, "target": target, "weights": weights} | condition
+
+    def encode_condition(self, batch: dict) -> dict:
+        """The states of a batch and their mask, of its captions or of its images; empty if nothing is read."""
+        if self.models.clip is not None:
+            with torch.no_grad(), self.trainer.accelerator.autocast():
+                states = self.models.clip.embed_tensor(batch["images"])
+            is_kept = ~batch["dropped"][:, None]
+            return {"states": states * is_kept[..., None], "mask": is_kept.long()}
+        if "input_ids" not in batch:
+            return {}
+        return self.encode_tokens(batch["input_ids"], batch["attention_mask"])
 
     def encode_tokens(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor) -> dict:
         """Text states and their mask, from the text encoder as it is."""
@@ -257,8 +272,7 @@ class DiffusionTask(SingleModelTask):
         images = batch["images"]
         small = self.small_images(images, torch.full((len(images),), is_redrawn, device=images.device))
         condition = {}
-        if self.config.conditioning == "text":
-            states = self.encode_tokens(batch["input_ids"], batch["attention_mask"])
+        if states := self.encode_condition(batch):
             condition = {"prompt_embeds": states["states"], "prompt_attention_mask": states["mask"]}
         sample = self.pipeline().draw_pixels(
             image=(small + 1) / 2,
@@ -291,21 +305,39 @@ class DiffusionTask(SingleModelTask):
 
     def sample_prompts(self) -> list[str] | None:
         """The prompts of a base's images in samples/; `None` without text."""
-        if self.config.conditioning == "none" or self.config.sample_prompts is not None:
+        if (
+            self.config.conditioning == "none"
+            or self.config.clip is not None
+            or self.config.sample_prompts is not None
+        ):
             return self.config.sample_prompts
         rows = self.train if self.test is None else self.test
         return [sample["caption"] for sample in next(batches_once(rows, self.samples(rows, False), list, SAMPLES))]
 
+    def first_rows(self) -> dict:
+        """A batch of the first test rows."""
+        rows = self.train if self.test is None else self.test
+        batch = next(batches_once(rows, self.samples(rows, training=False), self.collate, SAMPLES))
+        return send_to_device(batch, self.trainer.device)
+
     def draw_samples(self) -> Image.Image:
-        """A base's images, with the seeds 0, 1, 2, ...; or test images: small, enlarged, as they are."""
+        """A base's images, with the seeds 0, 1, 2, ...; or test images: small, enlarged, as they are.
+
+        With a CLIP, test images and what is drawn from their embeddings.
+        """
         if self.small_images is not None:
-            rows = self.train if self.test is None else self.test
-            batch = next(batches_once(rows, self.samples(rows, training=False), self.collate, SAMPLES))
-            batch = send_to_device(batch, self.trainer.device)
+            batch = self.first_rows()
             small, sample, images = self.enlarge(batch, self.small_images.vq_model is not None)
             small = F.interpolate(small, images.shape[-2:])
             grid = VaeImageProcessor().postprocess(torch.cat([small, sample, images]), output_type="pil")
             return make_image_grid(grid, 3, len(images))
+        if self.models.clip is not None:
+            batch = self.first_rows()
+            pipe, states = self.pipeline(), self.encode_condition(batch)["states"]
+            seeds = [torch.Generator().manual_seed(seed) for seed in range(len(states))]
+            drawn = pipe(prompt_embeds=states, generator=seeds).images
+            images = VaeImageProcessor().postprocess(batch["images"], output_type="pil")
+            return make_image_grid([*images, *drawn], 2, len(images))
         prompts = self.sample_prompts()
         count = SAMPLES if prompts is None else len(prompts)
         seeds = [torch.Generator().manual_seed(seed) for seed in range(count)]

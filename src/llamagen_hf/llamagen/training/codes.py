@@ -42,6 +42,32 @@ def read_codes_info(folder: str | Path) -> dict:
     return {RENAMED.get(name, name): value for name, value in info.items()}
 
 
+def stored_dim(info: dict, templates: dict[str, float]) -> int:
+    """Width of the stored states that caption templates name: text states, or with `{image}` embeddings of images.
+
+    Args:
+        info (`dict`): The content of codes.json.
+        templates (`dict[str, float]`): Names of columns in braces.
+
+    Raises:
+        ValueError: The codes have no such states, or the templates name states of both kinds.
+    """
+    of_images = reads_images(templates)
+    if of_images and len(templates) > 1:
+        raise ValueError(
+            "Embeddings of images and text states can't be mixed: '{image}' is the only caption template."
+        )
+    kind, setting = ("image", "clip") if of_images else ("text", "text_encoder")
+    if f"{kind}_dim" not in info:
+        raise ValueError(f"The codes have no {kind} states; run extract_codes with {setting}.")
+    return info[f"{kind}_dim"]
+
+
+def reads_images(templates: dict[str, float]) -> bool:
+    """Whether caption templates name the stored embeddings of images."""
+    return "{image}" in templates
+
+
 def load_codes(folder: str | Path, split: str, fingerprint: str) -> Dataset | None:
     """One split of extracted codes, `None` if it has no shards.
 

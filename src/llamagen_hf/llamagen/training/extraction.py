@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ...arguments import FieldError, check_choices
 from ...autoencoders import load_vq_model
-from ...conditioning.cache import TextFeatures
+from ...conditioning.cache import ImageFeatures, TextFeatures
 from ...conditioning.text import PromptCleaning, clean_prompt
 from ...data.fingerprint import fingerprint_checkpoint, fingerprint_dataset, vq_model_fingerprint
 from ...data.samples import BadRow, BadRows, decode_image
@@ -82,6 +82,12 @@ class CodeExtractionConfig:
     text_dtype: Literal["float32", "bfloat16"] = field(
         default="float32", metadata={"help": "Precision of the text encoder."}
     )
+    clip: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a CLIP whose embeddings of the images are stored too, as image_states."
+        },
+    )
     condition_length: int = field(default=120, metadata={"help": "Positions of a prompt; longer ones are cut."})
     prompt_cleaning: PromptCleaning = field(
         default="unicode", metadata={"help": "How prompts are cleaned; released is for converted checkpoints."}
@@ -123,7 +129,9 @@ def extract_codes(data: DataConfig, config: CodeExtractionConfig) -> dict[str, d
       test split;
     - `index`: the row's number in the split;
     - `COLUMN_states` for each of `text_columns`: see [`~llamagen_hf.conditioning.cache.decode_states`]; null where the
-      text is null or cleaning leaves nothing of it.
+      text is null or cleaning leaves nothing of it;
+    - `image_states` with `clip`: the same of one position, the embedding of the image, of length 1, see
+      [`~llamagen_hf.conditioning.cache.ImageFeatures`].
 
     Columns of the input with these names are replaced. Rows with a broken or too small image, or without a valid
     class id in `label_column`, are left out; more than `max_bad_rows` of them stop the run.
@@ -161,8 +169,10 @@ class CodeExtraction:
             run_in = self.state.device, getattr(torch, config.text_dtype)
             length, cleaning = config.condition_length, config.prompt_cleaning
             self.text_features = TextFeatures(config.text_encoder, length, cleaning, *run_in)
+        self.image_features = None if config.clip is None else ImageFeatures(config.clip, self.state.device)
         # Where the input is. It is recorded, but may change between two runs.
         self.places = {"vq_model": config.vq_model, "dataset": data.dataset, "text_encoder": config.text_encoder}
+        self.places["clip"] = config.clip
         self.settings = self._settings()  # before the weights are rounded
         self.model.to(self.state.device, getattr(torch, config.dtype))
 
@@ -182,6 +192,8 @@ class CodeExtraction:
         settings |= {name: getattr(self.config, name) for name in of_config}
         if self.text_features is not None:
             settings |= {name: getattr(self.config, name) for name in of_text} | {"text_dim": self.text_features.dim}
+        if self.image_features is not None:
+            settings["image_dim"] = self.image_features.dim
         return settings
 
     def run(self) -> dict[str, dict[str, int]]:
@@ -202,6 +214,8 @@ class CodeExtraction:
         inputs = fingerprint_dataset(self.data.dataset, self.output_dir, splits.values(), self.data.image_column)
         if self.text_features is not None:
             inputs["the text encoder"] = fingerprint_checkpoint(self.config.text_encoder)
+        if self.image_features is not None:
+            inputs["the CLIP"] = fingerprint_checkpoint(self.config.clip)
         path, before = self.output_dir / INFO, None
         if path.is_file():
             before = read_codes_info(self.output_dir)
@@ -235,6 +249,8 @@ class CodeExtraction:
             if rows.features.get(column) not in (Value("string"), Value("large_string")):
                 raise ValueError(f"text_columns has {column!r}, not a text column; there are {list(rows.features)}.")
             added[f"{column}_states"] = Value("binary")
+        if self.image_features is not None:
+            added["image_states"] = Value("binary")
         # `__url__` is the path of WebDataset's tar file on this machine.
         left_out = (self.data.image_column, "__url__")
         kept = Features({name: feature for name, feature in rows.features.items() if name not in left_out})
@@ -246,7 +262,8 @@ class CodeExtraction:
                 self.count_bad_rows(split, path)
             elif number % self.state.num_processes == self.state.process_index:
                 first = number * self.config.rows_per_shard
-                part = ImageCrops(images, columns, split, first, num_classes, self.data, self.config)
+                read = None if self.image_features is None else self.image_features.read
+                part = ImageCrops(images, columns, split, first, num_classes, self.data, self.config, read)
                 self.write_part(path, part, Features(kept | added).arrow_schema)
 
     def parts(self, rows: Dataset | IterableDataset, kept: Features) -> Iterator[tuple[Sequence, pa.Table]]:
@@ -274,12 +291,12 @@ class CodeExtraction:
         )
         bad, waiting = [], []
         with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
-            for positions, crops, faults in loader:
+            for positions, crops, pixels, faults in loader:
                 for position, reason in faults:
                     bad.append((part.first + position, reason))
                     self.bad_rows.add(*bad[-1], part.split)
                 if positions:
-                    waiting.append(self.encode(part, positions, crops, schema))
+                    waiting.append(self.encode(part, positions, crops, pixels, schema))
                 if sum(len(table) for table in waiting) >= ROWS_A_WRITE:
                     writer.write_table(pa.concat_tables(waiting))
                     waiting = []
@@ -289,8 +306,15 @@ class CodeExtraction:
         logger.info(f"{path}: {len(part) - len(bad)} rows", main_process_only=False)
 
     @torch.no_grad()
-    def encode(self, part: "ImageCrops", positions: list[int], crops: torch.Tensor, schema: pa.Schema) -> pa.Table:
-        """Rows as they are stored: those at `positions` of `part`, with their `crops` as codes."""
+    def encode(
+        self,
+        part: "ImageCrops",
+        positions: list[int],
+        crops: torch.Tensor,
+        pixels: torch.Tensor | None,
+        schema: pa.Schema,
+    ) -> pa.Table:
+        """Rows as they are stored: those at `positions` of `part`, their `crops` as codes, `pixels` as embeddings."""
         codes = self.model.encode(crops.to(self.model.device, self.model.dtype)).codes
         codes = codes.view(len(positions), -1, codes.shape[1] * codes.shape[2]).int().cpu().numpy()
         columns = {name: part.columns[name].take(positions) for name in part.columns.column_names}
@@ -301,6 +325,8 @@ class CodeExtraction:
             present = [text for text in texts if text is not None]
             states = iter(self.text_features.encode(present) if present else [])
             columns[f"{name}_states"] = [None if text is None else next(states) for text in texts]
+        if pixels is not None:
+            columns["image_states"] = self.image_features.encode(pixels)
         return pa.Table.from_pydict(columns, schema=schema)
 
     def readable(self, texts: list[str | None]) -> list[str | None]:
@@ -314,7 +340,7 @@ class CodeExtraction:
 
 @dataclass(eq=False)
 class ImageCrops(TorchDataset):
-    """Consecutive rows of a split, from number `first` on: their images as crops, decoded on access.
+    """Consecutive rows of a split, from number `first` on: their images as crops, and as `read` does, on access.
 
     The random crops of a row depend on seed, split and number only, not on the process or on where a run went on.
     """
@@ -326,12 +352,13 @@ class ImageCrops(TorchDataset):
     num_classes: float
     data: DataConfig
     config: CodeExtractionConfig
+    read: Callable[[Image.Image], torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: int) -> tuple[int, torch.Tensor | str]:
-        """The position, and `(crops, 3, size, size)` in [-1, 1] or the reason why the row can't be used."""
+    def __getitem__(self, position: int) -> tuple[int, torch.Tensor | str, torch.Tensor | None]:
+        """The position, `(crops, 3, size, size)` in [-1, 1] or why the row can't be used, and what a CLIP reads."""
         rng = random.Random(f"{self.config.seed}-{self.split}-{self.first + position}")
         try:
             if self.data.label_column is not None:
@@ -340,15 +367,20 @@ class ImageCrops(TorchDataset):
                     raise BadRow(f"no valid class id: {self.data.label_column} is {label}")
             image = decode_image(self.images[position], self.data.min_image_size)
         except BadRow as error:
-            return position, str(error)
+            return position, str(error), None
         size = self.data.image_size
         crops = self.config.crop(image, size, rng) if self.split == "train" else [center_crop(image, size)]
-        return position, torch.stack([to_tensor(crop) for crop in crops])
+        crops = torch.stack([to_tensor(crop) for crop in crops])
+        return position, crops, None if self.read is None else self.read(image)
 
 
-def stack_crops(items: list[tuple]) -> tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]:
-    """Positions of the usable rows, all their crops in one tensor, and the faults of the other rows."""
-    faults = [(position, crops) for position, crops in items if isinstance(crops, str)]
-    usable = [(position, crops) for position, crops in items if not isinstance(crops, str)]
-    positions = [position for position, _ in usable]
-    return positions, torch.cat([crops for _, crops in usable]) if usable else None, faults
+def stack_crops(
+    items: list[tuple],
+) -> tuple[list[int], torch.Tensor | None, torch.Tensor | None, list[tuple[int, str]]]:
+    """Positions of the usable rows, all their crops in one tensor, what a CLIP reads, and the other rows' faults."""
+    faults = [(position, crops) for position, crops, _ in items if isinstance(crops, str)]
+    usable = [item for item in items if not isinstance(item[1], str)]
+    if not usable:
+        return [], None, None, faults
+    positions, crops, pixels = zip(*usable, strict=True)
+    return list(positions), torch.cat(crops), None if pixels[0] is None else torch.stack(pixels), faults

@@ -65,7 +65,10 @@ class GeneratorTrainingConfig(ConditionalTrainingConfig):
 
     # Prompts
     stored_states: bool = field(
-        default=False, metadata={"help": "Take the text states that extract_codes stored; templates are '{column}'."}
+        default=False,
+        metadata={
+            "help": "Take the states that extract_codes stored: templates are '{column}', or '{image}' for embeddings."
+        },
     )
     prompt_cleaning: Literal["unicode", "released"] | None = field(
         default=None,
@@ -87,4 +90,4 @@ class GeneratorTrainingConfig(ConditionalTrainingConfig):
         if not 0 <= self.code_noise < 1:
             raise FieldError("code_noise", f"code_noise is {self.code_noise}; expected at least 0 and less than 1.")
         if self.stored_states and self.conditioning != "text":
-            raise ValueError("stored_states are text states; set conditioning to 'text'.")
+            raise ValueError("stored_states stand in place of text; set conditioning to 'text'.")

@@ -16,7 +16,7 @@ from ..configuration import LlamaGenConfig
 from ..conversion import VARIANTS
 from ..modeling import LlamaGenForConditionalGeneration
 from ..pipeline import AutoregressiveImagePipeline
-from .codes import CodeSamples
+from .codes import CodeSamples, reads_images, stored_dim
 from .generator_config import GeneratorTrainingConfig
 
 
@@ -42,6 +42,7 @@ def build_models(
         ValueError: What is loaded does not fit the recipe or the codes.
     """
     grid_size, cleaning = codes_info["grid"][0], config.prompt_cleaning
+    of_images = config.stored_states and reads_images(config.caption_templates)
     text_encoder = tokenizer = None
     if config.text_encoder is not None:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder)
@@ -70,8 +71,8 @@ def build_models(
                 f"leave prompt_cleaning ({cleaning!r}) out."
             )
         transformer.config.prompt_cleaning = cleaning or transformer.config.prompt_cleaning
-        _check_stored_states(config, codes_info, transformer.config.prompt_cleaning)
-        if text_encoder is None and (folder / "text_encoder").is_dir():
+        _check_stored_states(config, codes_info, transformer.config)
+        if text_encoder is None and not of_images and (folder / "text_encoder").is_dir():
             text_encoder = load_text_encoder(folder / "text_encoder")[0].float()
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         return transformer, text_encoder, tokenizer, False
@@ -86,25 +87,44 @@ def build_models(
             "conditioning": "text",
             "condition_length": config.condition_length,
             "prompt_cleaning": cleaning or _stored_cleaning(config, codes_info) or "unicode",
-            "condition_dim": codes_info["text_dim"] if text_encoder is None else text_encoder.config.hidden_size,
+            "condition_dim": _stored_dim(config, codes_info) or text_encoder.config.hidden_size,
         }
     else:
         condition = _classes(config, rows)
-    _check_stored_states(config, codes_info, condition.get("prompt_cleaning"))
-    return _new_transformer(config, codes_info, condition), text_encoder, tokenizer, is_new
+    transformer = _new_transformer(config, codes_info, condition)
+    _check_stored_states(config, codes_info, transformer.config)
+    return transformer, text_encoder, tokenizer, is_new
+
+
+def _stored_dim(config: GeneratorTrainingConfig, codes_info: dict) -> int | None:
+    """Width of the stored states; `None` where captions are encoded during the training."""
+    if not config.stored_states or config.text_encoder is not None:
+        return None
+    return stored_dim(codes_info, config.caption_templates)
 
 
 def _stored_cleaning(config: GeneratorTrainingConfig, codes_info: dict) -> str | None:
     """The cleaning of the prompts of stored states; codes that do not state it are older than the choice."""
-    return codes_info.get("prompt_cleaning", "released") if config.stored_states else None
+    of_text = config.stored_states and not reads_images(config.caption_templates)
+    return codes_info.get("prompt_cleaning", "released") if of_text else None
 
 
-def _check_stored_states(config: GeneratorTrainingConfig, codes_info: dict, cleaning: str | None) -> None:
-    stored = _stored_cleaning(config, codes_info)
+def _check_stored_states(config: GeneratorTrainingConfig, codes_info: dict, model: LlamaGenConfig) -> None:
+    """Raise a `ValueError` if the generator can't read the stored states."""
+    if not config.stored_states:
+        return
+    stored, cleaning = _stored_cleaning(config, codes_info), model.prompt_cleaning
     if stored is not None and stored != cleaning:
         raise ValueError(
             f"The stored text states are of prompts cleaned by {stored!r} rules, but this model cleans by "
             f"{cleaning!r} rules; run extract_codes with prompt_cleaning: {cleaning}."
+        )
+    width = stored_dim(codes_info, config.caption_templates)
+    if width != model.condition_dim:
+        raise ValueError(f"The stored states are {width} wide, but the generator reads {model.condition_dim}.")
+    if reads_images(config.caption_templates) and model.condition_length != 1:
+        raise ValueError(
+            f"condition_length is {model.condition_length}; the embedding of an image is one position, so set it to 1."
         )
 
 

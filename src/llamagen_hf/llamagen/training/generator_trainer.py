@@ -25,7 +25,7 @@ from ...training.text_encoder import pretrain_text_encoder
 from ...training.trainer import Trainer
 from ..pipeline import AutoregressiveImagePipeline
 from ..vq_model import LlamaGenVQModel
-from .codes import CodeCollator, CodeSamples, find_codes, load_codes, read_codes_info
+from .codes import CodeCollator, CodeSamples, find_codes, load_codes, read_codes_info, stored_dim
 from .generator_config import GeneratorTrainingConfig
 from .generator_models import ConditionToCodes, build_models, flops_per_image, mean_loss
 
@@ -73,7 +73,8 @@ class GeneratorTask(SingleModelTask):
             tokenize = partial(
                 tokenize_prompts, self.tokenizer, length=text.condition_length, cleaning=text.prompt_cleaning
             )
-        self.collate = CodeCollator(tokenize, text.condition_length, self.codes_info.get("text_dim"))
+        dim = stored_dim(self.codes_info, config.caption_templates) if config.stored_states else None
+        self.collate = CodeCollator(tokenize, text.condition_length, dim)
 
     def inputs(self) -> Inputs:
         """The codes, and the weights that are not new."""
