@@ -1,0 +1,58 @@
+"""Pack the trained upsampler of the emoji checkpoint as the one that ships with the package.
+
+python pipelines/ship_upsampler.py [--run runs/emoji/upsampler] [--output FOLDER]
+
+The weights are saved in half precision. The card's numbers are those of the run's record; the sheet is drawn with the
+packed weights and shows the base's images beside the enlarged ones.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from llamagen_hf import AutoregressiveImagePipeline, CascadePipeline, PixelDiffusionPipeline
+from llamagen_hf.images.grid import image_grid
+from llamagen_hf.loading.checkpoint import SHIPPED
+from llamagen_hf.publishing.publications import SHEET
+
+
+PROMPTS = [
+    "a red apple", "a red heart", "sun with face", "grinning face", "a cat", "a dog", "flag: france", "full moon",
+    "a blue heart", "a house", "a tree", "person, noto style",
+]  # fmt: skip
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--run", type=Path, default=Path("runs/emoji/upsampler"), help="What train-diffusion saved.")
+    arguments.add_argument("--output", type=Path, default=SHIPPED / "emoji_upsampler", help="Replaced, if it exists.")
+    own = arguments.parse_args()
+
+    partial_output = own.output.with_name(f".{own.output.name}-new")
+    shutil.rmtree(partial_output, ignore_errors=True)
+    PixelDiffusionPipeline.from_pretrained(own.run).to(torch.float16).save_pretrained(partial_output)
+    upsampler = PixelDiffusionPipeline.from_pretrained(partial_output)
+
+    cascade, pairs = CascadePipeline(AutoregressiveImagePipeline.from_pretrained(), upsampler), []
+    for seed, prompt in enumerate(PROMPTS):
+        output = cascade(prompt, generator=torch.Generator().manual_seed(seed))
+        side = upsampler.image_size
+        pairs += [output.base.images[0].resize((side, side), Image.Resampling.BICUBIC), output.images[0]]
+    captions = [text for prompt in PROMPTS for text in (f"{prompt}, 64 px", "upsampled")]
+    image_grid(pairs, 6, captions=captions).quantize(256).save(partial_output / SHEET, optimize=True)
+
+    training = json.loads((own.run / "training.json").read_text(encoding="utf-8"))["diffusion"]
+    card = (Path(__file__).parent / "emoji_upsampler_card.md").read_text(encoding="utf-8")
+    facts = training["settings"] | training["metrics"]
+    facts["parameters"] = sum(p.numel() for p in upsampler.unet.parameters()) / 1e6
+    (partial_output / "README.md").write_text(card.format(**facts), encoding="utf-8")
+    shutil.rmtree(own.output, ignore_errors=True)
+    partial_output.rename(own.output)
+
+
+if __name__ == "__main__":
+    main()
