@@ -284,10 +284,11 @@ class DiffusionTask(SingleModelTask):
 
     def pipeline(self) -> PixelDiffusionPipeline:
         """The pipeline with the present weights."""
-        models = self.models
+        models, prediction_type = self.models, self.models.scheduler.config.prediction_type
         pipe = PixelDiffusionPipeline(
             models.unet,
-            sampling_scheduler(models.scheduler.config.prediction_type),
+            # Dynamic thresholding is for guidance. Without it, the noise of first steps would turn white into grey.
+            sampling_scheduler(prediction_type, "dynamic" if self.config.conditioning == "text" else "static"),
             models.text_encoder,
             models.tokenizer,
             models.condition_length,
