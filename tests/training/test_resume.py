@@ -14,6 +14,7 @@ import torch
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from accelerate import Accelerator  # noqa: E402
+from launching import CONTEXT  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from tiny_diffusion_training import diffusion_config  # noqa: E402
 from tiny_training import generator_config, tokenizer_config, write_codes  # noqa: E402
@@ -22,18 +23,6 @@ from llamagen_hf.diffusion.training.diffusion_trainer import train_diffusion  # 
 from llamagen_hf.llamagen.training.generator_trainer import train_generator  # noqa: E402
 from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E402
 from llamagen_hf.training.checkpoints import latest_checkpoint, resume, save_checkpoint  # noqa: E402
-
-
-# One process imports everything once; each run is forked from it.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "conftest",
-        "llamagen_hf.diffusion.training.diffusion_trainer",
-        "llamagen_hf.llamagen.training.generator_trainer",
-        "llamagen_hf.llamagen.training.vq_trainer",
-    ]
-)
 
 
 @pytest.fixture(scope="module")
