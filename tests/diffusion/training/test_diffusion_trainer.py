@@ -198,7 +198,8 @@ def test_an_adapter_trains_alone_loads_and_unloads(stages, tmp_path):
 def test_a_student_learns_the_guided_predictions_of_its_teacher(stages, tmp_path):
     """The teacher has learnt what prompts say: in a new U-Net they shift noise at random, which is hard to learn."""
     _, data, _ = stages
-    teacher, rarely = str(tmp_path / "teacher"), dict.fromkeys(("checkpointing_steps", "eval_steps", "sample_steps"), 100)
+    teacher = str(tmp_path / "teacher")
+    rarely = dict.fromkeys(("checkpointing_steps", "eval_steps", "sample_steps"), 100)
     settings = {"text_pretrain_steps": 2, "max_train_steps": 60, "learning_rate": 3e-3}
     train_diffusion(data, diffusion_config(tmp_path / "teacher", **settings, **rarely))
     settings = {"teacher": teacher, "init_from": teacher, "teacher_guidance_scale": 3.0, "max_train_steps": 50}
