@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from launching import torchrun
+from launching import launch
 from safetensors.torch import load_file, save_file
 
 
@@ -135,7 +135,7 @@ def test_wrong_columns_of_images_are_one_sentence(images, models_folder, tmp_pat
 def test_processes_share_out_the_shards(images, models_folder, tmp_path, stage, make_config):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({stage: vars(make_config(images, models_folder, tmp_path / "two"))}))
-    result = torchrun(PREPARE, stage, "--config", recipe)
+    result = launch(PREPARE, stage, "--config", recipe)
     run = {"recaption": recaption, "score": score}[stage]
     assert json.loads(result.stdout) == run(make_config(images, models_folder, tmp_path / "one"))
     assert shards(tmp_path / "two") == shards(tmp_path / "one")
