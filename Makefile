@@ -20,9 +20,10 @@ demo: .venv/installed  ## generate PROMPT with the checkpoint that ships with th
 test: .venv/installed  ## run all tests but the slow ones
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# Tests in a browser have deadlines in seconds, so they run alone.
+# A process that has no slow tests left takes some of another's, so that none waits for the last long file. Tests in a
+# browser have deadlines in seconds, so they run alone.
 test-slow: .venv/installed  ## run the slow tests
-	$(BIN)/python -m pytest -m slow $(PARALLEL) --ignore tests/demo/test_browser.py
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist worksteal --ignore tests/demo/test_browser.py
 	$(BIN)/python -m pytest -m slow tests/demo/test_browser.py
 
 # vLLM pins its own versions. The torchvision that it installs is for another torch and breaks transformers.

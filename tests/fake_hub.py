@@ -31,6 +31,9 @@ class FakeHub(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), FakeHubHandler)
+        self.clear()
+
+    def clear(self) -> None:
         self.repos: dict[str, list[dict[str, bytes]]] = {}
         self.private: set[str] = set()
         self.variables: dict[str, dict[str, str]] = {}

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from launching import launch
+from launching import torchrun
 from PIL import Image
 from tiny import build_class_pipeline, build_clip, build_text_pipeline
 from tiny_evaluation import Thumbnails, build_dit_pipeline
@@ -161,7 +161,7 @@ def test_two_processes_generate_and_one_measures(tmp_path, reference, monkeypatc
     (tmp_path / "worker.py").write_text(WORKER)
     for count in (1, 2):
         folder = tmp_path / str(count)
-        launch(tmp_path / "worker.py", tmp_path / "own", reference, folder, f"{folder}.json", processes=count)
+        torchrun(tmp_path / "worker.py", tmp_path / "own", reference, folder, f"{folder}.json", processes=count)
     ((one,), (two,)) = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
     assert one["sweep"] == two["sweep"] and one["metrics"] == two["metrics"]
 

@@ -57,8 +57,13 @@ def test_greedy_codes_equal_the_released_ones(name, scale, interval, key):
 
 
 @pytest.fixture(scope="module")
-def vq16():
-    return vq_model_from_released(released_state_dict("vq16_64"))
+def released_vq16():
+    return released_state_dict("vq16_64")
+
+
+@pytest.fixture(scope="module")
+def vq16(released_vq16):
+    return vq_model_from_released(released_vq16)
 
 
 def test_vq_codes_and_pixels_equal_the_released_ones(vq16):
@@ -75,10 +80,10 @@ def test_vq_codes_and_pixels_equal_the_released_ones(vq16):
     torch.testing.assert_close(output.commit_loss, golden["commit_loss"], atol=1e-4, rtol=0)
 
 
-def test_vq8_sizes_are_read_off_the_shapes(vq16):
+def test_vq8_sizes_are_read_off_the_shapes(released_vq16):
     # VQ-8 is VQ-16 without the encoder's second level and the decoder's last.
     released = {}
-    for key, value in released_state_dict("vq16_64").items():
+    for key, value in released_vq16.items():
         parts = key.split(".")
         if key.startswith(("encoder.conv_blocks.1.", "decoder.conv_blocks.4.", "decoder.conv_blocks.3.upsample.")):
             continue
@@ -106,8 +111,8 @@ def test_weights_that_do_not_fit_are_listed_by_name(change, message):
         convert_transformer_state_dict(released, LlamaGenConfig(**SIZES, num_classes=10))
 
 
-def test_vq_weights_that_do_not_fit_are_listed_by_released_name():
-    released = released_state_dict("vq16_64")
+def test_vq_weights_that_do_not_fit_are_listed_by_released_name(released_vq16):
+    released = dict(released_vq16)
     del released["decoder.conv_blocks.0.attn.1.q.weight"]
     with pytest.raises(ValueError, match="missing decoder.conv_blocks.0.attn.1.q.weight"):
         vq_model_from_released(released)
@@ -180,10 +185,10 @@ def test_a_converted_text_checkpoint_cleans_by_the_released_rules():
 
 
 @pytest.fixture(scope="module")
-def released_folder(tmp_path_factory):
+def released_folder(tmp_path_factory, released_vq16):
     """A released tokenizer and a tiny generator that fits it, as files: 290 MB, so they are written once."""
     folder = tmp_path_factory.mktemp("released")
-    torch.save({"model": released_state_dict("vq16_64")}, folder / "vq.pt")
+    torch.save({"model": released_vq16}, folder / "vq.pt")
     shapes = {key: tuple(value.shape) for key, value in released_state_dict("c2i_tiny").items()}
     shapes |= {"tok_embeddings.weight": (256, 64), "output.weight": (256, 64)}
     shapes |= {f"layers.{i}.feed_forward.{w}.weight": (256, 64) for i in (0, 1) for w in ("w1", "w3")}
@@ -294,9 +299,9 @@ def test_a_bare_pickle_with_code_is_refused_unrun(tmp_path, capsys):
     assert "ran" not in capsys.readouterr().out
 
 
-def test_weights_of_a_wrong_rank_are_named():
+def test_weights_of_a_wrong_rank_are_named(released_vq16):
     with pytest.raises(ValueError, match=r"quantize.embedding.weight is \(3,\), expected 2 dimensions"):
-        vq_model_from_released(released_state_dict("vq16_64") | {"quantize.embedding.weight": torch.zeros(3)})
+        vq_model_from_released(released_vq16 | {"quantize.embedding.weight": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"tok_embeddings.weight is \(3,\), expected 2 dimensions"):
         transformer_from_released({"tok_embeddings.weight": torch.zeros(3)}, "B", 16)
 

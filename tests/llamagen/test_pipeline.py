@@ -224,6 +224,7 @@ def test_a_replaced_transformer_is_the_one_that_draws(class_pipe):
 
 @pytest.mark.slow
 def test_compile_step_draws_the_same(class_pipe):
+    """With the default of `CodeDecoder.compile`: kernels that are tried out, and frozen weights."""
     expected = codes_of(class_pipe, class_labels=[1, 2])
     class_pipe.compile_step()
     assert torch.equal(codes_of(class_pipe, class_labels=[1, 2]), expected)

@@ -9,9 +9,8 @@ from tiny import build_class_pipeline, build_text_pipeline, generators
 
 IMAGE = {"image": torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(3)), "keep_rows": 2}
 CONDITIONS = {
-    "class": (build_class_pipeline, {"class_labels": [1, 2]}),
+    "class and image": (build_class_pipeline, {"class_labels": [1, 2]} | IMAGE),
     "text": (build_text_pipeline, {"prompt": ["apple", "a pear"]}),
-    "image": (build_class_pipeline, {"class_labels": [1, 2]} | IMAGE),
 }
 
 
@@ -76,8 +75,7 @@ def test_weights_in_another_dtype_than_autocast():
 
 
 def test_the_default_device_is_not_the_models():
-    build, condition = CONDITIONS["class"]
-    pipe = build()
+    pipe, condition = build_class_pipeline(), {"class_labels": [1, 2]}
     expected = pipe(**condition, generator=generators(0, 1), output_type="pt")
     torch.set_default_device("meta")  # where nothing can be read, so that every tensor must say where it is
     try:

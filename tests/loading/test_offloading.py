@@ -30,10 +30,10 @@ def offload(pipe, kind, folder):
 
 def everything(pipe, **condition):
     """What all ways of calling give."""
-    for output_type in ("pt", "codes", "np"):
-        settings = condition | {"output_type": output_type, "generator": generators(0, 1)}
-        for start in STARTS.values():
-            yield torch.as_tensor(pipe(**settings | start).images)
+    settings = dict(condition)
+    for output_type, start in zip(("pt", "codes", "np"), STARTS.values(), strict=True):
+        settings |= {"output_type": output_type, "generator": generators(0, 1)}
+        yield torch.as_tensor(pipe(**settings | start).images)
     settings["output_type"] = "pt"
     for start in STARTS.values():
         settings["generator"] = generators(0, 1)

@@ -4,8 +4,6 @@ import json
 
 import pytest
 import torch
-from fake_hub import fake_hub
-from hub_user import User
 from huggingface_hub import ModelCard
 from tiny_cascade import build_cascade, build_nested_cascade
 
@@ -88,20 +86,17 @@ def test_the_fingerprint_names_the_part_that_changed():
 
 
 @pytest.mark.slow
-def test_publish_and_load_offline(tmp_path):
+def test_publish_and_load_offline(user, tmp_path):
     cascade = build_cascade()
     cascade.save_pretrained(tmp_path / "cascade")
     expected = cascade("a red apple", generator=torch.Generator().manual_seed(3), output_type="pt").images.tolist()
-    with fake_hub() as hub:
-        hub.needs_token = True
-        user = User(hub, tmp_path / "home")
-        user.publish(tmp_path / "cascade", "user/cascade")
-        files = hub.repos["user/cascade"][-1]
-        assert {"contact_sheet.png", "base/model_index.json", "upsampler/unet/config.json"} <= set(files)
-        assert [name for name, content in files.items() if str(tmp_path).encode() in content] == []
-        assert "CascadePipeline" in ModelCard(files["README.md"].decode()).text
-        assert user.codes(DRAW, "user/cascade") == expected
-        assert user.codes(DRAW, "user/cascade", HF_HUB_OFFLINE="1") == expected
-        (tmp_path / "cascade" / "contact_sheet.png").write_bytes(files["contact_sheet.png"])
-        user.publish(tmp_path / "cascade", "user/cascade")  # over its own earlier version
-        assert len(hub.repos["user/cascade"]) == 2
+    user.publish(tmp_path / "cascade", "user/cascade")
+    files = user.hub.repos["user/cascade"][-1]
+    assert {"contact_sheet.png", "base/model_index.json", "upsampler/unet/config.json"} <= set(files)
+    assert [name for name, content in files.items() if str(tmp_path).encode() in content] == []
+    assert "CascadePipeline" in ModelCard(files["README.md"].decode()).text
+    assert user.codes(DRAW, "user/cascade") == expected
+    assert user.codes(DRAW, "user/cascade", HF_HUB_OFFLINE="1") == expected
+    (tmp_path / "cascade" / "contact_sheet.png").write_bytes(files["contact_sheet.png"])
+    user.publish(tmp_path / "cascade", "user/cascade")  # over its own earlier version
+    assert len(user.hub.repos["user/cascade"]) == 2

@@ -4,8 +4,6 @@ import json
 
 import pytest
 import torch
-from fake_hub import fake_hub
-from hub_user import User
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
@@ -142,23 +140,20 @@ def test_sheets(tmp_path):
 
 
 @pytest.mark.slow
-def test_publish_and_load_offline(tmp_path):
+def test_publish_and_load_offline(user, tmp_path):
     pipe = build_diffusion_pipeline()
     pipe.save_pretrained(tmp_path / "pipe")
-    with fake_hub() as hub:
-        hub.needs_token = True
-        user = User(hub, tmp_path / "home")
-        user.publish(tmp_path / "pipe", "user/pixels")
-        files = hub.repos["user/pixels"][-1]
-        assert "contact_sheet.png" in files and "unet/diffusion_pytorch_model.safetensors" in files
-        assert "pipe(" in ModelCard(files["README.md"].decode()).text
-        expected = pipe("a red apple", generator=torch.Generator().manual_seed(3), output_type="pt").images.tolist()
-        assert user.codes(DRAW, "user/pixels", "PixelDiffusionPipeline") == expected
-        for name in ("PixelDiffusionPipeline", "DiffusionPipeline"):
-            assert user.codes(DRAW, "user/pixels", name, HF_HUB_OFFLINE="1") == expected
-        build_diffusion_pipeline(upsamples=True).save_pretrained(tmp_path / "upsampler")
-        user.publish(tmp_path / "upsampler", "user/upsampler")
-        assert "contact_sheet.png" not in hub.repos["user/upsampler"][-1]
-        Image.new("RGB", (16, 16)).save(tmp_path / "upsampler" / "contact_sheet.png")
-        user.publish(tmp_path / "upsampler", "user/upsampler")
-        assert "contact_sheet.png" in hub.repos["user/upsampler"][-1]
+    user.publish(tmp_path / "pipe", "user/pixels")
+    files = user.hub.repos["user/pixels"][-1]
+    assert "contact_sheet.png" in files and "unet/diffusion_pytorch_model.safetensors" in files
+    assert "pipe(" in ModelCard(files["README.md"].decode()).text
+    expected = pipe("a red apple", generator=torch.Generator().manual_seed(3), output_type="pt").images.tolist()
+    assert user.codes(DRAW, "user/pixels", "PixelDiffusionPipeline") == expected
+    for name in ("PixelDiffusionPipeline", "DiffusionPipeline"):
+        assert user.codes(DRAW, "user/pixels", name, HF_HUB_OFFLINE="1") == expected
+    build_diffusion_pipeline(upsamples=True).save_pretrained(tmp_path / "upsampler")
+    user.publish(tmp_path / "upsampler", "user/upsampler")
+    assert "contact_sheet.png" not in user.hub.repos["user/upsampler"][-1]
+    Image.new("RGB", (16, 16)).save(tmp_path / "upsampler" / "contact_sheet.png")
+    user.publish(tmp_path / "upsampler", "user/upsampler")
+    assert "contact_sheet.png" in user.hub.repos["user/upsampler"][-1]

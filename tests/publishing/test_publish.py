@@ -8,8 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fake_hub import fake_hub
-from hub_user import User
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load, save_file
@@ -52,13 +50,6 @@ if sys.argv[2] == "user/style":
 codes = pipe(**json.loads(sys.argv[3]), generator=torch.Generator().manual_seed(3), output_type="codes").images
 print(json.dumps(codes.tolist()))
 """
-
-
-@pytest.fixture
-def user(tmp_path):
-    with fake_hub() as hub:
-        hub.needs_token = True
-        yield User(hub, tmp_path / "home")
 
 
 PROMPT = json.dumps({"prompt": ["a red apple", "a fish"]})

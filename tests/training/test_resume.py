@@ -1,6 +1,5 @@
 """Runs that are killed and started again, in processes of their own."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -14,6 +13,7 @@ import torch
 datasets = pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from accelerate import Accelerator  # noqa: E402
+from launching import CONTEXT  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from tiny_clip import clip_config  # noqa: E402
 from tiny_diffusion_training import classifier_config, diffusion_config  # noqa: E402
@@ -27,21 +27,6 @@ from llamagen_hf.llamagen.training.vq_trainer import train_tokenizer  # noqa: E4
 from llamagen_hf.training.checkpoints import latest_checkpoint, resume, save_checkpoint  # noqa: E402
 from llamagen_hf.unclip.training.clip_trainer import train_clip  # noqa: E402
 from llamagen_hf.unclip.training.prior_trainer import train_prior  # noqa: E402
-
-
-# One process imports everything once; each run is forked from it.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "conftest",
-        "llamagen_hf.diffusion.training.classifier_trainer",
-        "llamagen_hf.diffusion.training.diffusion_trainer",
-        "llamagen_hf.llamagen.training.generator_trainer",
-        "llamagen_hf.llamagen.training.vq_trainer",
-        "llamagen_hf.unclip.training.prior_trainer",
-        "llamagen_hf.unclip.training.clip_trainer",
-    ]
-)
 
 
 @pytest.fixture(scope="module")

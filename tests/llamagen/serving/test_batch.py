@@ -162,7 +162,7 @@ def test_settings_for_each_row_change_no_bit(vocabulary):
 def test_compiled_steps_draw_the_same():
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    model = build_transformer(conditioning="text")
+    model = build_transformer(conditioning="text", num_hidden_layers=1)
     requests = random_requests("text", 12)
     batch, counter = ContinuousBatch(model, slots=8), CompileCounterWithBackend("inductor")
     batch.compile(backend=counter, mode="default")

@@ -137,7 +137,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path):
 def test_training_learns_its_condition(stages, tmp_path, conditioning):
     folder, _ = stages
     config = config_of(
-        folder, tmp_path, conditioning=conditioning, max_train_steps=120, learning_rate=1e-2, dropout=0.0,
+        folder, tmp_path, conditioning=conditioning, max_train_steps=60, learning_rate=1e-2, dropout=0.0,
         ema_decay=0.9, hidden_size=32, intermediate_size=64, batch_size=10, checkpointing_steps=1000, eval_steps=1000,
     )  # fmt: skip
     metrics = train_generator(config)
