@@ -1,5 +1,6 @@
 """Runs that are killed and started again, in processes of their own."""
 
+import multiprocessing
 import os
 import signal
 import time
