@@ -221,6 +221,7 @@ PAGES = {
             "serving.engine.EngineRequest",
             "serving.local_engine.LocalEngine",
             "llamagen.serving.frontend.LlamaGenFrontend",
+            "unclip.serving.frontend.PriorDecoderFrontend",
             "llamagen.serving.batch.GenerationRequest",
             "llamagen.serving.batch.ContinuousBatch",
             "serving.server.serve",

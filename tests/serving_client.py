@@ -1,11 +1,12 @@
 """A real server on loopback in a thread, around a tiny checkpoint."""
 
+import asyncio
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,21 +18,62 @@ from tiny import build_text_pipeline, build_transformer
 
 from llamagen_cli.serve import load_frontend
 from llamagen_hf.families import load_pipeline
-from llamagen_hf.serving.local_engine import LocalEngine
+from llamagen_hf.serving.engine import Engine, EngineRequest
+from llamagen_hf.serving.local_engine import Batch, LocalEngine
 from llamagen_hf.serving.server import Server
 from llamagen_hf.serving.service import ImageService
 from llamagen_hf.serving.settings import ServingSettings
 
 
+class InlineEngine(Engine):
+    """A batch that steps in the server's own process, since one of its own takes seconds to start."""
+
+    def __init__(self, load: Callable[[], Batch], capacity: int):
+        super().__init__()
+        self.load, self.capacity = load, capacity
+        self.queues: dict[str, asyncio.Queue] = {}
+        self.work: asyncio.Task | None = None
+
+    async def start(self) -> None:
+        self.batch, self.is_ready = self.load(), True
+
+    async def stop(self) -> None:
+        self.is_ready = False
+
+    async def generate(self, request: EngineRequest) -> AsyncIterator[list]:
+        name, queue = str(id(request)), asyncio.Queue()
+        self.queues[name] = queue
+        self.batch.add(name, request)
+        if self.work is None or self.work.done():
+            self.work = asyncio.ensure_future(self._step())
+        while (latents := await queue.get()) is not None:
+            yield latents
+
+    async def _step(self) -> None:
+        while not self.batch.is_idle:
+            progress = self.batch.step()
+            assert not progress.failures
+            for name, report in [*progress.latents.items(), *((name, None) for name in progress.finished)]:
+                self.queues[name].put_nowait(report)
+            await asyncio.sleep(0)
+
+
 class RunningServer:
-    """A server, where it is, and ways to talk to it."""
+    """A server, where it is, and ways to talk to it. Its engine is a process of its own unless it is `inline`."""
 
     def __init__(
-        self, folder: Path, slots: int = 16, restarts: bool = True, upsampler: Path | None = None, **settings
+        self,
+        folder: Path,
+        slots: int = 16,
+        restarts: bool = True,
+        upsampler: Path | None = None,
+        inline: bool = False,
+        **settings,
     ):
         large = None if upsampler is None else str(upsampler)
         frontend, generator, _ = load_frontend(str(folder), large, "cpu", torch.float32)
-        self.engine = LocalEngine(generator.batch_loader(slots, threads=1), slots // 2, restarts)
+        load, capacity = generator.batch_loader(slots, threads=1), slots // 2
+        self.engine = InlineEngine(load, capacity) if inline else LocalEngine(load, capacity, restarts)
         self.service = ImageService(frontend, self.engine, ServingSettings(model_name="tiny", **settings))
         self.server = Server(self.service, "127.0.0.1", 0)
         self.thread = threading.Thread(target=self.server.run, daemon=True)

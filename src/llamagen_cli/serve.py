@@ -156,6 +156,7 @@ def load_frontend(checkpoint: str | None, upsampler: str | None, device: str, dt
     from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
     from llamagen_hf.loading.checkpoint import CheckpointLoaderMixin
     from llamagen_hf.loading.parts import load_part
+    from llamagen_hf.unclip.serving.frontend import PriorDecoderFrontend
 
     folder, base, origin = CheckpointLoaderMixin.find_checkpoint(checkpoint), checkpoint, None
     name = DiffusionPipeline.load_config(folder)["_class_name"]
@@ -164,15 +165,20 @@ def load_frontend(checkpoint: str | None, upsampler: str | None, device: str, dt
             raise ValueError("This checkpoint is a cascade and has an upsampler; leave `--upsampler` out.")
         base, origin = str(folder / "base"), checkpoint
         name = DiffusionPipeline.load_config(base)["_class_name"]
-    if name != "AutoregressiveImagePipeline":
+    if name == "PriorDecoderPipeline":
+        small = PriorDecoderFrontend.from_pretrained(base, device, dtype)
+        generator, base = small.decoder, str(CheckpointLoaderMixin.find_checkpoint(base) / "decoder")
+    elif name == "AutoregressiveImagePipeline":
+        small = generator = LlamaGenFrontend.from_pretrained(base, device, dtype)
+    else:
         raise ValueError(
-            f"A {name} can't be served; expected an AutoregressiveImagePipeline, or a cascade with one as its base."
+            f"A {name} can't be served; expected an AutoregressiveImagePipeline, a PriorDecoderPipeline with one as "
+            "its decoder, or a cascade with one of these as its base."
         )
-    generator = LlamaGenFrontend.from_pretrained(base, device, dtype)
     if origin is not None:
         large = load_part(folder / "upsampler", dtype=dtype)
     elif upsampler is not None:
         large = PixelDiffusionPipeline.from_pretrained(upsampler, dtype=dtype)
     else:
-        return generator, generator, base
-    return CascadeFrontend(generator, large.to(device), origin), generator, base
+        return small, generator, base
+    return CascadeFrontend(small, large.to(device), origin), generator, base

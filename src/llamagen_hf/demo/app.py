@@ -214,21 +214,25 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
             runs.append(run)
         stop.click(partial(idle, "Stopped."), None, buttons, queue=False, cancels=runs, **hidden)
 
-    def tab(label: str, function, completes: bool) -> None:
-        """A tab with inputs, images and settings; one that completes images also takes an image."""
+    def tab(label: str, function, takes_image: bool = False, completes: bool = False) -> None:
+        """A tab with inputs, images and settings. An image that it takes is completed, or stands for the prompt."""
         with gr.Tab(label), gr.Row(elem_classes="bench"):
-            given, samples = [], None
+            given, triggers, samples, asks = [], [], None, completes or not takes_image
             with gr.Column(elem_classes="asks"):
-                if completes:
+                if takes_image:
                     image = gr.Image(type="filepath", label="Image", sources=["upload", "clipboard"], height=220)
                     # The file as it was uploaded: the event opens it, so that it can say what is wrong with it.
                     image.preprocess = lambda payload: payload and payload.path
+                    given = [image]
+                if completes:
                     rows = gr.Slider(
                         0, pipe.grid_size - 1, pipe.grid_size // 2, step=1, label="Rows to keep",
                         info=f"From the top, of {pipe.grid_size}.",
                     )  # fmt: skip
                     given = [image, rows]
-                condition = ask()
+                if asks:
+                    condition = ask()
+                    triggers = [condition.submit] if is_text else []
                 with gr.Row(elem_classes="go"):
                     go, stop = gr.Button("Draw", variant="primary"), gr.Button("Stop", interactive=False)
             with gr.Column(elem_classes="shows"):
@@ -240,7 +244,7 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
                     status = gr.Markdown("", elem_classes="status")
                     share = gr.DownloadButton("Save PNG", size="sm", interactive=False, elem_classes="share")
             with gr.Column(elem_classes="more"):
-                if not completes:
+                if not takes_image:
                     samples = gr.Examples(
                         [[value] for value in examples], condition, label="Examples", cache_examples=False,
                         example_labels=[str(value) if is_text else class_names[value] for value in examples],
@@ -250,17 +254,18 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
                     parameters = gr.Code(language="json", show_label=False, interactive=False, max_lines=18)
             if completes:
                 gr.on([image.change, rows.release], studio.keep, given, [gallery, status], **hidden)
-            triggers = [go.click] + ([condition.submit] if is_text else [])
-            inputs, outputs = [*given, condition, *chosen], [gallery, status, parameters, share]
-            names = ["image", "keep_rows"] * completes + ["condition", *studio.names]
-            connect(triggers, samples, stop, go, with_names(function, names), inputs, outputs)
+            inputs, outputs = [*given, *([condition] if asks else []), *chosen], [gallery, status, parameters, share]
+            names = ["image"] * takes_image + ["keep_rows"] * completes + ["condition"] * asks + studio.names
+            connect([go.click, *triggers], samples, stop, go, with_names(function, names), inputs, outputs)
 
     with gr.Blocks(title=f"llamagen: {name}", delete_cache=(600, 3600), analytics_enabled=False) as demo:
         gr.Markdown(f"# llamagen\n\n**{name}**: {find_family(type(pipe).__name__).summary.format(pipe=pipe)}")
         with gr.Tabs():
-            tab("Text" if is_text else "Class", studio.draw, completes=False)
+            tab("Text" if is_text else "Class", studio.draw)
             if pipe.grid_size is not None:
-                tab("Complete", studio.complete, completes=True)
+                tab("Complete", studio.complete, takes_image=True, completes=True)
+            if pipe.varies_images:
+                tab("Variations", studio.vary, takes_image=True)
     return demo.queue(max_size=queue_size, default_concurrency_limit=1)
 
 

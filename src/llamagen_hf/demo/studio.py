@@ -68,6 +68,10 @@ class Studio:
         kept = {"image": self._open(image), "keep_rows": int(keep_rows)}
         yield from self._show(kept | self._condition(condition), values)
 
+    def vary(self, image, *values) -> Iterator[tuple]:
+        """Generate images with the content of another."""
+        yield from self._show({"variation_of": self._open(image)}, values)
+
     def keep(self, image, keep_rows) -> tuple[Any, str]:
         """Show what a completion would keep of an image, without the model, so that there is no wait."""
         if image is None:
@@ -136,7 +140,7 @@ class Studio:
         except Exception as error:  # a browser would only be told "Error"
             raise gr.Error("The generation failed. The app's log says why.") from error
         seconds = time.perf_counter() - start
-        stem = file_stem(str(inputs.get("prompt", inputs.get("class_labels"))))
+        stem = file_stem(str(inputs.get("prompt", inputs.get("class_labels", "variation"))))
         with tempfile.TemporaryDirectory() as folder:
             gallery, share = [], Path(folder, f"{stem}.png")
             for image, facts in zip(images, parameters, strict=True):
@@ -162,6 +166,9 @@ class Studio:
         of diffusion, whether it has images or not, since a generation can only be stopped between steps.
         """
         schedule = None if preview == "off" else PreviewSchedule(None if preview == PREVIEWS[1] else 1, 1)
+        if "variation_of" in arguments:
+            arguments = dict(arguments)
+            arguments["image_embeds"] = self.pipe.encode_image(arguments.pop("variation_of"))
         steps = self.pipe.stream(
             **arguments,
             num_images_per_prompt=len(seeds),

@@ -82,6 +82,7 @@ class PixelDiffusionPipeline(
     _optional_components = ["text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["sample", "prompt_embeds"]
     _lora_loadable_modules = ["unet"]
+    varies_images = False  # it draws no variations of images
 
     def __init__(
         self,

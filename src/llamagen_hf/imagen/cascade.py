@@ -110,6 +110,11 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
         return self._drawer.codebook_size
 
     @property
+    def varies_images(self) -> bool:
+        """Whether the base draws variations of images."""
+        return self._drawer.varies_images
+
+    @property
     def facts(self) -> dict:
         """What the parameters of all images say about the base, and below `"upsampler"` about the upsampler."""
         return with_upsampler(self._drawer.facts, self.upsampler.facts) | self._origin
@@ -195,6 +200,24 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
         small = self._drawer(**call)
         output = self._joined(small, self.upsampler(**enlarging | self._enlarging(small, call)))
         return output if return_dict else (output.images,)
+
+    def variation(self, image: Image.Image | list[Image.Image], **kwargs) -> CascadeOutput | tuple:
+        """Draw images with the content of others, see [`PriorDecoderPipeline.variation`].
+
+        Raises:
+            ValueError: If the base draws no variations, or an argument does not fit.
+        """
+        return self(image_embeds=self.encode_image(image), **kwargs)
+
+    def encode_image(self, image: Image.Image | list[Image.Image]) -> torch.Tensor:
+        """What the base draws variations of images from, see [`PriorDecoderPipeline.encode_image`].
+
+        Raises:
+            ValueError: If it draws none.
+        """
+        if not self.varies_images:
+            raise ValueError(f"The base, a {type(self.base).__name__}, draws no variations of images.")
+        return self._drawer.encode_image(image)
 
     @torch.no_grad()
     def stream(self, prompt=None, *, preview_every: int | None = None, **kwargs) -> Iterator[GenerationStep]:

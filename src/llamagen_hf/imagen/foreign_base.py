@@ -87,6 +87,7 @@ class ForeignBase:
         return None
 
     codebook_size = grid_size
+    varies_images = False
 
     @property
     def facts(self) -> dict:

@@ -23,6 +23,11 @@ class RedrawMixin:
             facts["compiled"] = True
         return facts | {"llamagen_hf": version("llamagen-hf"), "torch": torch.__version__}
 
+    @property
+    def varies_images(self) -> bool:
+        """It draws no image from another alone: [`variation`] needs to know what the image shows."""
+        return False
+
     def redraw(
         self, parameters: dict, output_type: str = "pil", prompt_embeds: torch.Tensor | None = None
     ) -> AutoregressiveImageOutput:

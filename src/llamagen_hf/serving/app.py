@@ -17,10 +17,10 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from .errors import ERRORS, APIError, ErrorBody, add_error_handlers, no_such_route
+from .errors import ERRORS, NO_VARIATIONS, ROUTES, APIError, ErrorBody, add_error_handlers, no_such_route
 from .frontend import MEDIA_TYPES, ImageRequest
 from .middleware import RequestMiddleware
-from .schemas import GenerationFields, ImagesResponse, Model, ModelList, Status, build_bodies, count_usage
+from .schemas import FormFields, GenerationFields, ImagesResponse, Model, ModelList, Status, build_bodies, count_usage
 from .service import ActiveRequest, GeneratedImage, ImageService
 from .sse import EventStream
 
@@ -60,10 +60,8 @@ def build_app(service: ImageService) -> FastAPI:
     # The middleware checks the key; this is for the OpenAPI page.
     key = [Depends(HTTPBearer(auto_error=False))] if settings.api_key is not None else []
     guarded = {"dependencies": key}
-    generation_body, edit_body, text_to_image_body = build_bodies(frontend, settings)
-    parameters = text_to_image_body.model_fields["parameters"].default_factory
-    bodies = (generation_body, edit_body, text_to_image_body, parameters)
-    add_error_handlers(app, {name for body in bodies for name in body.model_fields})
+    bodies = build_bodies(frontend, settings)
+    add_error_handlers(app, bodies.field_names)
     answers = error_answers(400, 401, 413, 429, 500, 503, 504)
     answers[200] = {"description": "Images, or with `stream` events.", "content": {"text/event-stream": {}}}
 
@@ -113,26 +111,31 @@ def build_app(service: ImageService) -> FastAPI:
         return [{"url": url, "seed": image.seed} for url, image in zip(urls, images, strict=True)]
 
     @app.post("/v1/images/generations", response_model=ImagesResponse, responses=answers, **guarded)
-    async def generate(request: Request, body: generation_body) -> Response:
+    async def generate(request: Request, body: bodies.generation) -> Response:
         """Generate images of a prompt or a class."""
         return await answer(request, body, "image_generation")
 
-    form = Annotated[edit_body, Form(media_type="multipart/form-data")]
-
     @app.post("/v1/images/edits", response_model=ImagesResponse, responses=answers, **guarded)
-    async def edit(request: Request, body: form) -> Response:
+    async def edit(request: Request, body: as_form(bodies.edit)) -> Response:
         """Edit an image: generate a part of it anew."""
-        given = Counter(name for name, _ in (await request.form()).multi_items())
-        for name, count in given.items():
-            if count > 1 and name not in ("image", "image[]"):
-                raise APIError(400, f"`{name}` is there {count} times; expected once.", param=name)
-        images = body.image + body.image_list
-        if len(images) != 1:
-            raise APIError(
-                400, f"There are {len(images)} files as `image`; expected one, the image to edit.", param="image"
-            )
-        files = {"upload": await images[0].read(), "mask": body.mask and await body.mask.read()}
+        upload = await read_upload(request, body, "the image to edit")
+        files = {"upload": upload, "mask": body.mask and await body.mask.read()}
         return await answer(request, body, "image_edit", **files)
+
+    if bodies.variation is not None:
+
+        @app.post("/v1/images/variations", response_model=ImagesResponse, responses=answers, **guarded)
+        async def vary(request: Request, body: as_form(bodies.variation)) -> Response:
+            """Vary an image: generate others with its content."""
+            upload = await read_upload(request, body, "the image to vary")
+            return await answer(request, body, "image_variation", variation_of=upload)
+
+    else:
+
+        @app.post("/v1/images/variations", include_in_schema=False)
+        async def refuse_variations() -> Response:
+            """Say that this checkpoint draws no variations."""
+            raise APIError(400, NO_VARIATIONS, code="no_variations")
 
     @app.post("/v1", include_in_schema=False)
     @app.post(
@@ -141,7 +144,7 @@ def build_app(service: ImageService) -> FastAPI:
         responses=answers | {200: {"content": {"image/*": {}}, "description": "The image."}},
         **guarded,
     )
-    async def text_to_image(request: Request, body: text_to_image_body) -> Response:
+    async def text_to_image(request: Request, body: bodies.text_to_image) -> Response:
         """Generate an image, as Hugging Face's `InferenceClient.text_to_image` asks for it."""
         asked = body.to_request(frontend, request.headers.get("accept", ""))
         headers = await warn(asked)
@@ -171,7 +174,7 @@ def build_app(service: ImageService) -> FastAPI:
     async def fetch(name: str) -> Response:
         """An image that was requested by address, for as long as it is kept."""
         found = service.urls.get(name)
-        if found is None and name in ("generations", "edits"):
+        if found is None and name in ROUTES:
             raise no_such_route(f"/images/{name}")
         if found is None:
             raise APIError(404, "There is no such image, or it is no longer kept.", code="image_not_found")
@@ -197,6 +200,27 @@ def build_app(service: ImageService) -> FastAPI:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def as_form(body: type[FormFields]) -> type:
+    """A body that is read from a form."""
+    return Annotated[body, Form(media_type="multipart/form-data")]
+
+
+async def read_upload(request: Request, body: FormFields, what: str) -> bytes:
+    """The file of the one image in a form; `what` it is.
+
+    Raises:
+        APIError: If there is another number of images, or another field is there several times.
+    """
+    given = Counter(name for name, _ in (await request.form()).multi_items())
+    for name, count in given.items():
+        if count > 1 and name not in ("image", "image[]"):
+            raise APIError(400, f"`{name}` is there {count} times; expected once.", param=name)
+    images = body.image + body.image_list
+    if len(images) != 1:
+        raise APIError(400, f"There are {len(images)} files as `image`; expected one, {what}.", param="image")
+    return await images[0].read()
 
 
 async def unless_disconnected(request: Request, active: ActiveRequest) -> list[GeneratedImage]:

@@ -27,7 +27,7 @@ class EngineRequest:
         place (`int`, *optional*, defaults to 0):
             Index of the image within its client's request. An engine that is fair to all clients lets the first
             images of each request go first.
-        finishing (`Any`, *optional*): What the frontend does with the image afterwards. Engines carry it.
+        finishing (`Any`, *optional*): What the frontend keeps of the request for itself. The engine does not get it.
     """
 
     seed: int

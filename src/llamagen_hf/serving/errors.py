@@ -12,6 +12,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 
+ROUTES = ("generations", "edits", "variations")  # of images
+FORMS = ("/v1/images/edits", "/v1/images/variations")
 ERRORS = {
     400: "The body can't be read; JSON must be UTF-8, and a form multipart/form-data.",
     401: "The API key is missing or wrong.",
@@ -22,6 +24,11 @@ ERRORS = {
     503: "The engine is not ready, or the server is shutting down; see `Retry-After`.",
     504: "It took too long.",
 }
+
+NO_VARIATIONS = (
+    "This checkpoint draws no variations: they take a prior that has an image encoder, and its decoder. "
+    "/v1/images/edits generates a part of an image anew, by a prompt or a class."
+)
 
 # Parameters of Hugging Face's clients that not every family has.
 OTHER_MODELS = ("negative_prompt", "num_inference_steps", "scheduler", "strength")
@@ -97,11 +104,12 @@ def is_draining() -> APIError:
 
 def no_such_route(path: str) -> APIError:
     """The error for an unknown address, with a hint where only `/v1` is missing in it."""
-    found = re.search(r"/(images/(generations|edits)|models)(/|$)", path)
+    found = re.search(rf"/(images/({'|'.join(ROUTES)})|models)(/|$)", path)
     if found:
         sentence = f"There is no such address, but /v1/{found[1]}: the base URL of a client ends in /v1, once."
     else:
-        sentence = "There is no such address; this server has /v1/images/generations, /v1/images/edits and /v1/models."
+        routes = ", ".join(f"/v1/images/{route}" for route in ROUTES)
+        sentence = f"There is no such address; this server has {routes} and /v1/models."
     return APIError(404, sentence, code="unknown_url")
 
 
@@ -129,7 +137,7 @@ def invalid_body(request: Request, error: RequestValidationError, fields: set[st
     if first["type"] == "json_invalid":
         return APIError(400, "The body is not valid JSON.", code="invalid_json")
     is_form = "form" in request.headers.get("content-type", "")
-    if request.scope["path"] == "/v1/images/edits" and not is_form:
+    if request.scope["path"] in FORMS and not is_form:
         return APIError(400, "The body must be a form, sent as multipart/form-data.", code="invalid_form")
     if first["loc"] == ("body",):
         sentence = "The body must be a JSON object, sent with `Content-Type: application/json`."
@@ -150,7 +158,7 @@ def invalid_body(request: Request, error: RequestValidationError, fields: set[st
 def http_error(request: Request, error: HTTPException) -> APIError:
     """The error for what Starlette refuses, such as an unknown address or a method that is not allowed."""
     path, status = request.scope["path"], error.status_code
-    if status == 404 or (status == 405 and path in ("/images/generations", "/images/edits")):
+    if status == 404 or (status == 405 and path.removeprefix("/images/") in ROUTES):
         return no_such_route(path)
     if status == 405:
         allowed = Headers(error.headers)["allow"]

@@ -23,8 +23,9 @@ class ImageRequest:
     """What a client asks for. The i-th image has `seed` + i, or a random seed if there is none.
 
     `settings` are the family's own fields, where `None` is the checkpoint's default. `upload` and `mask` are the files
-    of an image to edit and of its mask. `quality` is that of JPEG and WebP, from 0 to 100; `side` is in pixels, if the
-    images are to be scaled. `field_names` is what the client calls arguments of the pipeline, where the names differ.
+    of an image to edit and of its mask, `variation_of` is that of an image to vary, in place of a prompt. `quality` is
+    that of JPEG and WebP, from 0 to 100; `side` is in pixels, if the images are to be scaled. `field_names` is what
+    the client calls arguments of the pipeline, where the names differ.
     """
 
     prompt: str | None = None
@@ -34,6 +35,7 @@ class ImageRequest:
     settings: dict[str, Any] = field(default_factory=dict)
     upload: bytes | None = None
     mask: bytes | None = None
+    variation_of: bytes | None = None
     output_format: str = "png"
     quality: int = 100
     side: int | None = None
@@ -97,7 +99,7 @@ class Frontend(ABC):
 
     @abstractmethod
     def prepare(self, request: ImageRequest, states: Any) -> tuple[EngineRequest, dict]:
-        """Check a request, with its encoded prompt (`None` for a class), and read its uploads.
+        """Check a request, with its encoded prompt (`None` if it has none), and read its uploads.
 
         Returns:
             The request to the engine, and the parameters to store in the image, both with the seed 0.
@@ -105,6 +107,14 @@ class Frontend(ABC):
         Raises:
             ValueError: If something does not fit; a [`~llamagen_hf.arguments.FieldError`] if that is a single field.
         """
+
+    def add_conditions(self, requests: list[EngineRequest]) -> list[EngineRequest]:
+        """The requests, whose seeds are known by now, with the conditions that depend on these.
+
+        Raises:
+            ValueError: If something does not fit. Of several requests each is then tried by itself.
+        """
+        return requests
 
     @abstractmethod
     def count_tokens(self, request: EngineRequest) -> TokenCounts:

@@ -1,6 +1,6 @@
 """Bodies of requests and answers: OpenAI's images API, and the fields that are ours."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from fastapi import File, UploadFile
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
@@ -100,7 +100,7 @@ class ImageFields(BaseModel):
 
 
 class GenerationFields(ImageFields):
-    """Fields that generations and edits have in common; [`build_bodies`] adds those that depend on the checkpoint."""
+    """Fields of generations, edits and variations; [`build_bodies`] adds those that depend on the checkpoint."""
 
     stream: bool | None = Field(False, description="Answer with server-sent events.")
     partial_images: int | None = Field(
@@ -125,6 +125,12 @@ class GenerationFields(ImageFields):
     def to_request(self, frontend: Frontend, **more) -> ImageRequest:
         partial_images = self.partial_images if self.stream else 0
         return super().to_request(frontend, self.prompt, "prompt", n=self.n, partial_images=partial_images, **more)
+
+
+class VariationFields(GenerationFields):
+    """Fields of variations, which have no prompt."""
+
+    prompt: ClassVar[None] = None
 
 
 class TextToImageParameters(ImageFields):
@@ -152,6 +158,21 @@ class TextToImageFields(JSONFields):
         return parameters.to_request(frontend, self.inputs, "inputs")
 
 
+class Bodies(NamedTuple):
+    """The bodies of requests as one checkpoint takes them; `variation` is `None` if it draws none."""
+
+    generation: type[GenerationFields]
+    edit: type[GenerationFields]
+    variation: type[VariationFields] | None
+    text_to_image: type[TextToImageFields]
+
+    @property
+    def field_names(self) -> set[str]:
+        """The names of all fields."""
+        parameters = self.text_to_image.model_fields["parameters"].default_factory
+        return {name for body in (*self, parameters) if body is not None for name in body.model_fields}
+
+
 def check_size(size: str) -> str:
     """Raise a `ValueError` unless images can be scaled to this size."""
     width, _, height = size.partition("x")
@@ -162,10 +183,8 @@ def check_size(size: str) -> str:
     return size
 
 
-def build_bodies(
-    frontend: Frontend, settings: ServingSettings
-) -> tuple[type[GenerationFields], type[GenerationFields], type[TextToImageFields]]:
-    """Bodies of generations (JSON), edits (a form) and Hugging Face's requests, as one checkpoint takes them.
+def build_bodies(frontend: Frontend, settings: ServingSettings) -> Bodies:
+    """Bodies of generations (JSON), edits and variations (forms) and Hugging Face's requests.
 
     So the OpenAPI page says what this server accepts: its image size, prompt or class, and the family's own fields.
     """
@@ -188,26 +207,29 @@ def build_bodies(
         text = "The size of this checkpoint's images." if len(sizes) == 1 else "By default the largest."
         size = Annotated[Literal[("auto", *names)] | None, Field(description=text)]
         length = Annotated[Literal[sizes] | None, Field(description=text)]
-    fields = parameters | {
-        "prompt": prompt,
+    fields = {
         "n": (Annotated[int | None, Field(ge=1, le=settings.max_images, description="Number of images.")], 1),
         "size": (size, "auto"),
         "model": (Annotated[Literal[settings.model_name] | None, Field(description="The only model.")], None),
         "response_format": (Literal["b64_json", "url"] | None, settings.response_format),
     }
-    generation = create_model("ImageGeneration", __base__=(JSONFields, GenerationFields, sampling_fields), **fields)
+    condition, base = parameters | {"prompt": prompt}, (GenerationFields, sampling_fields)
+    generation = create_model("ImageGeneration", __base__=(JSONFields, *base), **condition, **fields)
     mask = "Of the size of the image, and fully transparent where it is to be generated anew."
-    image = Annotated[list[UploadFile], File(description="The image to edit.")]
     edit = create_model(
         "ImageEdit",
-        __base__=(FormFields, GenerationFields, sampling_fields),
-        image=(image, []),
-        image_list=(Annotated[image, Field(alias="image[]")], []),
+        __base__=(FormFields, *base),
+        **image_fields("The image to edit."),
         mask=(Annotated[UploadFile | None, File(description=mask)], None),
         input_fidelity=(Annotated[Literal["high", "low"] | None, Field(description=Unused)], None),
+        **condition,
         **fields,
         **frontend.edit_fields,
     )
+    variation = None
+    if frontend.pipe.varies_images:
+        varied, base = image_fields("The image to vary."), (FormFields, VariationFields, sampling_fields)
+        variation = create_model("ImageVariation", __base__=base, **varied, **fields)
     parameters = create_model(
         "TextToImageParameters",
         __base__=(JSONFields, TextToImageParameters, sampling_fields),
@@ -221,7 +243,13 @@ def build_bodies(
         inputs=prompt,
         parameters=(parameters | None, Field(default_factory=parameters)),
     )
-    return generation, edit, text_to_image
+    return Bodies(generation, edit, variation, text_to_image)
+
+
+def image_fields(description: str) -> dict[str, tuple]:
+    """The field of an uploaded image, under both names that clients give it."""
+    image = Annotated[list[UploadFile], File(description=description)]
+    return {"image": (image, []), "image_list": (Annotated[image, Field(alias="image[]")], [])}
 
 
 class InputTokensDetails(BaseModel):

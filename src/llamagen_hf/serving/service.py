@@ -57,6 +57,7 @@ class ImageService:
         self.decoder_seconds_per_image = 0.0
         self._decoder_seconds = 0.0  # since the last image that it finished
         self.encode_prompt = Batcher(frontend.encode_prompts, "text-encoder")
+        self.add_conditions = Batcher(frontend.add_conditions, "conditions")
         self.write_file = Batcher(self._write_files, "decoder")
         self._starting: asyncio.Task | None = None
 
@@ -88,6 +89,7 @@ class ImageService:
         self._starting.cancel()
         await self.engine.stop()
         self.encode_prompt.close()
+        self.add_conditions.close()
         self.write_file.close()
 
     async def check_prompt(self, request: ImageRequest) -> str | None:
@@ -161,7 +163,8 @@ class ActiveRequest:
         first = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED)
         self.seeds = [first + i for i in range(request.n)]
         settings = service.frontend.resolve_settings(request.settings)
-        uploads = [file and hashlib.sha256(file).digest() for file in (request.upload, request.mask)]
+        uploads = (request.upload, request.mask, request.variation_of)
+        uploads = [file and hashlib.sha256(file).digest() for file in uploads]
         # All that determines a file, with this checkpoint, but for the seed.
         self.key = (request.prompt, type(request.class_label), request.class_label, tuple(sorted(settings.items())))
         self.key += (*uploads, request.output_format, request.quality, request.side)
@@ -225,7 +228,7 @@ class ActiveRequest:
     async def _generate_missing(self, report: Callable) -> None:
         frontend, request, states = self.service.frontend, self.request, None
         try:
-            if frontend.pipe.condition_kind == "text":
+            if frontend.pipe.condition_kind == "text" and request.prompt is not None:
                 states = await self.service.encode_prompt(request.prompt)
             prepared, parameters = await asyncio.to_thread(frontend.prepare, request, states)
         except ValueError as error:
@@ -246,12 +249,16 @@ class ActiveRequest:
     async def _generate(self, index: int, prepared: EngineRequest, parameters: dict, report: Callable) -> None:
         """Generate one image with its previews, and free its place in the queue."""
         service, request = self.service, self.request
+        try:
+            prepared = await service.add_conditions(prepared)
+        except ValueError as error:
+            raise wrong_value(error, request.field_names) from error
         parameters = service.frontend.complete(prepared, parameters)
         tokens, latents, start = service.frontend.count_tokens(prepared), [], None
 
         async def write(latents: list, partial_index: int | None = None) -> GeneratedImage:
             file = await service.write_file((latents, prepared, request, parameters))
-            return GeneratedImage(index, file, prepared.seed, tokens, partial_index)
+            return GeneratedImage(index, file, self.seeds[index], tokens, partial_index)
 
         async def show(latents: list, number: int) -> None:
             image = await write(latents, number)
@@ -263,7 +270,7 @@ class ActiveRequest:
         due = [tokens.output * (i + 1) // (request.partial_images + 1) for i in range(request.partial_images)]
         number, preview = 0, None
         try:
-            async with aclosing(service.engine.generate(prepared)) as steps:
+            async with aclosing(service.engine.generate(replace(prepared, finishing=None))) as steps:
                 async for new in steps:
                     start = start or time.perf_counter()
                     latents += new

@@ -42,6 +42,11 @@ class Embeddings:
     parameters: list[dict] | None
     generators: list[torch.Generator]
 
+    def row(self, row: int) -> "Embeddings":
+        """One of them by itself."""
+        parameters = None if self.parameters is None else [self.parameters[row]]
+        return Embeddings(self.embeds[row : row + 1].clone(), [self.names[row]], parameters, [self.generators[row]])
+
     def joined(self, row: int, decoder: dict) -> dict:
         """The parameters of an image that was decoded from a row with the parameters `decoder`."""
         if self.parameters is None:

@@ -93,7 +93,15 @@ class PriorDecoderPipeline(PartsMixin, DiffusionPipeline):
         """There is no grid of codes to complete, whatever the decoder draws."""
         return None
 
-    codebook_size = grid_size
+    @property
+    def codebook_size(self) -> int | None:
+        """How many codes the decoder draws from; `None` if it draws no codes."""
+        return self.decoder.codebook_size
+
+    @property
+    def varies_images(self) -> bool:
+        """Whether it draws [`variation`]s, for which the prior needs an image encoder with its image processor."""
+        return self.prior.image_encoder is not None and self.prior.image_processor is not None
 
     def find_loss(self, prompt: str) -> PromptLoss | None:
         """What CLIP does not read of a prompt, see [`~llamagen_hf.conditioning.text.find_loss`]."""
@@ -158,10 +166,7 @@ class PriorDecoderPipeline(PartsMixin, DiffusionPipeline):
         Raises:
             ValueError: If an argument does not fit.
         """
-        given = {"num_inference_steps": prior_num_inference_steps, "guidance_scale": prior_guidance_scale}
-        given["num_candidates"] = prior_num_candidates
-        given = {PRIOR_PREFIX + name: value for name, value in given.items()}
-        found, call = self._calls(
+        found, call = self.prepare(
             prompt,
             image_embeds=image_embeds,
             num_images_per_prompt=num_images_per_prompt,
@@ -169,7 +174,9 @@ class PriorDecoderPipeline(PartsMixin, DiffusionPipeline):
             scorer=scorer,
             generator=generator,
             truncate_prompt=truncate_prompt,
-            **given,
+            prior_num_inference_steps=prior_num_inference_steps,
+            prior_guidance_scale=prior_guidance_scale,
+            prior_num_candidates=prior_num_candidates,
             **decoder_kwargs,
         )
         output = found.output(self.decoder(**call, output_type=output_type), self._origin)
@@ -257,7 +264,7 @@ class PriorDecoderPipeline(PartsMixin, DiffusionPipeline):
         """
         every = {} if preview_every is None else {"preview_every": preview_every}
         output_type = kwargs.pop("output_type", "pil")
-        found, call = self._calls(prompt, **kwargs)
+        found, call = self.prepare(prompt, **kwargs)
         for step in self.decoder.stream(**call, output_type=output_type, **every):
             if step.output is not None:
                 step.output = found.output(step.output, self._origin)
@@ -273,7 +280,7 @@ class PriorDecoderPipeline(PartsMixin, DiffusionPipeline):
         Returns:
             `torch.Tensor` of shape `(batch, 3, height, width)`: float32, nominally in [-1, 1].
         """
-        return self.decoder.draw_pixels(**self._calls(prompt, **kwargs)[1])
+        return self.decoder.draw_pixels(**self.prepare(prompt, **kwargs)[1])
 
     def redraw(self, parameters: dict, output_type: str = "pil") -> PriorDecoderOutput:
         """Draw an image again from the parameters that made it.
@@ -304,7 +311,7 @@ class PriorDecoderPipeline(PartsMixin, DiffusionPipeline):
         output = self.decoder.redraw(decoder, prompt_embeds=embeds[:, None], output_type=output_type)
         return PriorDecoderOutput(output.images, [parameters], embeds)
 
-    def _calls(
+    def prepare(
         self,
         prompt=None,
         *,
@@ -316,7 +323,11 @@ class PriorDecoderPipeline(PartsMixin, DiffusionPipeline):
         truncate_prompt=False,
         **settings,
     ) -> tuple[Embeddings, dict]:
-        """The embeddings of a call, and the arguments with which the decoder draws from them."""
+        """The embeddings of a call, and the arguments with which the decoder draws from them.
+
+        Raises:
+            ValueError: If an argument does not fit.
+        """
         prior, decoder = _split(settings)
         per_condition = plain(num_images_per_prompt)
         if (prompt is None) == (image_embeds is None):

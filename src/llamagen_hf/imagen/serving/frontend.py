@@ -38,10 +38,14 @@ class GuidedUpsamplingFields(UpsamplingFields):
 
 @dataclass(frozen=True)
 class Enlargement:
-    """How an image is enlarged once it is drawn: a prompt, and settings under the names of the upsampler."""
+    """How an image is enlarged once it is drawn: a prompt, and settings under the names of the upsampler.
+
+    `base` is what the frontend of the base keeps of the request.
+    """
 
     prompt: str | None
     settings: dict[str, Any]
+    base: Any = None
 
 
 class CascadeFrontend(Frontend):
@@ -89,20 +93,30 @@ class CascadeFrontend(Frontend):
         known = self.sampling_fields.model_fields.keys()
         given = {name: value for name, value in request.settings.items() if name in known}
         settings = self.upsampler.sampling_settings(**split_settings(given)[1])
-        return replace(prepared, finishing=Enlargement(self._read(request.prompt), settings)), parameters
+        enlargement = Enlargement(self._read(request.prompt), settings, prepared.finishing)
+        return replace(prepared, finishing=enlargement), parameters
+
+    def add_conditions(self, requests: list[EngineRequest]) -> list[EngineRequest]:
+        conditioned, smalls = [], self.base.add_conditions([small_of(request) for request in requests])
+        for request, small in zip(requests, smalls, strict=True):
+            if isinstance(enlargement := request.finishing, Enlargement):
+                small = replace(small, finishing=replace(enlargement, base=small.finishing))
+            conditioned.append(small)
+        return conditioned
 
     def _read(self, prompt: str | None) -> str | None:
         """What the upsampler reads of a prompt."""
         return prompt if self.upsampler.reads_text and self.pipe.condition_kind == "text" else None
 
     def count_tokens(self, request: EngineRequest) -> TokenCounts:
-        return self.base.count_tokens(request)
+        return self.base.count_tokens(small_of(request))
 
     def generator_after(self, request: EngineRequest) -> torch.Generator:
-        return self.base.generator_after(request)
+        return self.base.generator_after(small_of(request))
 
     def complete(self, request: EngineRequest, parameters: dict) -> dict:
-        if (enlargement := request.finishing) is None:
+        parameters = self.base.complete(small_of(request), parameters)
+        if not isinstance(enlargement := request.finishing, Enlargement):
             return parameters
         facts = self.upsampler.facts
         if "checkpoint" in facts:  # clients can read it
@@ -113,16 +127,17 @@ class CascadeFrontend(Frontend):
 
     def _noise(self, request: EngineRequest) -> torch.Generator:
         """The upsampler's generator, as the cascade would have it for this seed."""
-        return next_generators([self.base.generator_after(request)])[0]
+        return next_generators([self.generator_after(request)])[0]
 
     def decode(self, items: list[tuple[EngineRequest, list]]) -> list[Image.Image]:
-        images, side = self.base.decode(items), self.pipe.image_size
+        images = self.base.decode([(small_of(request), latents) for request, latents in items])
+        side = self.pipe.image_size
         alone = self.upsampler.device.type == "cpu"  # a batch saves little there, and its size changes the last bits
         groups: dict[tuple, list[int]] = {}
         for index, (request, latents) in enumerate(items):
-            if (enlargement := request.finishing) is None:
+            if not isinstance(enlargement := request.finishing, Enlargement):
                 continue
-            if len(latents) < self.base.count_tokens(request).output:  # a preview
+            if len(latents) < self.count_tokens(request).output:  # a preview
                 images[index] = images[index].resize((side, side), Image.Resampling.BICUBIC)
             else:
                 key = tuple(sorted(enlargement.settings.items())), enlargement.prompt is None, index if alone else 0
@@ -139,3 +154,9 @@ class CascadeFrontend(Frontend):
             for index, image in zip(members, output.images, strict=True):
                 images[index] = image
         return images
+
+
+def small_of(request: EngineRequest) -> EngineRequest:
+    """A request as the frontend of the base made it."""
+    enlargement = request.finishing
+    return replace(request, finishing=enlargement.base) if isinstance(enlargement, Enlargement) else request

@@ -1,0 +1,1 @@
+"""Serving of a prior and its decoder."""
