@@ -43,7 +43,7 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Family(Method):
-    """A pipeline of this package, and what its model cards say about the method.
+    """A pipeline of this package, with what [`Method`] says about it.
 
     Args:
         pipeline (`str`): Name of its class, in `llamagen_hf`.
@@ -61,7 +61,7 @@ class Family(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFamily(Method):
-    """A model that is no pipeline and stands by itself, in a folder with `config.json`.
+    """A model that is no pipeline and stands by itself, in a folder with `config.json`; with what [`Method`] says.
 
     Args:
         model (`str`): Name of its class, as `config.json` has it.

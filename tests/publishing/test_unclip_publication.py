@@ -166,7 +166,7 @@ def test_cards_say_what_each_part_is(folders, name, task, words):
 
 def test_only_what_belongs_to_a_clip_is_uploaded(folders):
     names = set(open_publication(folders["clip"]).files)
-    assert {"config.json", "model.safetensors", "training.json", "tokenizer.json"} <= names
+    assert {"config.json", "model.safetensors", "training.json", "tokenizer_config.json"} <= names
     assert not [name for name in names if name.startswith(("checkpoints", "log"))]
 
 
@@ -221,7 +221,7 @@ def test_info_says_what_they_are(folders, name, words):
 def test_info_on_codes_and_on_what_it_does_not_know(tmp_path):
     build_prior_pipeline("autoregressive", image_encoder=False).save_pretrained(tmp_path / "prior")
     said = CliRunner().invoke(app, ["info", "--checkpoint", str(tmp_path / "prior")]).output
-    assert "written as 4 codes of 16 by 1 layers" in said and "no, it has no image encoder" in said
+    assert "written as 4 codes of 16 by 2 layers" in said and "no, it has no image encoder" in said
     (tmp_path / "config.json").write_text('{"_class_name": "VQModel"}')
     result = CliRunner().invoke(app, ["info", "--checkpoint", str(tmp_path)])
     assert result.exit_code == 1 and "a model of class 'VQModel', and no checkpoint" in " ".join(result.output.split())
