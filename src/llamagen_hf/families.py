@@ -174,8 +174,8 @@ from llamagen_hf import EmbeddingPriorPipeline
 prior = EmbeddingPriorPipeline.from_pretrained("{checkpoint}")
 embeds = prior("a red apple").image_embeds""",
         limits="""\
-Its embeddings mean something to decoders that were trained with the same CLIP, and to no others. It knows captions like
-those of its training data, whose biases it repeats.""",
+Its embeddings mean something to decoders that were trained with the same CLIP, and to no others. It knows captions
+like those of its training data, whose biases it repeats.""",
     ),
     Family(
         pipeline="PriorDecoderPipeline",
@@ -201,7 +201,7 @@ MODELS = (
         summary=(
             "The cosine of two embeddings says how well an image of {pipe.config.vision_config.image_size} x "
             "{pipe.config.vision_config.image_size} pixels and a caption fit. It ranks candidates and guides drawing, "
-            "and its embeddings are conditions of decoders."
+            "and its embeddings are conditions of decoders. transformers loads it as `CLIPModel` and `CLIPProcessor`."
         ),
         tags=("clip",),
         citation="""\
@@ -249,7 +249,7 @@ compared with each other, and not with those of another CLIP.""",
         usage="""\
 from llamagen_hf.diffusion.guides import ClassifierGuide
 
-guide = ClassifierGuide.from_pretrained("{checkpoint}", labels=[{label!r}])
+guide = ClassifierGuide.from_pretrained("{checkpoint}", labels=[{label}])
 image = pipe("a red apple", guide=guide).images[0]  # pipe: a PixelDiffusionPipeline""",
         limits="""\
 It knows its classes alone, and the noise of this package's schedule. What it leads to is what it tells classes apart

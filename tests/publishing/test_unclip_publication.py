@@ -149,7 +149,7 @@ def card_of(folder) -> ModelCard:
             "classifier",
             "image-classification",
             [
-                "ClassifierGuide.from_pretrained(\"user/parts\", labels=['round'])",
+                'ClassifierGuide.from_pretrained("user/parts", labels=["round"])',
                 "round, square",
                 "| ... at timestep 750 | 40.0% |",
                 "2105.05233",

@@ -67,13 +67,12 @@ def test_the_prior_is_nearer_to_images_than_their_captions_are(trained):
 
 
 def test_a_variation_is_nearest_to_its_image(trained):
-    """Each trial has one image of each colour and shape; a variation of one is compared with all eight."""
+    """The others are images of the same shape in the other three colours; sizes and places differ too."""
     _, pipe = trained
-    rng, nearest = random.Random(5), []
-    names = [(color, shape) for color in COLORS for shape in SHAPES]
-    for seed in range(2):
-        images = [draw_shape(*pair, rng) for pair in names]
-        varied = pipe.variation(images, generator=generators(*range(8 * seed, 8 * seed + 8))).images
-        nearest.append((pipe.encode_image(varied) @ pipe.encode_image(images).T).argmax(-1))
-    right = torch.stack(nearest) == torch.arange(8)
-    assert right.float().mean() >= 0.9, nearest
+    rng, right = random.Random(5), []
+    for seed, shape in enumerate(SHAPES * 2):
+        images = [draw_shape(color, shape, rng) for color in COLORS]
+        varied = pipe.variation(images, generator=generators(*range(4 * seed, 4 * seed + 4))).images
+        nearest = (pipe.encode_image(varied) @ pipe.encode_image(images).T).argmax(-1)
+        right += (nearest == torch.arange(4)).tolist()
+    assert sum(right) >= 0.9 * len(right), right

@@ -188,9 +188,10 @@ def prior_card(family: Family, repo_id: str, pipe: DiffusionPipeline) -> tuple[d
 def model_card(family: ModelFamily, repo_id: str, model: nn.Module) -> tuple[dict, dict]:
     """Metadata and texts of the card of a model that is no pipeline."""
     data = {"library_name": family.library, "pipeline_tag": family.task, "tags": [*family.tags]}
-    labels = getattr(model.config, "labels", None)
-    texts = method_texts(family, repo_id, model, label=labels[0] if labels else None) | {
-        "classes": ", ".join(labels) if labels else None,
+    labels = getattr(model.config, "labels", [])
+    first = json.dumps(labels[0], ensure_ascii=False) if labels else None
+    texts = method_texts(family, repo_id, model, label=first) | {
+        "classes": ", ".join(labels),
         "parameters": [("all", millions(model))],
     }
     return data, texts
