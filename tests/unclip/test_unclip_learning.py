@@ -40,7 +40,8 @@ def trained(tmp_path_factory):
     )  # fmt: skip
     of_decoder = diffusion_config(
         folder / "decoder", **RUN, clip=clip, condition_length=1, block_out_channels=[16, 32], snr_gamma=5.0,
-        max_train_steps=400, batch_size=16, learning_rate=3e-3, sampling_defaults={"num_inference_steps": 12},
+        max_train_steps=400, batch_size=16, learning_rate=3e-3,
+        sampling_defaults={"num_inference_steps": 12, "guidance_scale": 1.0},
     )  # fmt: skip
     metrics = {"clip": train_clip(data, of_clip), "prior": train_prior(data, of_prior)}
     metrics["decoder"] = train_diffusion(data, of_decoder)
@@ -54,7 +55,7 @@ def test_it_draws_the_colour_that_its_prompt_names(trained):
     _, pipe = trained
     for color in COLORS:
         prompts = [f"a {color} {shape}" for shape in SHAPES] * 2
-        assert_drawn_in(color, pipe(prompts, generator=generators(0, 1, 2, 3), output_type="pt").images)
+        assert_drawn_in(color, pipe(prompts, generator=generators(0, 1, 2, 3), output_type="pt").images, 0.7)
 
 
 def test_the_prior_is_nearer_to_images_than_their_captions_are(trained):
