@@ -37,11 +37,11 @@ def write_shapes_to_learn(folder: Path) -> DataConfig:
     return DataConfig(str(folder), image_size=16)
 
 
-def assert_drawn_in(color: str, images: torch.Tensor, share: float = 0.8) -> None:
-    """Each of the images `(batch, 3, height, width)` in [0, 1] has a shape, and that share of it has the colour."""
+def assert_drawn_in(color: str, images: torch.Tensor) -> None:
+    """Each of the images `(batch, 3, height, width)` in [0, 1] has a shape, four fifths of it in that colour."""
     palette = torch.tensor([(255, 255, 255), *COLORS.values()]) / 255
     distance, nearest = (images[:, None] - palette[None, :, :, None, None]).square().sum(2).min(1)
     is_shape = (nearest != 0) & (distance < 0.1)  # the grey edges of a black shape are near to green
     drawn = (is_shape & (nearest == 1 + list(COLORS).index(color))).sum((1, 2))
     assert (drawn > 10).all(), (color, drawn)
-    assert (drawn > share * is_shape.sum((1, 2))).all(), (color, drawn)
+    assert (drawn > 0.8 * is_shape.sum((1, 2))).all(), (color, drawn)
