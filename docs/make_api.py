@@ -230,7 +230,14 @@ PAGES = {
     "hub": (
         "Loading and publishing",
         "Checkpoints of any family, from the Hub and to it.",
-        ["families.load_pipeline", "families.find_family", "families.Family", "publishing.publish.publish"],
+        [
+            "families.load_pipeline",
+            "families.find_family",
+            "families.Method",
+            "families.Family",
+            "families.ModelFamily",
+            "publishing.publish.publish",
+        ],
     ),
 }
 

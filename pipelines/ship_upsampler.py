@@ -28,7 +28,9 @@ PROMPTS = [
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--run", type=Path, default=Path("runs/emoji/upsampler"), help="What train-diffusion saved.")
+    arguments.add_argument(
+        "--run", type=Path, default=Path("runs/emoji/upsampler"), help="What train-diffusion saved."
+    )
     arguments.add_argument("--output", type=Path, default=SHIPPED / "emoji_upsampler", help="Replaced, if it exists.")
     own = arguments.parse_args()
 

@@ -11,6 +11,7 @@ from . import (  # noqa: F401 (each adds its commands)
     evaluate,
     generate,
     info,
+    join,
     serve,
     stages,
     upscale,

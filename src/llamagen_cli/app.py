@@ -87,7 +87,7 @@ def quiet_loading() -> None:
 
 
 def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: Dtype | None = None, **kwargs):
-    """Load a checkpoint of any family, by default in float32; a `ValueError` if there is no such device or dtype."""
+    """Load a checkpoint that draws images, by default in float32; a `ValueError` for an unknown device or dtype."""
     import torch
 
     from llamagen_hf import families
@@ -96,4 +96,5 @@ def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: Dtyp
     if dtype not in (None, *get_args(Dtype)):  # from the parameters of an image
         raise ValueError(f"The dtype is {dtype!r}; expected float32, float16 or bfloat16.")
     device = find_device(device)
-    return families.load_pipeline(checkpoint, dtype=getattr(torch, dtype or "float32"), **kwargs).to(device)
+    dtype = getattr(torch, dtype or "float32")
+    return families.load_pipeline(checkpoint, draws="images", dtype=dtype, **kwargs).to(device)

@@ -56,7 +56,9 @@ def convert(
 
 @app.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(help="Pipeline, LoRA adapter or codes, as a training wrote them.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Pipeline, CLIP, classifier, LoRA adapter or codes, as a training wrote them.")
+    ],
     repo_id: Annotated[str, typer.Argument(help="Where on the Hub: user/name.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     space: Annotated[bool, typer.Option("--space", help="Also make a Space that shows the pipeline.")] = False,

@@ -119,6 +119,12 @@ def test_an_adapter_of_a_unet_is_known_by_its_record(tmp_path):
     (tmp_path / "training.json").write_text('{"diffusion": {}}')
     save_file({"weight": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
     assert open_publication(tmp_path).family == FAMILY
+    settings = {"low_image_size": 64, "conditioning": "none"}
+    (tmp_path / "training.json").write_text(json.dumps({"diffusion": {"settings": settings}}))
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "base_model_name_or_path": "emoji_upsampler"}')
+    card = write_card(open_publication(tmp_path), "user/sharper", None, PROMPTS, None)
+    assert 'from_pretrained("emoji_upsampler")' in card.text and "load_image\n" in card.text
+    assert 'pipe(image=load_image("small.png"))' in card.text and card.data.pipeline_tag == "image-to-image"
     (tmp_path / "training.json").write_text('{"generator": {}}')
     assert open_publication(tmp_path).family.name == "LlamaGen"
 

@@ -405,6 +405,7 @@ def test_an_adapter_of_a_base_that_is_not_ours_is_still_published(user, trained,
     [
         ("user/base", "user/base", "user/base"),
         ("emoji", None, "emoji"),
+        ("emoji_upsampler", None, "emoji_upsampler"),
         ("/data/models/base", None, "the checkpoint that it was trained on"),
         (None, None, "the checkpoint that it was trained on"),
     ],

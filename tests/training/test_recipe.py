@@ -226,7 +226,7 @@ def test_the_stages_of_a_recipe_fit(recipes, name):
     recipe = recipes[name]
     made = {
         stage: {other[stage].output_dir for other in recipes.values() if stage in other}
-        for stage in ("vq_model", "generator")
+        for stage in ("vq_model", "generator", "clip")
     }
     assert "data" in recipe
     assert recipe.keys() & {"vq_model", "generator", "diffusion", "classifier", "prior", "clip"}
@@ -238,7 +238,9 @@ def test_the_stages_of_a_recipe_fit(recipes, name):
         assert codes.vq_model in ({recipe["vq_model"].output_dir} if "vq_model" in recipe else made["vq_model"])
         assert generator.init_from in made["generator"] | {None, RECODED}
         if generator.stored_states:
-            assert {"{" + column + "}" for column in codes.text_columns} == set(generator.caption_templates)
+            columns = ["image"] if codes.clip else codes.text_columns
+            assert {"{" + column + "}" for column in columns} == set(generator.caption_templates)
+            assert codes.clip in made["clip"] | {None}
 
 
 def test_no_two_recipes_write_to_one_folder(recipes):

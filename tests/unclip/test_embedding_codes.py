@@ -1,5 +1,7 @@
 """The quantizer of embeddings: what is lost, in which order codes stand, what it refuses."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,23 @@ def test_saved_equals_loaded(quantizer, tmp_path):
     loaded, embeds = EmbeddingQuantizer.from_pretrained(tmp_path), draw_embeddings(20, 3)
     assert torch.equal(loaded.encode(embeds), quantizer.encode(embeds))
     assert torch.equal(loaded.decode(loaded.encode(embeds)), quantizer.decode(quantizer.encode(embeds)))
+
+
+@pytest.mark.parametrize("how", ["loaded", "cast"])
+def test_buckets_stay_exact_in_half_precision(quantizer, tmp_path, how):
+    """Two numbers of bfloat16 are up to 1 % apart, and edges of 1,024 buckets are closer."""
+    embeds = draw_embeddings(50, 4)
+    if how == "loaded":
+        quantizer.save_pretrained(tmp_path)
+        other = EmbeddingQuantizer.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    else:
+        other = copy.deepcopy(quantizer).to(torch.bfloat16).half().to("cpu")
+    assert {name: buffer.dtype for name, buffer in other.named_buffers()} == dict.fromkeys(
+        ("mean", "components", "boundaries", "centers", "kept_variance"), torch.float32
+    )
+    codes = quantizer.encode(embeds)
+    assert torch.equal(other.encode(embeds), codes) and torch.equal(other.decode(codes), quantizer.decode(codes))
+    assert other.to("meta").centers.device.type == "meta"
 
 
 def test_fewer_embeddings_than_buckets_suffice():

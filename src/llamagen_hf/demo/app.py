@@ -95,13 +95,13 @@ def build_demo(
         `gradio.Blocks`: Ready to [`launch`].
 
     Raises:
-        OSError: If there is no such checkpoint.
+        OSError: If there is no such checkpoint, or it draws no images.
         ValueError: If the checkpoint draws from neither prompts nor classes, or the upsampler does not fit it.
     """
     if device is None:
         device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    pipe = load_pipeline(checkpoint, dtype=getattr(torch, dtype)).to(device)
+    pipe = load_pipeline(checkpoint, draws="images", dtype=getattr(torch, dtype)).to(device)
     if (upsampler := find_upsampler(checkpoint, upsampler)) is not None:
         enlarging = load_pipeline(upsampler, dtype=getattr(torch, dtype)).to(device)
         pipe = own_class("CascadePipeline")(pipe, enlarging)

@@ -13,7 +13,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..families import find_family
+from ..families import check_draws, find_family
 from ..loading.checkpoint import is_shipped, shipped_folder
 from ..local_paths import public_name
 from ..processes import this_process
@@ -177,6 +177,7 @@ def load_subject(subject: str, device: str, dtype: str) -> DiffusionPipeline:
     except (OSError, ValueError) as error:
         raise OSError(f"There is no pipeline {subject!r} to generate from: {str(error).splitlines()[0]}") from error
     if family := find_family(index["_class_name"]):
+        check_draws(family, "images", subject)
         pipe = family.pipeline_class.from_pretrained(subject, dtype=getattr(torch, dtype))
     else:
         pipe = DiffusionPipeline.from_pretrained(subject, torch_dtype=getattr(torch, dtype))

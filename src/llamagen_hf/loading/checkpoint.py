@@ -184,14 +184,14 @@ class CheckpointLoaderMixin:
         return [str(path) for path in weights if path.parent in parts and len(path.suffixes) == 1]
 
 
-def read_weight_names(folder: Path) -> dict[str, set[str]]:
-    """Names of the saved weights of each component, from the headers of its safetensors files.
+def read_weight_names(folder: Path, pattern: str = "*/*.safetensors") -> dict[str, set[str]]:
+    """Names of the saved weights by the name of their folder, that of a component, from the headers of its files.
 
     Raises:
         OSError: If a file is truncated or otherwise damaged.
     """
     names: dict[str, set[str]] = {}
-    for path in sorted(folder.glob("*/*.safetensors")):
+    for path in sorted(folder.glob(pattern)):
         try:
             with safe_open(path, framework="pt") as file:
                 names.setdefault(path.parent.name, set()).update(file.keys())

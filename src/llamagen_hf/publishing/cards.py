@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
-import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
+from torch import nn
 
 from ..evaluation.report import REPORT, model_index_results, read_report
 from ..evaluation.report.markdown import markdown_notes, markdown_summary
-from ..families import FAMILIES, Family
+from ..families import FAMILIES, MODELS, Family, Method, ModelFamily
+from ..loading.checkpoint import SHIPPED_NAMES
 from ..loading.components import list_components
 from ..local_paths import is_hub_id, public_name
 from .publications import SHEET, Publication
@@ -43,6 +44,24 @@ METRICS = {
         for name, (label, spec) in UPSAMPLING.items()
         for rival in ("", "_bicubic")
     },
+    "prior": {
+        "test_loss": ("loss", ".4f"),
+        "test_cosine": ("drawn embeddings, cosine to those of the images", ".3f"),
+        "test_text_cosine": ("... of the captions' own embeddings", ".3f"),
+        "test_retrieval": ("drawn embeddings, images that they find", ".1%"),
+        "test_text_retrieval": ("... of the captions' own embeddings", ".1%"),
+    },
+    "clip": {
+        "test_loss": ("contrastive loss in nats", ".3f"),
+        "test_image_to_text_r1": ("images whose caption is found", ".1%"),
+        "test_text_to_image_r1": ("captions whose image is found", ".1%"),
+        "test_r_precision": ("images whose caption is found among 100", ".1%"),
+    },
+    "classifier": {
+        "test_loss": ("loss in nats, over all levels of noise", ".3f"),
+        "test_accuracy_0": ("accuracy at timestep 0 of 1,000, almost without noise", ".1%"),
+    }
+    | {f"test_accuracy_{step}": (f"... at timestep {step}", ".1%") for step in (250, 500, 750)},
 }  # fmt: skip
 # Task on the Hub, tag and noun, by what a pipeline generates from. The Hub has no task for classes.
 KINDS = {
@@ -56,7 +75,7 @@ KINDS = {
 def write_card(
     publication: Publication,
     repo_id: str,
-    pipe: DiffusionPipeline | None,
+    pipe: DiffusionPipeline | nn.Module | None,
     conditions: list[str | int],
     license: str | None,
     data_license: str | None = None,
@@ -66,17 +85,22 @@ def write_card(
     Args:
         publication ([`~llamagen_hf.publishing.publications.Publication`]): What is published.
         repo_id (`str`): The repository, `user/name`.
-        pipe ([`~diffusers.DiffusionPipeline`], *optional*): The pipeline, if one is published.
+        pipe ([`~diffusers.DiffusionPipeline`] or `torch.nn.Module`, *optional*):
+            The pipeline or model, if one is published.
         conditions (`list[str | int]`): Prompts or classes of the sample sheet.
         license (`str`, *optional*): The Hub's name of the licence, such as `"cc-by-4.0"`.
         data_license (`str`, *optional*): The licence of the images behind it.
     """
     family, records, name = publication.family, publication.facts, repo_id.rpartition("/")[2]
     card, card_data = ModelCard, ModelCardData
-    if publication.kind == "pipeline":
+    if publication.draws_images:
         data, texts = pipeline_card(family, repo_id, pipe, conditions)
+    elif publication.kind == "pipeline":
+        data, texts = prior_card(family, repo_id, pipe)
+    elif publication.kind == "model":
+        data, texts = model_card(family, repo_id, pipe)
     elif publication.kind == "adapter":
-        data, texts = adapter_card(family, repo_id, publication.json("adapter_config.json"), conditions)
+        data, texts = adapter_card(family, repo_id, publication.json("adapter_config.json"), conditions, records)
     else:
         card, card_data = DatasetCard, DatasetCardData
         data, texts = codes_card(family, repo_id, publication.json("codes.json"))
@@ -94,7 +118,9 @@ def write_card(
         data |= {"model_name": name, "eval_results": results}
     if datasets := list(filter(is_hub_id, dict.fromkeys(map(dataset_of, records.values())))):
         data["datasets"] = datasets
-    starts = [facts.get(each.record, {}).get("settings", {}) for facts in records.values() for each in FAMILIES]
+    starts = [
+        facts.get(each.record, {}).get("settings", {}) for facts in records.values() for each in (*FAMILIES, *MODELS)
+    ]
     if base := next((settings["init_from"] for settings in starts if is_hub_id(settings.get("init_from"))), None):
         data.setdefault("base_model", base)
     recipes = {part: {key: facts[key] for key in facts if key != "examples"} for part, facts in records.items()}
@@ -138,28 +164,82 @@ def pipeline_card(family: Family, repo_id: str, pipe: DiffusionPipeline, conditi
             ("image", f"{pipe.image_size} x {pipe.image_size} pixels"),
             *((f"`{name}`", f"{value}") for name, value in pipe.sampling_settings().items()),
         ],
-        "parameters": [
-            (name, f"{sum(p.numel() for p in component.parameters()) / 1e6:.1f}M")
-            for name, component in list_components(pipe)
-            if isinstance(component, torch.nn.Module)
-        ],
+        "parameters": count_parameters(pipe),
     }
     return data, texts
 
 
-def adapter_card(family: Family, repo_id: str, adapter: dict, conditions: list) -> tuple[dict, dict]:
+def prior_card(family: Family, repo_id: str, pipe: DiffusionPipeline) -> tuple[dict, dict]:
+    """Metadata and texts of the card of a pipeline that draws embeddings."""
+    kind = "autoregressive" if pipe.is_autoregressive else "diffusion"
+    data = {"library_name": "diffusers", "pipeline_tag": family.task, "tags": [*family.tags, f"{kind}-prior"]}
+    texts = method_texts(family, repo_id, pipe) | {
+        "generation": [
+            ("reads", f"a prompt of at most {pipe.condition_length} tokens"),
+            ("draws", f"an embedding of {pipe.embedding_dim} numbers, of length 1"),
+            ("kind", kind),
+            *((f"`{name}`", f"{value}") for name, value in pipe.sampling_settings().items()),
+        ],
+        "parameters": count_parameters(pipe),
+    }
+    return data, texts
+
+
+def model_card(family: ModelFamily, repo_id: str, model: nn.Module) -> tuple[dict, dict]:
+    """Metadata and texts of the card of a model that is no pipeline."""
+    data = {"library_name": family.library, "pipeline_tag": family.task, "tags": [*family.tags]}
+    labels = getattr(model.config, "labels", [])
+    first = json.dumps(labels[0], ensure_ascii=False) if labels else None
+    texts = method_texts(family, repo_id, model, label=first) | {
+        "classes": ", ".join(labels),
+        "parameters": [("all", millions(model))],
+    }
+    return data, texts
+
+
+def method_texts(family: Method, repo_id: str, pipe, **more) -> dict:
+    """What the table says about a method whose models draw no images."""
+    return {
+        "summary": f"{family.noun}: {family.name} ({family.reference}). {family.summary.format(pipe=pipe)}",
+        "usage": family.usage.format(checkpoint=repo_id, **more),
+        "limits": family.limits,
+    }
+
+
+def count_parameters(pipe: DiffusionPipeline) -> list[tuple[str, str]]:
+    """The size of each model in a pipeline."""
+    return [(name, millions(part)) for name, part in list_components(pipe) if isinstance(part, nn.Module)]
+
+
+def millions(model: nn.Module) -> str:
+    """The number of a model's parameters, written in millions."""
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M"
+
+
+def adapter_card(
+    family: Family, repo_id: str, adapter: dict, conditions: list, records: dict[str, dict]
+) -> tuple[dict, dict]:
     """Metadata and texts of a LoRA adapter's card."""
     data = {"library_name": "peft", "pipeline_tag": "text-to-image", "tags": [*family.tags, "lora"]}
     base = adapter.get("base_model_name_or_path")
     if is_hub_id(base):
         data["base_model"] = base
-    elif base != "emoji":  # the checkpoint of the package; any other name is that of a folder
+    elif base not in SHIPPED_NAMES:  # checkpoints of the package; any other name is that of a folder
         base = "the checkpoint that it was trained on"
+    settings = records.get("", {}).get(family.record, {}).get("settings", {})
+    upsamples = settings.get("low_image_size") is not None
+    arguments = []
+    if settings.get("conditioning") != "none":
+        arguments.append(f'"{conditions[0]}"' if conditions and isinstance(conditions[0], str) else "...")
+    if upsamples:
+        data["pipeline_tag"] = KINDS["image"][0]
+        arguments.append('image=load_image("small.png")')
     texts = {
         "summary": f"A LoRA adapter of rank {adapter.get('r')} for {family.name} ({family.reference}).",
         "checkpoint": base,
         "adapter": repo_id,
-        "condition": f'"{conditions[0]}"' if conditions and isinstance(conditions[0], str) else "...",
+        "upsamples": upsamples,
+        "condition": ", ".join(arguments),
     }
     return data, texts
 

@@ -1,4 +1,4 @@
-"""What can be published: pipelines, LoRA adapters and codes, and which of their files are uploaded."""
+"""What can be published: pipelines, models, LoRA adapters, codes, and which of their files are uploaded."""
 
 import json
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from PIL import UnidentifiedImageError
 from safetensors import SafetensorError
 
 from ..evaluation.report import REPORT_FILES
-from ..families import FAMILIES, Family, find_family
+from ..families import FAMILIES, MODELS, Family, Method, find_family, find_model_family, model_class_name
 from ..loading.components import component_folders
 from ..local_paths import find_local_path, local_places, public_sources, read_texts
 from ..training.record import FACTS_FILE
@@ -18,9 +18,16 @@ from ..training.record import FACTS_FILE
 
 SHEET = "contact_sheet.png"
 # The file by which each kind is known, in a folder and in a repository.
-MARKERS = {"pipeline": "model_index.json", "adapter": "adapter_config.json", "codes": "codes.json"}
+MARKERS = {
+    "pipeline": "model_index.json",
+    "adapter": "adapter_config.json",
+    "codes": "codes.json",
+    "model": "config.json",
+}
 # Files that diffusers and transformers save for a component.
 COMPONENT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+# The same for a model that stands by itself, in whose folder there may be notes.
+MODEL_FILES = ("*.json", "*.safetensors", "merges.txt", "vocab.txt")
 
 
 @dataclass
@@ -29,16 +36,21 @@ class Publication:
 
     Args:
         folder (`Path`): The folder.
-        kind (`str`): `"pipeline"`, `"adapter"` or `"codes"`.
-        family ([`~llamagen_hf.families.Family`]): The family of the pipeline, or the one that an adapter or codes are
-            for.
+        kind (`str`): `"pipeline"`, `"adapter"`, `"codes"`, or `"model"` for a CLIP or a classifier.
+        family ([`~llamagen_hf.families.Method`]): The family of the pipeline or model, or the one that an adapter or
+            codes are for.
         files (`dict[str, Path | bytes]`): What is uploaded, by its path in the repository.
     """
 
     folder: Path
-    kind: Literal["pipeline", "adapter", "codes"]
-    family: Family = FAMILIES[0]
+    kind: Literal["pipeline", "adapter", "codes", "model"]
+    family: Method = FAMILIES[0]
     files: dict[str, Path | bytes] = field(default_factory=dict)
+
+    @property
+    def draws_images(self) -> bool:
+        """Whether it is a pipeline that draws images, for a sample sheet or a Space."""
+        return isinstance(self.family, Family) and self.kind == "pipeline" and self.family.draws == "images"
 
     @property
     def repo_type(self) -> Literal["model", "dataset"]:
@@ -60,11 +72,11 @@ class Publication:
         if isinstance(content := self.files.get(name), bytes):
             return json.loads(content)
         path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     @property
     def facts(self) -> dict[str, dict]:
-        """What the trainings behind it recorded, by folder: `""`, or `"base"` and `"upsampler"` in a cascade."""
+        """What the trainings behind it recorded, by folder: `""`, or those of the parts, such as `"upsampler"`."""
         folders = [name.rpartition("/")[0] for name in self.files if PurePosixPath(name).name == FACTS_FILE]
         return {folder: self.json(f"{folder}/{FACTS_FILE}".lstrip("/")) for folder in sorted(folders)}
 
@@ -81,8 +93,8 @@ def open_publication(folder: str | Path) -> Publication:
     """Find out what a folder holds and which of its files to publish.
 
     Args:
-        folder (`str` or `os.PathLike`): A pipeline, an adapter, or codes, as this package's trainings and
-            `save_pretrained` write them.
+        folder (`str` or `os.PathLike`): A pipeline, a CLIP, a classifier of noisy images, an adapter, or codes, as
+            this package's trainings and `save_pretrained` write them.
 
     Returns:
         [`Publication`]: All its files but the card. In JSON files, names stand in place of local paths.
@@ -96,8 +108,8 @@ def open_publication(folder: str | Path) -> Publication:
     kind = next((kind for kind, marker in MARKERS.items() if (folder / marker).is_file()), None)
     if kind is None:
         raise OSError(
-            f"{str(folder)!r} can't be published: it is not a pipeline (model_index.json), an adapter "
-            "(adapter_config.json) or codes (codes.json)."
+            f"{str(folder)!r} can't be published: it is not a pipeline (model_index.json), a CLIP or a classifier "
+            "(config.json), an adapter (adapter_config.json) or codes (codes.json)."
         )
     publication = Publication(folder, kind)
     for path in list_files(publication):
@@ -123,6 +135,8 @@ def list_files(publication: Publication) -> list[Path]:
         if "rows" not in marker:
             raise OSError(f"The codes in {str(folder)!r} are incomplete; extract_codes finishes them.")
         return [folder / "codes.json", *sorted(folder.glob("*-[0-9]*.parquet"))]
+    if publication.kind == "model":
+        return list_model_files(publication, marker)
     needed, patterns = ["adapter_model.safetensors"], ["adapter_model.safetensors"]
     if publication.kind == "pipeline":
         publication.family = find_family(marker.get("_class_name"))
@@ -136,13 +150,32 @@ def list_files(publication: Publication) -> list[Path]:
     return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
+def list_model_files(publication: Publication, config: dict) -> list[Path]:
+    """The same of a model that is no pipeline."""
+    folder, family = publication.folder, find_model_family(config)
+    if family is None:
+        known = " and ".join(each.model for each in MODELS)
+        raise OSError(
+            f"{str(folder)!r} can't be published: it is a model of class {model_class_name(config)!r}; of models by "
+            f"themselves only {known} can."
+        )
+    publication.family = family
+    if not any(folder.glob("*.safetensors")):
+        raise OSError(f"{str(folder)!r} is incomplete: there are no weights (*.safetensors).")
+    return [path for pattern in (*MODEL_FILES, *REPORT_FILES) for path in sorted(folder.glob(pattern))]
+
+
 def public_json(path: Path) -> str:
     """The text of a JSON file, with names in place of the paths from which something was loaded."""
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise OSError(f"{path.name} is damaged: {error}.") from error
+    text, content = path.read_text(encoding="utf-8"), read_json(path)
     if not isinstance(content, dict) or (public := public_sources(content)) == content:
         return text
     return json.dumps(public, indent=2, ensure_ascii=False)
+
+
+def read_json(path: Path):
+    """The content of a JSON file; an `OSError` if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path.name} is damaged: {error}.") from error

@@ -1,4 +1,4 @@
-"""Publishing a pipeline, an adapter or codes on the Hub, with a card, in one commit."""
+"""Publishing a pipeline, a model, an adapter or codes on the Hub, with a card, in one commit."""
 
 import io
 import json
@@ -18,8 +18,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from PIL import Image
+from torch import nn
 
-from ..families import Family, find_family
+from ..families import Family, find_family, find_model_family
 from ..images.grid import image_grid
 from ..local_paths import is_hub_id
 from .cards import MARKER, dataset_of, write_card
@@ -44,7 +45,7 @@ def publish(
     token: str | None = None,
     data_license: str | None = None,
 ) -> list[str]:
-    """Publish a pipeline, a LoRA adapter or a folder of codes; again to update it.
+    """Publish a pipeline, a CLIP, a classifier, a LoRA adapter or a folder of codes; again to update it.
 
     Everything is uploaded in one commit, so that each revision is complete. Large files are sent before the commit;
     those that an interrupted upload has sent are not sent again.
@@ -68,10 +69,10 @@ def publish(
             repository holds something else.
     """
     publication = open_publication(folder)
-    if space and publication.kind != "pipeline":
-        raise OSError("A Space shows a pipeline; an adapter or codes have none.")
+    if space and not publication.draws_images:
+        raise OSError("A Space shows a pipeline that draws images; what is published here is none.")
     template = space_folder() if space else None
-    pipe = load(publication) if publication.kind == "pipeline" else None
+    model = load(publication)
     if (token or get_token()) is None:
         raise OSError("Publishing needs a token with write access: run `hf auth login`, or set HF_TOKEN.")
     api = HfApi(token=token)
@@ -82,19 +83,23 @@ def publish(
         data_license = data_license or look_up_license(api, publication)
         if is_hub_id(base := publication.json("adapter_config.json").get("base_model_name_or_path")):
             publication.family = look_up_family(api, base) or publication.family
-    conditions = sheet_conditions(publication, pipe)
+    conditions = sheet_conditions(publication, model if publication.draws_images else None)
     # An upsampler needs images, which a card's sheet can't make up.
-    if pipe is not None and not pipe.upsamples and SHEET not in publication.files and draw:
-        publication.files[SHEET] = png(generate_sheet(pipe, conditions, columns=4))
-    card = write_card(publication, repo_id, pipe, conditions, license, data_license)
+    if publication.draws_images and not model.upsamples and SHEET not in publication.files and draw:
+        publication.files[SHEET] = png(generate_sheet(model, conditions, columns=4))
+    card = write_card(publication, repo_id, model, conditions, license, data_license)
     with one_sentence_errors(repo_id, api.endpoint):
         publication.add("README.md", str(kept_prose(api, publication, repo_id, found, card)))
         url = upload(api, publication.files, repo_id, publication.repo_type, found, private, publication.owns)
         return [url] + ([publish_space(api, template, repo_id, private, found_space)] if space else [])
 
 
-def load(publication: Publication) -> DiffusionPipeline:
-    """Load the pipeline that is to be published, which shows that it is not damaged."""
+def load(publication: Publication) -> DiffusionPipeline | nn.Module | None:
+    """Load the pipeline or model that is to be published, which shows that it is not damaged; `None` for others."""
+    if publication.kind == "model":
+        return publication.family.load(publication.folder)
+    if publication.kind != "pipeline":
+        return None
     weights = [Path(name).name for name in publication.files if name.endswith(".safetensors")]
     variant = None
     if weights and not any(name.count(".") == 1 for name in weights):  # only the likes of model.fp16.safetensors
@@ -182,19 +187,28 @@ def look_up_license(api: HfApi, publication: Publication) -> str | None:
 
 def look_up_family(api: HfApi, repo_id: str) -> Family | None:
     """The family of a pipeline on the Hub; `None` if there is none, or if it is of another package."""
+    return find_family(read_config(api, repo_id, "model_index.json").get("_class_name"))
+
+
+def read_config(api: HfApi, repo_id: str, name: str) -> dict:
+    """A JSON file of a repository of models; empty if there is none."""
     try:
-        path = api.hf_hub_download(repo_id, "model_index.json")
+        path = api.hf_hub_download(repo_id, name)
     except (EntryNotFoundError, RepositoryNotFoundError):
-        return None
-    return find_family(json.loads(Path(path).read_text(encoding="utf-8")).get("_class_name"))
+        return {}
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def check_ours(api: HfApi, repo_id: str, publication: Publication, found: list[str] | None) -> None:
     """Raise an `OSError` if a repository holds anything else than an earlier version of a publication."""
     if not set(found or []) - {".gitattributes", "README.md"}:
         return
-    has_marker = MARKERS[publication.kind] in found
-    if not has_marker or (publication.kind == "pipeline" and look_up_family(api, repo_id) is None):
+    is_ours = (marker := MARKERS[publication.kind]) in found
+    if is_ours and publication.kind == "pipeline":
+        is_ours = look_up_family(api, repo_id) is not None
+    elif is_ours and publication.kind == "model":
+        is_ours = find_model_family(read_config(api, repo_id, marker)) == publication.family
+    if not is_ours:
         some = ", ".join(sorted(found)[:3])
         raise OSError(f"{repo_id} exists and holds something else ({some}, ...); choose another name.")
 

@@ -13,7 +13,7 @@ class EmbeddingQuantizer(ModelMixin, ConfigMixin):
 
     Embeddings are rotated by principal component analysis, and the components of largest variance are kept, in falling
     order. Each is cut into buckets that hold the same share of the embeddings that it was fitted to. Nothing of it is
-    trained by gradients.
+    trained by gradients. It stays in float32 in a pipeline of any dtype, since buckets are finer than half precision.
 
     Args:
         embedding_dim (`int`): Width of the embeddings.
@@ -28,6 +28,9 @@ class EmbeddingQuantizer(ModelMixin, ConfigMixin):
     ```
     """
 
+    # What `from_pretrained` loads in float32 whatever `dtype` says; `_apply` does the same of what is loaded.
+    _keep_in_fp32_modules = ["mean", "components", "boundaries", "centers", "kept_variance"]
+
     @register_to_config
     def __init__(self, embedding_dim: int, num_dims: int, num_buckets: int = 1024):
         super().__init__()
@@ -40,6 +43,15 @@ class EmbeddingQuantizer(ModelMixin, ConfigMixin):
         self.register_buffer("boundaries", torch.zeros(num_dims, num_buckets - 1))
         self.register_buffer("centers", torch.zeros(num_dims, num_buckets))
         self.register_buffer("kept_variance", torch.zeros(()))
+
+    def _apply(self, fn, recurse=True):
+        """What all casts and moves are made of: move the buffers, and leave their dtype."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, recurse)
 
     @torch.no_grad()
     def fit(self, embeds: torch.Tensor) -> "EmbeddingQuantizer":
