@@ -1,4 +1,4 @@
-"""Stage 4: publish a pipeline, a CLIP, a classifier, a LoRA adapter or codes on the Hub, with a card; run it again to update them.
+"""Stage 4: publish what a training made on the Hub, with a card; run it again to update it.
 
 python pipelines/publish.py FOLDER user/name [--private] [--space] [--license cc-by-4.0] [--no-draw]
 """
