@@ -13,7 +13,7 @@ from transformers import JanusVQVAE
 from transformers.utils import cached_file
 
 from .families import own_class
-from .loading.checkpoint import shipped_folder
+from .loading.checkpoint import align_weights, shipped_folder
 
 
 # Names that pipelines give their autoencoder, in order of preference.
@@ -111,6 +111,7 @@ def load_autoencoder(path: str | Path, subfolder: str | None = None, **kwargs) -
         raise OSError(f"The weights of {name!r} can't be loaded: {reason}.") from error
     if missing := sorted(loaded["missing_keys"]):
         raise OSError(f"The weights of {name!r} lack {len(missing)} parameters, such as {missing[0]}.")
+    align_weights(autoencoder)
     return autoencoder.eval()
 
 

@@ -121,7 +121,8 @@ def test_numbers_are_means_over_images_and_equal_those_of_the_training():
     autoencoder, pixels = build_autoencoder("llamagen"), to_pixels(random_images())
     found = evaluate(autoencoder, batch_size=2)
     expected = evaluate_in_training(autoencoder, [{"images": part} for part in pixels.split(2)])
-    assert {key: found[key] for key in expected} == pytest.approx(expected)
+    # Of float32 numbers, which some CPUs add up in another order.
+    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-5)
     with torch.no_grad():
         sample, codes = autoencoder(pixels).sample.clamp(-1, 1), autoencoder.encode(pixels).codes
     pair = (sample + 1) / 2, (pixels + 1) / 2

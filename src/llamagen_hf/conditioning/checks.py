@@ -28,22 +28,26 @@ def check_prompt(prompt, reads_prompts: bool, field: str = "prompt") -> None:
         raise FieldError(field, f"`{field}` is an empty list; pass at least one prompt.")
 
 
-def check_states(embeds, length: int, dim: int, field: str = "prompt_embeds") -> None:
+def check_states(
+    embeds, length: int, dim: int, field: str = "prompt_embeds", mask: torch.Tensor | None = None
+) -> None:
     """Check text states given in place of prompts.
 
     Args:
         embeds: A tensor `(batch, length, dim)`.
         length, dim (`int`): Positions and width that the checkpoint reads.
         field (`str`, *optional*, defaults to `"prompt_embeds"`): Name of the argument.
+        mask (`torch.Tensor` of shape `(batch, length)`, *optional*): 0 for positions that are not read.
 
     Raises:
-        FieldError: If they are not, or have values that are not finite.
+        FieldError: If they are not, or if values that are read are not finite.
     """
     if not isinstance(embeds, torch.Tensor):
         raise FieldError(field, f"`{field}` must be a tensor, not {type(embeds).__name__}.")
     if embeds.ndim != 3 or tuple(embeds.shape[1:]) != (length, dim) or len(embeds) == 0:
         raise FieldError(field, f"`{field}` has shape {tuple(embeds.shape)}; expected (batch, {length}, {dim}).")
-    if not embeds.isfinite().all():
+    is_masked = isinstance(mask, torch.Tensor) and mask.shape == embeds.shape[:2]
+    if not (embeds[mask.to(embeds.device).bool()] if is_masked else embeds).isfinite().all():
         raise FieldError(field, f"`{field}` has values that are not finite.")
 
 

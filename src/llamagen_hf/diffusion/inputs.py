@@ -141,7 +141,8 @@ class DiffusionInputs:
                 check_prompt(getattr(self, name), traits.reads_prompts, name)
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             if name in given:
-                check_states(getattr(self, name), traits.condition_length, traits.condition_dim, name)
+                mask = self.prompt_attention_mask if name == "prompt_embeds" else None
+                check_states(getattr(self, name), traits.condition_length, traits.condition_dim, name, mask)
         check_mask(self.prompt_attention_mask, self.prompt_embeds)
 
     def _check_image(self, traits: UNetTraits) -> None:

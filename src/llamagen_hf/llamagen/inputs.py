@@ -174,7 +174,8 @@ class GenerationInputs(SamplingParams):
         if self.class_labels == []:
             raise FieldError("class_labels", "`class_labels` is an empty list; pass at least one class.")
         if self.prompt_embeds is not None:
-            check_states(self.prompt_embeds, config.condition_length, config.condition_dim)
+            size = config.condition_length, config.condition_dim
+            check_states(self.prompt_embeds, *size, mask=self.prompt_attention_mask)
         check_mask(self.prompt_attention_mask, self.prompt_embeds)
 
     def _check_start(self, config: LlamaGenConfig, image_size: int | None) -> None:
