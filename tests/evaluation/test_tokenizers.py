@@ -121,13 +121,13 @@ def test_numbers_are_means_over_images_and_equal_those_of_the_training():
     autoencoder, pixels = build_autoencoder("llamagen"), to_pixels(random_images())
     found = evaluate(autoencoder, batch_size=2)
     expected = evaluate_in_training(autoencoder, [{"images": part} for part in pixels.split(2)])
-    # Of float32 numbers, which some CPUs add up in another order.
-    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-5)
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
     with torch.no_grad():
         sample, codes = autoencoder(pixels).sample.clamp(-1, 1), autoencoder.encode(pixels).codes
     pair = (sample + 1) / 2, (pixels + 1) / 2
     assert found["psnr"] == pytest.approx(psnr(*pair).mean().item())
-    assert found["ssim"] == pytest.approx(ssim(*pair).mean().item())
+    # Near 0, a difference of numbers near 1, whose last bits depend on the size of the batch on some CPUs.
+    assert found["ssim"] == pytest.approx(ssim(*pair).mean().item(), abs=1e-6)
     assert found["codebook_usage"] == len(codes.unique()) / 64 > 1 / 64
 
 
