@@ -1,9 +1,9 @@
 """Pack the trained upsampler of the emoji checkpoint as the one that ships with the package.
 
-python pipelines/ship_upsampler.py [--run runs/emoji/upsampler] [--output FOLDER]
+python pipelines/ship_upsampler.py [--run runs/emoji/upsampler] [--dataset runs/emoji/data] [--output FOLDER]
 
-The weights are saved in half precision. The card's numbers are those of the run's record; the sheet is drawn with the
-packed weights and shows the base's images beside the enlarged ones.
+The weights are saved in half precision. The card's numbers and the sheet come from those weights; the sheet shows the
+base's images beside the enlarged ones.
 """
 
 import argparse
@@ -15,6 +15,11 @@ import torch
 from PIL import Image
 
 from llamagen_hf import AutoregressiveImagePipeline, CascadePipeline, PixelDiffusionPipeline
+from llamagen_hf.data.loader import batches_once
+from llamagen_hf.data.samples import ImageSamples, stack_images
+from llamagen_hf.data.source import DataConfig
+from llamagen_hf.diffusion.training.small_images import SmallImages
+from llamagen_hf.evaluation.upsampling import Enlarged, evaluate_upsampling
 from llamagen_hf.images.grid import image_grid
 from llamagen_hf.loading.checkpoint import SHIPPED
 from llamagen_hf.publishing.publications import SHEET
@@ -26,11 +31,32 @@ PROMPTS = [
 ]  # fmt: skip
 
 
+TEST_IMAGES, BATCH_SIZE = 64, 32
+
+
+def measure(upsampler: PixelDiffusionPipeline, data: DataConfig, base_size: int) -> dict[str, float]:
+    """PSNR and SSIM beside those of bicubic enlargement, of reduced test images and of redrawn ones."""
+    small_images, found = SmallImages(base_size, data.image_size, "emoji"), {}
+    rows = data.load("test")
+    rows = rows.select([i * len(rows) // TEST_IMAGES for i in range(TEST_IMAGES)])
+    batches = [batch["images"] for batch in batches_once(rows, ImageSamples(data), stack_images, BATCH_SIZE)]
+    for kind, is_redrawn in (("reduced", False), ("redrawn", True)):
+        enlarged = []
+        for start, images in zip(range(0, TEST_IMAGES, BATCH_SIZE), batches, strict=True):
+            small = small_images(images, torch.full((len(images),), is_redrawn))
+            seeds = [torch.Generator().manual_seed(start + i) for i in range(len(images))]
+            enlarged.append(Enlarged(small, upsampler.draw_pixels(image=(small + 1) / 2, generator=seeds), images))
+        scores = evaluate_upsampling(enlarged, torch.device("cpu"))
+        found |= {f"{kind}_{name}": value for name, value in scores.items()}
+    return found
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument(
         "--run", type=Path, default=Path("runs/emoji/upsampler"), help="What train-diffusion saved."
     )
+    arguments.add_argument("--dataset", default="runs/emoji/data", help="The emoji, as split_emoji.py wrote them.")
     arguments.add_argument("--output", type=Path, default=SHIPPED / "emoji_upsampler", help="Replaced, if it exists.")
     own = arguments.parse_args()
 
@@ -47,10 +73,11 @@ def main() -> None:
     captions = [text for prompt in PROMPTS for text in (f"{prompt}, 64 px", "upsampled")]
     image_grid(pairs, 6, captions=captions).quantize(256).save(partial_output / SHEET, optimize=True)
 
-    training = json.loads((own.run / "training.json").read_text(encoding="utf-8"))["diffusion"]
-    card = (Path(__file__).parent / "emoji_upsampler_card.md").read_text(encoding="utf-8")
-    facts = training["settings"] | training["metrics"]
+    settings = json.loads((own.run / "training.json").read_text(encoding="utf-8"))["diffusion"]["settings"]
+    facts = measure(upsampler, DataConfig(own.dataset, image_size=side), cascade.base.image_size)
+    facts |= settings | upsampler.sampling_settings()
     facts["parameters"] = sum(p.numel() for p in upsampler.unet.parameters()) / 1e6
+    card = (Path(__file__).parent / "emoji_upsampler_card.md").read_text(encoding="utf-8")
     (partial_output / "README.md").write_text(card.format(**facts), encoding="utf-8")
     shutil.rmtree(own.output, ignore_errors=True)
     partial_output.rename(own.output)
