@@ -16,15 +16,15 @@ from llamagen_hf.demo import build_demo, launch
 
 
 IMAGES = Path(__file__).parent / "images"
-PROMPTS = ["a red heart", "sun with face", "person, noto style", "full moon", "flag: france", "smiling face"]
-SEEDS = [5, 0, 2, 3, 3, 1]
+PROMPTS = ["a red apple", "a red heart", "a cat", "person, noto style", "grinning face", "a house"]  # seeds 0 to 5
 SIDE = 112
 
 
 def animate() -> None:
     """Write an animation of six images that appear code by code."""
     pipe = AutoregressiveImagePipeline.from_pretrained()
-    steps = pipe.stream(PROMPTS, generator=[torch.Generator().manual_seed(seed) for seed in SEEDS], preview_every=2)
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
+    steps = pipe.stream(PROMPTS, generator=seeds, preview_every=2)
     frames = []
     for step in steps:
         tiles = [image.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in step.images]
