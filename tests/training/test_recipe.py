@@ -234,7 +234,8 @@ def test_the_stages_of_a_recipe_fit(recipes, name):
     if "generator" in recipe:
         codes, generator = recipe["codes"], recipe["generator"]
         assert codes.vq_model == generator.vq_model and codes.output_dir == generator.codes_dir
-        assert codes.vq_model in ({recipe["vq_model"].output_dir} if "vq_model" in recipe else made["vq_model"] | {"emoji"})
+        others = made["vq_model"] | {"emoji"}
+        assert codes.vq_model in ({recipe["vq_model"].output_dir} if "vq_model" in recipe else others)
         assert generator.init_from in made["generator"] | {None, "emoji"}
         if generator.stored_states:
             columns = ["image"] if codes.clip else codes.text_columns
