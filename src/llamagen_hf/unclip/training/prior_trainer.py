@@ -97,14 +97,16 @@ class PriorTask(SingleModelTask):
         """Measure the embeddings of training images, unless the prior's weights expect certain statistics."""
         if self.config.init_from is not None:
             return
-        wanted, found = self.config.statistics_rows, []
-        if isinstance(self.train, Dataset):
-            wanted = min(wanted, len(self.train))
-        for micro_batches in steps:
-            found += [self.embed_images(batch).cpu() for batch in micro_batches]
-            if sum(map(len, found)) * self.trainer.accelerator.num_processes >= wanted:
-                break
-        embeds = torch.cat(gather_object([torch.cat(found)]))  # in the order of the processes, on each of them
+        # Once through, since a stream does not say how long it is.
+        samples = self.samples(self.train, training=False)
+        rows, count = self.train.select_columns(samples.columns), self.config.statistics_rows
+        rows = rows.take(min(count, len(rows)) if isinstance(rows, Dataset) else count)
+        batches = self.trainer.batches_once(rows, samples, samples.collate)
+        # In the order of the processes, on each of them.
+        found = gather_object([self.embed_images(batch).cpu() for batch in batches])
+        if not found:
+            return  # the first step says what is wrong with the rows
+        embeds = torch.cat(found)
         logger.info(f"The statistics are those of {len(embeds)} image embeddings.")
         self.loss.measure_statistics(embeds)
 
