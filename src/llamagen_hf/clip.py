@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from .images.reading import read_image
+from .loading.checkpoint import align_weights
 
 
 def load_clip(path: str, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -32,6 +33,7 @@ def load_clip(path: str, **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:
         raise OSError(f"There is no CLIP model with a processor at {str(path)!r}: {reason}") from error
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise OSError(f"{str(path)!r} holds {type(model).__name__}, not a CLIP model.")
+    align_weights(model)
     return model.eval(), processor
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoProcessor, CLIPModel
 
 from ..clip import embed_images, embed_texts
+from ..loading.checkpoint import align_weights
 from ..processes import on_main_process, this_process
 from .fingerprint import hash_file
 from .shards import StageConfig, add_columns, decode_batches, fingerprint_inputs, open_folder, open_rows
@@ -80,6 +81,7 @@ def score(config: ScoreConfig) -> dict:
     on_main_process(lambda: open_folder(config, inputs()))
     device = this_process().device
     model = CLIPModel.from_pretrained(config.model, dtype=config.dtype).eval().to(device)
+    align_weights(model)
     if "aesthetic" in columns:
         head = load_aesthetic_head(config.aesthetic_head, model.config.projection_dim).to(device)
 
