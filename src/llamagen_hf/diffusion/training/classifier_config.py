@@ -5,10 +5,11 @@ from typing import Literal
 
 from ...arguments import FieldError
 from ...training.config import RunConfig
+from .unet_sizes import UNetSizes
 
 
 @dataclass
-class ClassifierTrainingConfig(RunConfig):
+class ClassifierTrainingConfig(UNetSizes, RunConfig):
     """A recipe's section `classifier`: the settings of
     [`~llamagen_hf.diffusion.training.classifier_trainer.train_classifier`].
 
@@ -17,18 +18,7 @@ class ClassifierTrainingConfig(RunConfig):
 
     class_column: str = field(default="label", metadata={"help": "Column with classes: names, or ids with names."})
 
-    # The model
-    patch_size: int = field(default=1, metadata={"help": "1, 2 or 4: pixels along the side of one position."})
-    block_out_channels: list[int] = field(
-        default_factory=lambda: [64, 128, 256], metadata={"help": "Width of each level."}
-    )
-    layers_per_block: list[int] = field(
-        default_factory=lambda: [1, 2, 2], metadata={"help": "Residual blocks of each level; 0 only for the first."}
-    )
-    attention_levels: list[int] = field(
-        default_factory=lambda: [2], metadata={"help": "Levels with attention, the first one is 0."}
-    )
-    attention_head_dim: int = field(default=32, metadata={"help": "Width of an attention head."})
+    # The model, beside its sizes
     dropout: float = field(default=0.1, metadata={"help": "Dropout in residual blocks and before the head."})
 
     # Images

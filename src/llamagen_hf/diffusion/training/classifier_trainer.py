@@ -99,11 +99,7 @@ class ClassifierTask(SingleModelTask):
         self.classifier = NoisyClassifier(
             labels=self.labels.names,
             image_size=data.image_size,
-            block_out_channels=config.block_out_channels,
-            layers_per_block=config.layers_per_block,
-            attention_levels=config.attention_levels,
-            attention_head_dim=config.attention_head_dim,
-            patch_size=config.patch_size,
+            **config.sizes,
             dropout=config.dropout,
         )
         self.collate = DiffusionCollator()

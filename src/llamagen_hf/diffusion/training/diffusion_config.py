@@ -6,10 +6,11 @@ from typing import Literal
 from ...arguments import FieldError
 from ...training.config import ConditionalTrainingConfig
 from ..schedules import PredictionType
+from .unet_sizes import UNetSizes
 
 
 @dataclass
-class DiffusionTrainingConfig(ConditionalTrainingConfig):
+class DiffusionTrainingConfig(UNetSizes, ConditionalTrainingConfig):
     """A recipe's section `diffusion`: the settings of
     [`~llamagen_hf.diffusion.training.diffusion_trainer.train_diffusion`].
 
@@ -34,19 +35,6 @@ class DiffusionTrainingConfig(ConditionalTrainingConfig):
     teacher_guidance_scale: float = field(
         default=4.0, metadata={"help": "Guidance of a teacher that reads text; 1 for none."}
     )
-
-    # The U-Net
-    patch_size: int = field(default=1, metadata={"help": "1, 2 or 4: pixels along the side of one position."})
-    block_out_channels: list[int] = field(
-        default_factory=lambda: [64, 128, 256], metadata={"help": "Width of each level."}
-    )
-    layers_per_block: list[int] = field(
-        default_factory=lambda: [1, 2, 2], metadata={"help": "Residual blocks of each level; 0 only for the first."}
-    )
-    attention_levels: list[int] = field(
-        default_factory=lambda: [2], metadata={"help": "Levels with attention, the first one is 0."}
-    )
-    attention_head_dim: int = field(default=32, metadata={"help": "Width of an attention head."})
 
     # Images
     crop: Literal["center", "random"] = field(

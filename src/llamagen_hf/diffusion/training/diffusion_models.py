@@ -134,11 +134,7 @@ def _new_unet(config: DiffusionTrainingConfig, data: DataConfig, width: int | No
         data.image_size,
         upsamples=is_upsampler,
         condition_dim=width,
-        block_out_channels=tuple(config.block_out_channels),
-        layers_per_block=tuple(config.layers_per_block),
-        attention_levels=tuple(config.attention_levels),
-        attention_head_dim=config.attention_head_dim,
-        patch_size=config.patch_size,
+        **config.sizes,
     )
     if is_upsampler:  # it starts from the enlarged image
         nn.init.zeros_(unet.conv_out.weight)
