@@ -1,8 +1,10 @@
 import pytest
 import torch
+from tiny import generators
+from tiny_diffusion import build_diffusion_pipeline
 
 from llamagen_hf.diffusion.preconditioning import DETAIL_STD, IMAGE_STD, linear_guess
-from llamagen_hf.diffusion.schedules import augment, training_scheduler
+from llamagen_hf.diffusion.schedules import augment, enlarge, training_scheduler
 from llamagen_hf.diffusion.training.diffusion_loss import prediction_target
 
 
@@ -32,3 +34,15 @@ def test_a_guess_is_of_its_own_image_alone():
     for i in range(2):
         alone = linear_guess(scheduler, noisy[i : i + 1], timesteps[i], small[i : i + 1], aug_levels[i : i + 1])
         torch.testing.assert_close(alone, (guess[i : i + 1], scale[i : i + 1]))
+
+
+def test_an_upsampler_that_corrects_nothing_draws_the_enlarged_image():
+    pipe = build_diffusion_pipeline(text=False, upsamples=True)
+    for parameter in pipe.unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    small = torch.rand(2, 3, 8, 8)
+    images = pipe(
+        image=small, aug_level=0.0, num_inference_steps=20, generator=generators(0, 1), output_type="pt"
+    ).images
+    expected = (enlarge(2 * small - 1, 16) + 1) / 2
+    assert (images - expected).square().mean().sqrt() < DETAIL_STD / 2  # a deviation in [-1, 1] is half that in [0, 1]

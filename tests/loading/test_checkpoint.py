@@ -10,6 +10,9 @@ import pytest
 import torch
 from fake_hub import fake_hub
 from tiny import build_class_pipeline, build_text_pipeline, generators
+from tiny_diffusion import build_diffusion_pipeline
+
+from llamagen_hf import PixelDiffusionPipeline
 
 
 PUSH = """
@@ -83,3 +86,11 @@ def test_every_weight_survives_a_round_trip(tmp_path, text_pipe):
         assert all(torch.equal(before[key], after[key]) for key in before)
     index = json.loads(Path(tmp_path / "model_index.json").read_text())
     assert index["transformer"] == ["llamagen_hf", "LlamaGenForConditionalGeneration"]
+
+
+def test_loaded_weights_are_aligned_in_memory(tmp_path):
+    """As those of a new model are. Some CPUs round otherwise where they are not."""
+    build_diffusion_pipeline().save_pretrained(tmp_path)
+    pipe = PixelDiffusionPipeline.from_pretrained(tmp_path)
+    tensors = [*pipe.unet.parameters(), *pipe.unet.buffers(), *pipe.text_encoder.parameters()]
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in tensors)

@@ -21,6 +21,7 @@ pytest.importorskip("datasets", reason="the training extra is not installed")
 
 from llamagen_hf import PixelDiffusionPipeline  # noqa: E402
 from llamagen_hf.clip import embed_images, load_clip  # noqa: E402
+from llamagen_hf.diffusion.schedules import STATIC, UNLIMITED  # noqa: E402
 from llamagen_hf.diffusion.training.diffusion_trainer import DiffusionTask, train_diffusion  # noqa: E402
 from llamagen_hf.diffusion.unet import predict  # noqa: E402
 from llamagen_hf.evaluation.reconstruction import PerceptualLoss  # noqa: E402
@@ -69,6 +70,13 @@ def test_a_base_ends_as_a_pipeline_that_draws_prompts(stages):
         assert image.size == (8 * 16, 16)
     assert {"loss", "learning_rate", "images/s"} <= logged(folder / "base")[0].keys()
     assert not list(folder.rglob("*partial*"))
+
+
+def test_only_guided_sampling_is_thresholded_dynamically(stages):
+    """Without guidance, the noise of first steps would turn white into grey."""
+    for name, limit in (("base", UNLIMITED), ("upsampler", STATIC)):
+        config = PixelDiffusionPipeline.from_pretrained(stages[0] / name).scheduler.config
+        assert config.thresholding and config.sample_max_value == limit
 
 
 def test_an_upsampler_is_measured_beside_bicubic_enlargement(stages):
