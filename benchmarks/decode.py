@@ -42,7 +42,7 @@ class Bench:
             self.model = LlamaGenForConditionalGeneration(LlamaGenConfig(**VARIANTS[size])).to(dtype).eval()
             self.vq_model = LlamaGenVQModel().to(dtype).eval()
             self.classes = self.model.config.vocab_size + torch.arange(args.batch)
-            self.uniforms = torch.rand(args.batch, args.num_codes)
+            self.keys = torch.arange(args.batch)
         self.loop_decoder = CodeDecoder(self.model)
         self.compiled_decoder = CodeDecoder(self.model)
         self.compiled_decoder.compile()
@@ -59,7 +59,7 @@ class Bench:
             logits, cache = output.logits[:, -1], output.past_key_values
             if guided:
                 logits = guide(*logits.chunk(2), self.args.guidance)
-            codes.append(sample(logits, self.uniforms[:, index]))
+            codes.append(sample(logits, self.keys, index))
             inputs = codes[-1][:, None]
             inputs = inputs.repeat(2, 1) if guided else inputs
         return torch.stack(codes, dim=1)
@@ -80,7 +80,7 @@ class Bench:
 
     def _decode(self, decoder: CodeDecoder, num_codes: int) -> torch.Tensor:
         # Shapes stay those of all the codes, so that fewer of them compile nothing and allocate nothing anew.
-        stream = decoder.stream(self.uniforms, class_ids=self.classes, guidance_scale=self.args.guidance)
+        stream = decoder.stream(self.keys, class_ids=self.classes, guidance_scale=self.args.guidance)
         (codes,) = deque(islice(stream, num_codes), maxlen=1)
         stream.close()
         return codes

@@ -34,7 +34,7 @@ from llamagen_hf import (
 )
 from llamagen_hf.llamagen.conversion import VARIANTS
 from llamagen_hf.llamagen.decoding import CodeDecoder
-from llamagen_hf.llamagen.sampling import draw_uniforms
+from llamagen_hf.llamagen.noise import draw_noise_keys
 from llamagen_hf.llamagen.vllm import GenerationSettings, class_prompt, engine_arguments, sampling_params
 
 
@@ -60,7 +60,7 @@ class Bench:
         self.settings = {"guidance_scale": args.guidance, "top_k": args.top_k, "top_p": args.top_p}
         self.classes = config.vocab_size + torch.arange(args.images, device=self.device)
         generators = [torch.Generator().manual_seed(seed) for seed in range(args.images)]
-        self.uniforms = draw_uniforms(args.images, config.num_codes, generators, self.device)
+        self.keys = draw_noise_keys(args.images, generators, self.device)
         self.prompts = [class_prompt(config, class_id, []) for class_id in self.classes.tolist()]
         self.params = [
             sampling_params(config, GenerationSettings(seed=seed, **self.settings)) for seed in range(args.images)
@@ -71,7 +71,7 @@ class Bench:
             self.decoder.compile()
 
     def _decode(self, rows: slice) -> torch.Tensor:
-        stream = self.decoder.stream(self.uniforms[rows], class_ids=self.classes[rows], **self.settings)
+        stream = self.decoder.stream(self.keys[rows], class_ids=self.classes[rows], **self.settings)
         (codes,) = deque(islice(stream, self.args.num_codes), maxlen=1)
         stream.close()
         return codes

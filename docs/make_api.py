@@ -93,9 +93,11 @@ PAGES = {
         "The loop that generates codes, and the pure functions from logits to a code.",
         [
             "llamagen.decoding.CodeDecoder",
+            "llamagen.windows.CodeWindows",
+            "llamagen.noise.draw_noise_keys",
+            "llamagen.noise.gumbel_noise",
             "llamagen.sampling.sample",
             "llamagen.sampling.draw",
-            "llamagen.sampling.draw_uniforms",
             "llamagen.sampling.filter_top_k",
             "llamagen.sampling.filter_top_p",
             "llamagen.sampling.guide",

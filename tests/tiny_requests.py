@@ -6,7 +6,7 @@ import torch
 from tiny import generators
 
 from llamagen_hf.llamagen.decoding import CodeDecoder
-from llamagen_hf.llamagen.sampling import draw_uniforms
+from llamagen_hf.llamagen.noise import draw_noise_keys
 from llamagen_hf.llamagen.serving.batch import GenerationRequest
 
 
@@ -47,6 +47,6 @@ def draw_alone(decoder: CodeDecoder, request: GenerationRequest) -> list[int]:
     else:
         condition["prompt_embeds"] = request.prompt_embeds[None]
         condition["prompt_attention_mask"] = request.prompt_attention_mask[None]
-    uniforms = draw_uniforms(1, 16, generators(request.seed), torch.device("cpu"))
-    codes = decoder(uniforms, **condition, **request.sampling)
+    keys = draw_noise_keys(1, generators(request.seed), torch.device("cpu"))
+    codes = decoder(keys, **condition, **request.sampling)
     return codes[0, len(request.prefix_codes) :].tolist()

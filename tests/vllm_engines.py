@@ -12,7 +12,7 @@ from vllm.distributed import cleanup_dist_env_and_memory
 
 from llamagen_hf import AutoregressiveImagePipeline
 from llamagen_hf.llamagen.decoding import CodeDecoder
-from llamagen_hf.llamagen.sampling import draw_uniforms
+from llamagen_hf.llamagen.noise import draw_noise_keys
 from llamagen_hf.llamagen.vllm.engine_args import engine_arguments
 from llamagen_hf.llamagen.vllm.requests import GenerationSettings, class_prompt, sampling_params, text_prompt
 
@@ -54,9 +54,9 @@ class Engines:
             sampling = asdict(settings)
             seed = sampling.pop("seed")
             del sampling["prefix_length"]
-            uniforms = draw_uniforms(1, self.config.num_codes, generators(seed), torch.device("cpu"))
+            keys = draw_noise_keys(1, generators(seed), torch.device("cpu"))
             kept = torch.tensor([prefix], dtype=torch.long)
-            codes = CodeDecoder(self.model)(uniforms, **self.condition(index), prefix_codes=kept, **sampling)
+            codes = CodeDecoder(self.model)(keys, **self.condition(index), prefix_codes=kept, **sampling)
             images.append(codes[0].tolist())
         return images
 

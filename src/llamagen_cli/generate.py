@@ -59,6 +59,10 @@ def generate(
         typer.Option(help="Image to vary, in place of a prompt, for checkpoints with a prior and a decoder."),
     ] = None,
     num_candidates: Annotated[int, typer.Option(min=1, help="Generate so many for each image, keep the best.")] = 1,
+    decoding_window: Annotated[
+        str | None,
+        typer.Option(help="Codes that a step may draw; the image stays the same. A number, or auto for the fastest."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps from noise to image of a diffusion model. Default: the checkpoint's.")
     ] = None,
@@ -129,6 +133,9 @@ def generate(
             inputs |= {"upsampler_num_inference_steps": upsampler_steps}
             inputs |= {"upsampler_guidance_scale": upsampler_guidance_scale}
             inputs["guide"] = guide
+            inputs["decoding_window"] = decoding_window
+            if decoding_window is not None and decoding_window.isdecimal():
+                inputs["decoding_window"] = int(decoding_window)
             inputs["aug_level"] = aug_level[0] if aug_level and len(aug_level) == 1 else aug_level or None
             inputs = {name: value for name, value in inputs.items() if value is not None}
             if varied is not None:

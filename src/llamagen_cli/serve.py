@@ -24,6 +24,9 @@ def serve(
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(help="Type of the weights. Default: float32 on a CPU, else bfloat16."),
     ] = None,
+    decoding_window: Annotated[
+        int, typer.Option(min=1, help="Codes of an image that a step may draw while few images are drawn.")
+    ] = 1,
     slots: Annotated[
         int, typer.Option(min=2, help="Streams generated at once: an image takes one, or two with guidance.")
     ] = 64,
@@ -107,6 +110,8 @@ def serve(
         frontend, generator, base = load_frontend(checkpoint, upsampler, device, getattr(torch, dtype))
         restarts = on_engine_death == "restart"
         if engine == "vllm":
+            if decoding_window != 1:
+                raise ValueError("`--decoding-window` needs `--engine local`.")
             try:
                 import vllm  # noqa: F401
             except ImportError as error:
@@ -122,7 +127,7 @@ def serve(
                 own = 1 if frontend is generator else max(1, torch.get_num_threads() // 2)
                 threads = max(1, torch.get_num_threads() - own)
                 torch.set_num_threads(own)
-            load = generator.batch_loader(slots, compile, threads)
+            load = generator.batch_loader(slots, compile, threads, decoding_window)
             backend = LocalEngine(load, max(1, slots // 2), restarts)
         if model_name is None:
             model_name = re.sub(r"[^\w./-]", "-", public_name(frontend.facts["checkpoint"]))

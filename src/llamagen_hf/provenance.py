@@ -16,7 +16,9 @@ from .files import replacing
 KEY = "parameters"
 
 # Parameters that are left out of a file where they have these values.
-DEFAULTS = {"seed_index": 0, "batch_size": 1, "batch_index": 0, "generator_device": "cpu", "prefix_codes": []}
+DEFAULTS = {"seed_index": 0, "batch_size": 1, "batch_index": 0, "generator_device": "cpu"}
+# Those that the models of one family alone have.
+DEFAULTS |= {"prefix_codes": [], "decoding_window": 1}
 
 
 def write_png(image: Image.Image, file: BinaryIO | Path, parameters: dict) -> None:

@@ -1,24 +1,11 @@
 import pytest
 import torch
 from tiny import build_transformer, generators
+from tiny_conditions import CONDITIONS, class_condition
 
 from llamagen_hf.llamagen.decoding import CodeDecoder
-from llamagen_hf.llamagen.sampling import draw_uniforms, guide, is_guided
-
-
-def class_condition(batch):
-    return {"class_ids": 64 + torch.arange(batch)}
-
-
-def text_condition(batch):
-    mask = torch.ones(batch, 12, dtype=torch.long)
-    for i in range(batch):
-        mask[i, : 2 * i] = 0
-    torch.manual_seed(1)
-    return {"prompt_embeds": torch.randn(batch, 12, 16) * mask[..., None], "prompt_attention_mask": mask}
-
-
-CONDITIONS = {"class": class_condition, "text": text_condition}
+from llamagen_hf.llamagen.noise import draw_noise_keys
+from llamagen_hf.llamagen.sampling import guide, is_guided
 
 
 def uncached_greedy(model, condition, scale, interval):
@@ -45,7 +32,7 @@ def uncached_greedy(model, condition, scale, interval):
 def test_loop_equals_uncached_forwards(conditioning, scale, interval):
     model, condition = build_transformer(conditioning=conditioning), CONDITIONS[conditioning](3)
     codes = CodeDecoder(model)(
-        torch.zeros(3, 16), **condition, guidance_scale=scale, guidance_interval=interval, temperature=0
+        torch.arange(3), **condition, guidance_scale=scale, guidance_interval=interval, temperature=0
     )
     assert torch.equal(codes, uncached_greedy(model, condition, scale, interval))
     assert len(codes.unique()) > 3  # a model that always says the same would prove nothing
@@ -58,8 +45,8 @@ def test_same_seed_gives_the_same_codes_alone_in_a_batch_and_at_another_place(co
     settings = {"guidance_scale": 2.0, "top_k": 40, "top_p": 0.95}
 
     def draw(rows, seeds):
-        uniforms = draw_uniforms(len(rows), 16, generators(*seeds), torch.device("cpu"))
-        return decoder(uniforms, **{name: value[rows] for name, value in condition.items()}, **settings)
+        keys = draw_noise_keys(len(rows), generators(*seeds), torch.device("cpu"))
+        return decoder(keys, **{name: value[rows] for name, value in condition.items()}, **settings)
 
     batch = draw([0, 1, 2, 3, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5, 6, 7])
     assert torch.equal(draw([2], [2]), batch[2:3])
@@ -71,10 +58,10 @@ def test_same_seed_gives_the_same_codes_alone_in_a_batch_and_at_another_place(co
 def test_guidance_of_one_runs_no_unconditional_half(monkeypatch):
     model, rows = build_transformer(), []
     monkeypatch.setattr(model.model.norm, "forward", lambda x, f=model.model.norm.forward: rows.append(len(x)) or f(x))
-    CodeDecoder(model)(torch.rand(3, 16), **class_condition(3), guidance_scale=1.0)
+    CodeDecoder(model)(torch.arange(3), **class_condition(3), guidance_scale=1.0)
     assert set(rows) == {3}
     rows.clear()
-    CodeDecoder(model)(torch.rand(3, 16), **class_condition(3), guidance_scale=1.5)
+    CodeDecoder(model)(torch.arange(3), **class_condition(3), guidance_scale=1.5)
     assert set(rows) == {6} and len(rows) == 16
 
 
@@ -85,20 +72,20 @@ def test_cache_is_allocated_once_per_batch_size():
         (cache,) = decoder._spare_caches.values()
         return cache, cache.layers[0].keys.data_ptr()
 
-    decoder(torch.rand(2, 16), **class_condition(2))
+    decoder(torch.arange(2), **class_condition(2))
     first = spare()
-    codes = decoder(torch.rand(2, 16), **class_condition(2), temperature=0)
+    codes = decoder(torch.arange(2), **class_condition(2), temperature=0)
     assert spare() == first
-    assert torch.equal(codes, CodeDecoder(decoder.model)(torch.rand(2, 16), **class_condition(2), temperature=0))
-    decoder(torch.rand(3, 16), **class_condition(3))
+    assert torch.equal(codes, CodeDecoder(decoder.model)(torch.arange(2), **class_condition(2), temperature=0))
+    decoder(torch.arange(3), **class_condition(3))
     assert spare() != first
 
 
 def test_drawings_that_go_on_side_by_side_do_not_mix():
     decoder, settings = CodeDecoder(build_transformer()), {"guidance_scale": 2.0}
-    uniforms = [torch.rand(rows, 16) for rows in (1, 1, 2)]
-    alone = [decoder(numbers, **class_condition(len(numbers)), **settings) for numbers in uniforms]
-    streams = [decoder.stream(numbers, **class_condition(len(numbers)), **settings) for numbers in uniforms]
+    keys = [torch.arange(4, 4 + rows) for rows in (1, 1, 2)]
+    alone = [decoder(numbers, **class_condition(len(numbers)), **settings) for numbers in keys]
+    streams = [decoder.stream(numbers, **class_condition(len(numbers)), **settings) for numbers in keys]
     *_, together = zip(*streams, strict=True)
     for codes, expected in zip(together, alone, strict=True):
         assert torch.equal(codes, expected)
@@ -108,29 +95,29 @@ def test_drawings_that_go_on_side_by_side_do_not_mix():
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_codes_that_are_kept_change_nothing_after_them(conditioning, scale):
     model, condition = build_transformer(conditioning=conditioning), CONDITIONS[conditioning](3)
-    decoder, uniforms, settings = CodeDecoder(model), torch.rand(3, 16), {"guidance_scale": scale, "top_k": 30}
-    whole = decoder(uniforms, **condition, **settings)
+    decoder, keys, settings = CodeDecoder(model), torch.arange(3), {"guidance_scale": scale, "top_k": 30}
+    whole = decoder(keys, **condition, **settings)
     for count in (0, 1, 6, 15):
-        kept = decoder(uniforms, **condition, **settings, prefix_codes=whole[:, :count])
+        kept = decoder(keys, **condition, **settings, prefix_codes=whole[:, :count])
         assert torch.equal(kept, whole)
     others = (whole[:, :6] + 1) % 64
-    changed = decoder(uniforms, **condition, **settings, prefix_codes=others)
+    changed = decoder(keys, **condition, **settings, prefix_codes=others)
     assert torch.equal(changed[:, :6], others) and not torch.equal(changed[:, 6:], whole[:, 6:])
 
 
 def test_inference_mode_and_back():
     decoder = CodeDecoder(build_transformer())
     with torch.inference_mode():
-        inside = decoder(torch.zeros(2, 16), **class_condition(2), temperature=0)
-    outside = decoder(torch.zeros(2, 16), **class_condition(2), temperature=0)
+        inside = decoder(torch.arange(2), **class_condition(2), temperature=0)
+    outside = decoder(torch.arange(2), **class_condition(2), temperature=0)
     assert torch.equal(inside, outside)
 
 
 def test_stream_gives_every_code_and_the_last_may_be_changed():
     decoder = CodeDecoder(build_transformer())
-    plain = decoder(torch.zeros(2, 16), **class_condition(2), temperature=0)
+    plain = decoder(torch.arange(2), **class_condition(2), temperature=0)
     lengths = []
-    for codes in decoder.stream(torch.zeros(2, 16), **class_condition(2), temperature=0):
+    for codes in decoder.stream(torch.arange(2), **class_condition(2), temperature=0):
         lengths.append(codes.shape[1])
         if len(lengths) == 4:
             codes[:, 3] = 7
@@ -146,10 +133,10 @@ def test_compiled_step_is_one_graph_and_draws_the_same(conditioning):
 
     model, condition = build_transformer(conditioning=conditioning, num_hidden_layers=1), CONDITIONS[conditioning](2)
     settings = {"guidance_scale": 3.0, "temperature": 0}
-    expected = CodeDecoder(model)(torch.zeros(2, 16), **condition, **settings)
+    expected = CodeDecoder(model)(torch.arange(2), **condition, **settings)
     counter = CompileCounterWithBackend("inductor")
     decoder = CodeDecoder(model)
     decoder.compile(backend=counter, mode="default")
     for _ in range(3):
-        assert torch.equal(decoder(torch.zeros(2, 16), **condition, **settings), expected)
+        assert torch.equal(decoder(torch.arange(2), **condition, **settings), expected)
     assert counter.frame_count == 1

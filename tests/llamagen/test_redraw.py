@@ -34,6 +34,7 @@ def test_parameters_say_everything(text_pipe):
         "top_k": 9,
         "top_p": 1.0,
         "seed": 3,
+        "noise": "gumbel-splitmix64",
         "device": "cpu",
         "dtype": "float32",
         "llamagen_hf": __version__,
@@ -96,6 +97,8 @@ def test_a_generator_in_use_has_no_seed_to_tell(class_pipe):
         ({"lora": [{"path": "user/style"}]}, r"drawn with the adapters .*'user/style'.*, the pipeline has \[\]"),
         ({"top_p": 7}, "`top_p` is 7"),
         ({"class_labels": 77}, "Class id 77 is out of range"),
+        ({"noise": None}, r"llamagen_hf \d.* drew the image with other noise"),
+        ({"decoding_window": 0}, "`decoding_window` is 0; expected an integer of at least 1"),
     ],
 )
 def test_parameters_that_do_not_do_are_refused_in_a_sentence(class_pipe, change, message):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,13 +36,14 @@ class GenerationInputs(SamplingParams):
     prefix_codes: torch.Tensor | None = None
     num_candidates: int = 1
     scorer: Scorer | None = None
+    decoding_window: int | Literal["auto"] = 1
     output_type: str = "pil"
     height: int | None = None
     width: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_images_per_prompt", "keep_rows", "num_candidates", "height", "width"):
+        for name in ("num_images_per_prompt", "keep_rows", "num_candidates", "height", "width", "decoding_window"):
             object.__setattr__(self, name, plain(getattr(self, name)))
         object.__setattr__(self, "class_labels", plain_labels(self.class_labels))
 
@@ -93,6 +95,11 @@ class GenerationInputs(SamplingParams):
                 raise FieldError(
                     name, f"`{name}` is {side}; this checkpoint draws {image_size}x{image_size} pixels only."
                 )
+        if self.decoding_window != "auto" and not is_count(self.decoding_window):
+            raise FieldError(
+                "decoding_window",
+                f"`decoding_window` is {self.decoding_window!r}; expected an integer of at least 1, or 'auto'.",
+            )
         check_generator(self.generator, self.num_images)
         self._check_start(config, image_size)
         check_candidates(self.num_candidates, self.scorer)
@@ -237,9 +244,10 @@ class PreparedInputs:
         inputs ([`GenerationInputs`]): The arguments of the call.
         tensors (`dict[str, torch.Tensor]`): `class_ids` `(batch,)` or `prompt_embeds` `(batch, condition_length,
             condition_dim)` and `prompt_attention_mask` `(batch, condition_length)`; `prefix_codes` `(batch, n)` if
-            some codes are kept; of a pipeline also `uniforms` `(batch, codes)`.
+            some codes are kept; of a pipeline also `noise_keys` `(batch,)`.
         names (`list[str | None]`): Prompt or name of the class; `None` where only text states were given.
         params ([`~llamagen_hf.llamagen.sampling.SamplingParams`]): The settings, none of them `None`.
+        decoding_window (`int`, *optional*, defaults to 1): Codes of an image that a step draws.
         parameters (`list[dict]`, *optional*): What makes each image, see [`describe`].
     """
 
@@ -247,12 +255,13 @@ class PreparedInputs:
     tensors: dict[str, torch.Tensor]
     names: list[str | None]
     params: SamplingParams
+    decoding_window: int = 1
     parameters: list[dict] | None = None
 
     @property
     def arguments(self) -> dict:
         """Those of [`~llamagen_hf.llamagen.decoding.CodeDecoder.stream`]."""
-        return self.tensors | self.params.sampling
+        return self.tensors | self.params.sampling | {"decoding_window": self.decoding_window}
 
     @property
     def prefix_codes(self) -> torch.LongTensor | None:
@@ -268,9 +277,8 @@ class PreparedInputs:
             each = count // len(inputs.conditions)
             conditions = [{name: condition} for condition in inputs.conditions for _ in range(each)]
         prefixes = [[]] * count if self.prefix_codes is None else self.prefix_codes.tolist()
-        return describe(
-            conditions, self.params.sampling, generators, facts, [{"prefix_codes": codes} for codes in prefixes]
-        )
+        own = [{"prefix_codes": codes, "decoding_window": self.decoding_window} for codes in prefixes]
+        return describe(conditions, self.params.sampling, generators, facts, own)
 
 
 def plain_labels(class_labels):

@@ -25,9 +25,10 @@ from .decoding import CodeDecoder
 from .encoding import EncodingMixin
 from .inputs import GenerationInputs, PreparedInputs
 from .modeling import LlamaGenForConditionalGeneration
+from .noise import draw_noise_keys
 from .pipeline_output import AutoregressiveImageOutput, GenerationStep
 from .redraw import RedrawMixin
-from .sampling import SAMPLING_DEFAULTS, draw_uniforms
+from .sampling import SAMPLING_DEFAULTS
 from .vq_model import LlamaGenVQModel
 
 
@@ -209,6 +210,7 @@ class AutoregressiveImagePipeline(
         prefix_codes: torch.LongTensor | None = None,
         num_candidates: int = 1,
         scorer: Scorer | None = None,
+        decoding_window: int | Literal["auto"] = 1,
     ) -> AutoregressiveImageOutput | tuple:
         r"""Draw images.
 
@@ -245,6 +247,9 @@ class AutoregressiveImagePipeline(
             scorer (`Callable`, *optional*):
                 Takes a list of PIL images and one of prompts or class names, returns a number for each, higher is
                 better. [`~llamagen_hf.clip.CLIPScorer`], for instance.
+            decoding_window (`int` or `"auto"`, *optional*, defaults to 1):
+                Codes of an image that a step may draw. The image is the same, up to rounding, in fewer steps; see
+                [`~llamagen_hf.llamagen.windows.CodeWindows`]. `"auto"` takes the fastest here, measured once.
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"`; `"np"` `(batch, height, width, 3)` or `"pt"` `(batch, 3, height, width)` in [0, 1]; or
                 `"codes"`, the grid itself, `(batch, grid_size, grid_size)` long.
@@ -261,8 +266,7 @@ class AutoregressiveImagePipeline(
             height, width (`int`, *optional*): Only [`image_size`], the one size that a checkpoint draws.
 
         Returns:
-            [`AutoregressiveImageOutput`] or `tuple`: The images, prompt by prompt, and what made
-            them.
+            [`AutoregressiveImageOutput`] or `tuple`: The images, prompt by prompt, and what made them.
 
         Raises:
             ValueError: If an argument does not fit.
@@ -284,6 +288,7 @@ class AutoregressiveImagePipeline(
             prefix_codes=prefix_codes,
             num_candidates=num_candidates,
             scorer=scorer,
+            decoding_window=decoding_window,
             output_type=output_type,
             height=height,
             width=width,
@@ -313,9 +318,11 @@ class AutoregressiveImagePipeline(
             encode_prompt=self.encode_prompt if self.text_encoder is not None and self.tokenizer is not None else None,
             encode_image=self.encode_image,
         )
+        streams = inputs.num_drawn if prepared.params.guidance_scale == 1 else 2 * inputs.num_drawn
+        prepared.decoding_window = self.decoder.resolve_window(inputs.decoding_window, streams, device)
         generators = image_generators(inputs.generator, inputs.num_images, inputs.num_candidates)
         prepared.parameters = prepared.describe(generators, self.facts)
-        prepared.tensors["uniforms"] = draw_uniforms(inputs.num_drawn, config.num_codes, generators, device)
+        prepared.tensors["noise_keys"] = draw_noise_keys(inputs.num_drawn, generators, device)
         return prepared
 
     def finish(self, prepared: PreparedInputs, codes: torch.LongTensor) -> AutoregressiveImageOutput:

@@ -6,6 +6,7 @@ import torch
 
 from ..arguments import FieldError, is_integer, plain
 from ..provenance import complete, seeded
+from .noise import NOISE, draw_noise_keys
 from .pipeline_output import AutoregressiveImageOutput
 from .sampling import NEUTRAL
 
@@ -16,7 +17,8 @@ class RedrawMixin:
     @property
     def facts(self) -> dict:
         """What the parameters of all images say about the pipeline: checkpoint, device, dtype, versions."""
-        facts = self._origin | {"device": self._execution_device.type, "dtype": str(self.transformer.dtype)[6:]}
+        facts = self._origin | {"noise": NOISE}
+        facts |= {"device": self._execution_device.type, "dtype": str(self.transformer.dtype)[6:]}
         if self.loras:
             facts["lora"] = self.loras
         if self.decoder.is_compiled:
@@ -104,6 +106,9 @@ def redrawing_inputs(
     if len(condition) != 1:
         raise ValueError("These parameters hold neither a prompt nor a class, so the image can't be drawn again.")
     full = complete(parameters, list(NEUTRAL))
+    if full.get("noise") != NOISE:
+        by = full.get("llamagen_hf", "of unknown version")
+        raise ValueError(f"llamagen_hf {by} drew the image with other noise, so its seed gives another image here.")
     codes = full["prefix_codes"]
     if not isinstance(codes, list) or not all(isinstance(code, int) for code in codes):
         raise ValueError("These parameters are damaged: prefix_codes is not a list of codes.")
@@ -111,10 +116,11 @@ def redrawing_inputs(
     for _ in range(full["batch_size"]):
         generator = seeded(full)
         for _ in range(full["seed_index"]):
-            torch.rand(num_codes, dtype=torch.float32, generator=generator, device=generator.device)
+            draw_noise_keys(1, generator, generator.device)
         generators.append(generator)
     inputs = condition | {name: parameters[name] for name in NEUTRAL}
     inputs |= {"num_images_per_prompt": full["batch_size"], "generator": generators}
+    inputs["decoding_window"] = full["decoding_window"]
     if codes:
         inputs["prefix_codes"] = torch.tensor([codes], device=device)
     return inputs, full["batch_index"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from ..arguments import FieldError, is_integer, plain
+from .noise import gumbel_noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,32 +161,26 @@ def _nucleus(logits: torch.Tensor, top_p: float | torch.Tensor) -> torch.Tensor:
     return logits.masked_fill(remove, -torch.inf)
 
 
-def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.LongTensor:
-    """Draw one code per row by inverting the cumulative distribution.
+def draw(logits: torch.Tensor, noise: torch.Tensor) -> torch.LongTensor:
+    """Draw one code per row: the one whose log-probability plus noise is largest (the Gumbel-max trick).
 
-    One random number determines a code. So a row's code depends on its own logits and number alone, and all random
-    numbers of an image can be drawn in advance.
+    A row's code depends on its own logits and noise alone. So a code may be drawn again when its logits are better
+    known, and is the same where they are.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, V)`): Unnormalised log-probabilities.
-        uniforms (`torch.Tensor` of shape `(batch,)`): Random numbers in [0, 1).
+        noise (`torch.Tensor` of shape `(batch, V)`): See [`~llamagen_hf.llamagen.noise.gumbel_noise`].
 
     Returns:
         `torch.LongTensor` of shape `(batch,)`: Codes. Each has a probability above 0 if the logits are finite or -inf.
     """
-    # float32 sums over 16384 codes would shift boundaries by more than the probability of a rare code.
-    precise = torch.float32 if logits.device.type == "mps" else torch.float64
-    cumulative = logits.float().softmax(-1).cumsum(-1, dtype=precise)
-    total = cumulative[:, -1:]
-    threshold = uniforms.to(precise)[:, None] * total
-    threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
-    # If logits are not finite, no code is right, but the clamp keeps it within the vocabulary.
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+    return (logits.float() + noise).argmax(-1)
 
 
 def sample(
     logits: torch.Tensor,
-    uniforms: torch.Tensor,
+    keys: torch.LongTensor,
+    indices: int | torch.LongTensor,
     temperature: float | torch.Tensor = 1.0,
     top_k: int | torch.LongTensor = 0,
     top_p: float | torch.Tensor = 1.0,
@@ -197,7 +192,8 @@ def sample(
 
     Args:
         logits (`torch.Tensor` of shape `(batch, V)`): Logits, after guidance.
-        uniforms (`torch.Tensor` of shape `(batch,)`): Random numbers in [0, 1).
+        keys (`torch.LongTensor` of shape `(batch,)`): See [`~llamagen_hf.llamagen.noise.draw_noise_keys`].
+        indices (`int` or `torch.LongTensor` of shape `(batch,)`): Index of the code in its image, in raster order.
         temperature (`float` or `torch.Tensor`, *optional*, defaults to 1.0):
             Divides the logits; 0 takes the likeliest code.
         top_k (`int` or `torch.LongTensor`, *optional*, defaults to 0): See [`filter_top_k`].
@@ -208,34 +204,12 @@ def sample(
     """
     if isinstance(temperature, torch.Tensor):
         divisors = temperature.clamp(min=1e-5)[:, None].to(logits.device)
-        drawn = draw(filter_top_p(filter_top_k(logits / divisors, top_k), top_p), uniforms)
+        filtered = filter_top_p(filter_top_k(logits / divisors, top_k), top_p)
+        drawn = draw(filtered, gumbel_noise(keys, indices, logits.shape[-1]))
         if temperature.all():
             return drawn
         return torch.where((temperature == 0).to(logits.device), logits.argmax(-1), drawn)
     if temperature == 0:
         return logits.argmax(-1)
-    logits = filter_top_k(logits / max(temperature, 1e-5), top_k)
-    return draw(filter_top_p(logits, top_p), uniforms)
-
-
-def draw_uniforms(
-    batch_size: int, length: int, generator: torch.Generator | list[torch.Generator] | None, device: torch.device
-) -> torch.Tensor:
-    """Draw the random numbers of all images of a batch.
-
-    Args:
-        batch_size (`int`): Number of images.
-        length (`int`): Codes per image.
-        generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-            A list holds one generator per image. A single generator serves the images one after the other, so the
-            first image of a batch is the one that would be drawn alone. `None` means torch's default generator.
-        device (`torch.device`): Device of the result.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, length)`: Numbers in [0, 1), float32.
-    """
-    generators = generator if isinstance(generator, list) else [generator] * batch_size
-    # Always float32, since a seed gives other numbers in another dtype.
-    options = [{"generator": g, "device": g.device if g is not None else device} for g in generators]
-    rows = [torch.rand(length, dtype=torch.float32, **each) for each in options]
-    return torch.stack([row.to(device) for row in rows])
+    filtered = filter_top_p(filter_top_k(logits / max(temperature, 1e-5), top_k), top_p)
+    return draw(filtered, gumbel_noise(keys, indices, logits.shape[-1]))

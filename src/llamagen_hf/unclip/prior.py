@@ -18,6 +18,7 @@ from ..callbacks import CallbackMixin
 from ..diffusion.schedules import check_scheduler
 from ..llamagen.decoding import CodeDecoder
 from ..llamagen.modeling import LlamaGenForConditionalGeneration
+from ..llamagen.noise import draw_noise_keys
 from ..loading.checkpoint import CheckpointLoaderMixin
 from ..loading.offloading import OffloadingMixin
 from ..provenance import describe
@@ -38,7 +39,7 @@ class PreparedPrior:
         settings (`dict`): The settings, none of them `None`.
         text ([`~llamagen_hf.unclip.clip_encoders.TextCondition`]): The prompts.
         null_text ([`~llamagen_hf.unclip.clip_encoders.TextCondition`], *optional*): What guidance leads away from.
-        randomness (`torch.Tensor`): Noise `(rows, dim)`, or random numbers `(rows, codes)` in [0, 1).
+        randomness (`torch.Tensor`): Noise `(rows, dim)`, or of an autoregressive prior the noise's keys `(rows,)`.
         generators (`list[torch.Generator]`): For noise on the way.
         parameters (`list[dict]`): What makes each embedding.
     """
@@ -280,11 +281,12 @@ class EmbeddingPriorPipeline(
         generators = image_generators(inputs.generator, inputs.num_images, settings["num_candidates"])
         parameters = self._describe(inputs, settings, generators)
         generators, rows = told_apart(generators), len(generators)
-        draw = torch.rand if self.is_autoregressive else torch.randn
-        shape = (self.prior.config.num_codes,) if self.is_autoregressive else (self.embedding_dim,)
-        # Always float32, since a seed gives other numbers in another dtype.
-        drawn = [draw(shape, generator=each, device=each.device, dtype=torch.float32) for each in generators]
-        randomness = torch.stack([row.to(self._execution_device) for row in drawn])
+        if self.is_autoregressive:
+            randomness = draw_noise_keys(rows, generators, self._execution_device)
+        else:  # always float32, since a seed gives other numbers in another dtype
+            shape, dtype = (self.embedding_dim,), torch.float32
+            drawn = [torch.randn(shape, generator=each, device=each.device, dtype=dtype) for each in generators]
+            randomness = torch.stack([row.to(self._execution_device) for row in drawn])
         null_text = None if null_text is None else null_text.repeated(rows)
         return PreparedPrior(inputs, settings, text.repeated(rows), null_text, randomness, generators, parameters)
 
@@ -316,7 +318,7 @@ class EmbeddingPriorPipeline(
         condition = {"prompt_embeds": states.to(self.prior.dtype), "prompt_attention_mask": mask}
         stream = CodeDecoder(self.prior).stream(randomness, **condition, **sampling)
         scale, codes = sampling["guidance_scale"], next(stream)
-        for index in range(count := randomness.shape[1]):
+        for index in range(count := self.prior.config.num_codes):
             step = EmbeddingStep(index, count, torch.tensor(index), codes, scale)
             yield step
             if step.sample is not codes:
@@ -329,7 +331,9 @@ class EmbeddingPriorPipeline(
         self, prepared: PreparedPrior, callback: Callable | None = None, wanted: list[str] | None = None
     ) -> torch.Tensor:
         """What the last step leaves: standardised embeddings `(rows, dim)`, or codes `(rows, codes)`."""
-        num_steps = prepared.settings.get("num_inference_steps", prepared.randomness.shape[1])
+        num_steps = prepared.settings.get("num_inference_steps")
+        if num_steps is None:
+            num_steps = self.prior.config.num_codes
         self._guidance_scale, self._num_timesteps = prepared.settings["guidance_scale"], num_steps
         with self.progress_bar(total=num_steps) as progress_bar:
             for step in self._steps(prepared):

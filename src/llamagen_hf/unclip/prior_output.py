@@ -6,6 +6,7 @@ from importlib.metadata import version
 import torch
 from diffusers.utils import BaseOutput
 
+from ..llamagen.noise import NOISE
 from ..provenance import complete, seeded
 from ..reproducibility import told_apart
 
@@ -35,6 +36,8 @@ class PriorRedrawMixin:
         facts = dict(self._origin)
         if self.scheduler is not None:
             facts["scheduler"] = type(self.scheduler).__name__
+        if self.is_autoregressive:
+            facts["noise"] = NOISE
         facts |= {"device": self._execution_device.type, "dtype": str(self.prior.dtype)[6:]}
         return facts | {"llamagen_hf": version("llamagen-hf"), "torch": torch.__version__}
 
@@ -52,6 +55,8 @@ class PriorRedrawMixin:
         own, theirs = self.facts.get("scheduler"), parameters.get("scheduler")
         if theirs != own:
             raise ValueError(f"The embedding was drawn with scheduler {theirs!r}, but the pipeline has {own!r}.")
+        if parameters.get("noise") != self.facts.get("noise"):
+            raise ValueError("The embedding was drawn with other noise, so its seed gives another one here.")
         settings = [name for name in self.sampling_settings() if name != "num_candidates"]
         full = complete(parameters, settings)
         if not isinstance(full.get("prompt"), str):

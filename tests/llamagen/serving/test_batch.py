@@ -46,6 +46,22 @@ def test_every_image_is_the_one_drawn_alone(conditioning, attention):
     assert len({tuple(codes) for codes in drawn.values()}) > 30
 
 
+@pytest.mark.parametrize("conditioning", ["class", "text"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_windows_of_codes_draw_the_same_while_few_images_are_drawn(conditioning, attention):
+    model = build_transformer(conditioning=conditioning)
+    model.set_attn_implementation(attention)
+    requests, batch = random_requests(conditioning, 30), ContinuousBatch(model, slots=32, decoding_window=5)
+    widths, step = [], batch._step
+    batch._step = lambda codes: widths.append(codes.shape[1]) or step(codes)
+    # Two or three images at once take windows of 5, and many together one code a step.
+    drawn = run(batch, requests, [2, 0, 1, 0, 0, 12, 0, 0, 0, 3, *[0] * 11, 2, *[0] * 7])
+    decoder = CodeDecoder(model)
+    for request, codes in zip(requests, drawn.values(), strict=True):
+        assert codes == draw_alone(decoder, request)
+    assert set(widths) == {1, 5} and widths.count(5) > 5
+
+
 def test_fewer_key_value_heads_than_queries():
     model = build_transformer(num_attention_heads=4, num_key_value_heads=2)
     requests = random_requests("class", 12)
@@ -142,16 +158,16 @@ def test_the_queue_is_fair_to_small_requests():
 def test_settings_for_each_row_change_no_bit(vocabulary):
     logits = torch.randn(200, vocabulary) * 3
     logits[:20] = logits[:20].round()  # ties
-    uniforms = torch.rand(200)
+    keys, indices = torch.arange(200), torch.arange(200) % 16
     choose = random.Random(0)
     temperatures = [choose.choice([0, 0.1, 1.0, 0.7, 1e-9, 1.33]) for _ in range(200)]
     top_ks = [choose.choice([0, 0, 1, 7, 63, 10**6]) for _ in range(200)]
     top_ps = [choose.choice([1.0, 1.0, 0.0, 0.3, 0.95]) for _ in range(200)]
-    together = sample(logits, uniforms, torch.tensor(temperatures), torch.tensor(top_ks), torch.tensor(top_ps))
+    together = sample(logits, keys, indices, torch.tensor(temperatures), torch.tensor(top_ks), torch.tensor(top_ps))
     kept = filter_top_k(logits, torch.tensor(top_ks)), filter_top_p(logits, torch.tensor(top_ps))
     for i, (temperature, top_k, top_p) in enumerate(zip(temperatures, top_ks, top_ps, strict=True)):
         row = slice(i, i + 1)
-        assert together[i] == sample(logits[row], uniforms[row], temperature, top_k, top_p)
+        assert together[i] == sample(logits[row], keys[row], i % 16, temperature, top_k, top_p)
         assert torch.equal(kept[0][row], filter_top_k(logits[row], top_k))
         assert torch.equal(kept[1][row], filter_top_p(logits[row], top_p))
     for plain in (torch.zeros(200).long(), torch.ones(200)):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import build_transformer, generators
 
-from llamagen_hf.llamagen.sampling import draw_uniforms, guide, sample
+from llamagen_hf.llamagen.noise import draw_noise_keys
+from llamagen_hf.llamagen.sampling import guide, sample
 
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
@@ -90,8 +91,8 @@ def test_a_row_keeps_its_code_alone_and_ones_that_overflow_say_so():
     for row in range(3):
         params = sampling_params(config, GenerationSettings(seed=row, guidance_scale=2.0))
         processor.rows[row] = processor._new_row(params, None, [0] * row)
-    uniforms = draw_uniforms(3, 16, generators(0, 1, 2), torch.device("cpu"))
-    expected = sample(guide(logits[:, :64], logits[:, 64:], 2.0), uniforms[range(3), range(3)])
+    keys = draw_noise_keys(3, generators(0, 1, 2), torch.device("cpu"))
+    expected = sample(guide(logits[:, :64], logits[:, 64:], 2.0), keys, torch.arange(3))
     result = processor.apply(torch.cat([logits, padding], dim=1))
     assert torch.equal(result.argmax(1), expected) and (result.isfinite().sum(1) == 1).all()
     logits[1, 70] = torch.inf
@@ -108,8 +109,8 @@ def test_slots_of_the_newer_runner_draw_as_rows_of_the_older_one():
         processor.add_request(slot, sampling_params(config, GenerationSettings(seed=slot)))
     context = SimpleNamespace(idx_mapping_np=np.array(slots), seq_lens_upper_bound_np=np.array([4, 1, 12, 99]))
     result = processor.apply(torch.cat([logits, padding], dim=1), context)
-    uniforms = draw_uniforms(3, 16, generators(*slots), torch.device("cpu"))
-    assert torch.equal(result.argmax(1), sample(logits[:, :64], uniforms[range(3), drawn]))
+    keys = draw_noise_keys(3, generators(*slots), torch.device("cpu"))
+    assert torch.equal(result.argmax(1), sample(logits[:, :64], keys, torch.tensor(drawn)))
 
 
 @pytest.mark.parametrize("words, prefix, codes", [(12, 0, 5), (3, 4, 0), (1, 2, 3)])

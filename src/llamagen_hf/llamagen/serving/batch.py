@@ -24,9 +24,12 @@ from transformers import DynamicCache
 
 from ...serving.engine import EngineRequest
 from ...serving.local_engine import Progress
+from ..configuration import LlamaGenConfig
+from ..kv_cache import SlotCache
 from ..modeling import LlamaGenForConditionalGeneration
-from ..sampling import SamplingParams, draw_uniforms, guide, is_guided, sample
-from .kv_cache import SlotCache
+from ..noise import draw_noise_keys
+from ..sampling import SamplingParams, guide, is_guided, sample
+from ..windows import CodeWindows
 from .scheduler import WaitingQueue
 
 
@@ -57,9 +60,10 @@ class GenerationRequest(SamplingParams, EngineRequest):
         super().__post_init__()
         self.fill()
 
-    def uniforms(self, num_codes: int) -> torch.Tensor:
-        """The random numbers `(num_codes,)` that the pipeline would draw the image with."""
-        return draw_uniforms(1, num_codes, [torch.Generator().manual_seed(self.seed)], torch.device("cpu"))[0]
+    @property
+    def noise_key(self) -> int:
+        """The key of the noise that the pipeline would draw the image with."""
+        return draw_noise_keys(1, torch.Generator().manual_seed(self.seed), torch.device("cpu")).item()
 
     def needs_guidance(self, index: int) -> bool:
         """Whether code `index` needs the unconditional stream. If one does not, no later one does."""
@@ -72,14 +76,25 @@ class ActiveImage:
 
     name: str
     request: GenerationRequest
-    uniforms: torch.Tensor
+    noise_key: int
     codes: list[int]
     rows: list[int] = field(default_factory=list)  # the conditional stream and, if it is guided, the unconditional
+    windows: CodeWindows | None = None
 
     @property
     def needs_guidance(self) -> bool:
         """Whether the next code needs the unconditional stream."""
         return self.request.needs_guidance(len(self.codes))
+
+    def windows_after(self, width: int, config: LlamaGenConfig) -> CodeWindows:
+        """The window after the codes so far, with the guesses of the last one if there was one."""
+        if self.windows is None:
+            codes = torch.zeros(1, config.num_codes, dtype=torch.long)
+            self.windows = CodeWindows(codes, len(self.codes), width, config.grid_size)
+        # Steps of one code may have come between.
+        self.windows.codes[0, : len(self.codes)] = torch.tensor(self.codes)
+        self.windows.num_final.fill_(len(self.codes))
+        return self.windows
 
 
 class ContinuousBatch:
@@ -94,10 +109,20 @@ class ContinuousBatch:
         prefill_positions (`int`, *optional*, defaults to 512):
             Positions of new images that are read between two codes of the others, at least those of one image. It
             bounds how long the others wait when many join.
+        decoding_window (`int`, *optional*, defaults to 1):
+            Codes of an image that a step may draw as long as all streams together read at most as many codes as there
+            are slots. The images are the same, up to rounding.
     """
 
-    def __init__(self, model: LlamaGenForConditionalGeneration, slots: int = 64, prefill_positions: int = 512):
+    def __init__(
+        self,
+        model: LlamaGenForConditionalGeneration,
+        slots: int = 64,
+        prefill_positions: int = 512,
+        decoding_window: int = 1,
+    ):
         self.model, self.slots, self.prefill_positions = model, slots, prefill_positions
+        self.decoding_window = decoding_window
         self.cache = SlotCache(model.config, slots, model.dtype, model.device)
         self.waiting = WaitingQueue(spacing=max(1, slots // 2))
         self.images: dict[str, ActiveImage] = {}
@@ -114,6 +139,7 @@ class ContinuousBatch:
         dtype: str = "float32",
         compile: bool = False,
         threads: int | None = None,
+        decoding_window: int = 1,
     ) -> "ContinuousBatch":
         """Load the generator.
 
@@ -124,6 +150,7 @@ class ContinuousBatch:
             dtype (`str`, *optional*, defaults to `"float32"`): Type of its weights: float32, float16 or bfloat16.
             compile (`bool`, *optional*, defaults to `False`): Whether to compile the step.
             threads (`int`, *optional*): Number of torch's threads on a CPU.
+            decoding_window (`int`, *optional*, defaults to 1): See [`ContinuousBatch`].
 
         Raises:
             OSError, ValueError: If it can't be loaded.
@@ -132,20 +159,21 @@ class ContinuousBatch:
         if threads is not None:
             torch.set_num_threads(threads)
         model = LlamaGenForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
-        batch = cls(model.to(device).eval(), slots)
+        batch = cls(model.to(device).eval(), slots, decoding_window=decoding_window)
         if compile:
             batch.compile()
         return batch
 
     def compile(self, **kwargs) -> None:
-        """Compile the step, `fullgraph=True`; each number of rows gets a graph when it first occurs.
+        """Compile the step, `fullgraph=True`; each number of rows, and window, gets a graph when it first occurs.
 
         Args:
             kwargs: For `torch.compile`. By default CUDA graphs on an accelerator.
         """
         if not kwargs.keys() & {"mode", "options"} and self.model.device.type != "cpu":
             kwargs["mode"] = "reduce-overhead"
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, self.slots.bit_length() + 1)
+        graphs = 2 * self.slots.bit_length() + 1
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, graphs)
         self._step = torch.compile(self._eager_step, **{"fullgraph": True, "dynamic": False, **kwargs})
 
     @property
@@ -175,11 +203,14 @@ class ContinuousBatch:
 
     @torch.no_grad()
     def step(self) -> Progress:
-        """Admit waiting images as far as there is room, and draw one code of each image."""
+        """Admit waiting images as far as there is room, and draw a code of each image, or several."""
         progress = Progress()
         for images in self._admit():
             self._draw(images, self._prefill(images), progress)
-        if self._streams:
+        width = min(self.decoding_window, self.model.config.num_codes - 1)
+        if width > 1 and 0 < len(self._streams) * width <= self.slots:
+            self._draw_windows(width, progress)
+        elif self._streams:
             rows = min(1 << (len(self._streams) - 1).bit_length(), self.slots)
             codes, positions = torch.zeros(2, rows, dtype=torch.long)
             for row, (image, _) in enumerate(self._streams):
@@ -188,24 +219,21 @@ class ContinuousBatch:
             self.cache.positions[:rows] = positions.to(self.model.device)
             logits = self._step(codes[:, None].to(self.model.device))
             images = list(self.images.values())
-            conditional = logits[[image.rows[0] for image in images]]
-            guided = [i for i, image in enumerate(images) if len(image.rows) == 2]
-            unconditional = logits[[images[i].rows[1] for i in guided]]
-            self._draw(images, (conditional, guided, unconditional), progress)
+            self._draw(images, self._of_streams(images, logits[:, -1]), progress)
         return progress
 
     def _eager_step(self, codes: torch.LongTensor) -> torch.Tensor:
-        rows = len(codes)
-        positions = self.cache.positions[:rows, None]
+        """Logits `(rows, width, V)` of the codes after each of `codes` `(rows, width)`."""
+        rows, width = codes.shape
+        if width > 1:
+            positions, mask = self.cache.window(rows, width)
+        else:
+            positions = self.cache.positions[:rows, None]
+            mask = self.cache.visible[:rows] & (self._positions <= positions)
         output = self.model(
-            input_ids=codes,
-            attention_mask=self.cache.visible[:rows] & (self._positions <= positions),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
+            input_ids=codes, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
         )
-        return output.logits[:, -1]
+        return output.logits
 
     def _admit(self) -> list[list[ActiveImage]]:
         """The images that join now, grouped by their number of codes to keep: each group is read together."""
@@ -218,8 +246,8 @@ class ContinuousBatch:
                 break
             free, budget = free - streams, budget - positions
             name, request = self.waiting.pop()
-            kept, uniforms = list(request.prefix_codes), request.uniforms(self.model.config.num_codes)
-            joining[len(kept)].append(ActiveImage(name, request, uniforms, kept))
+            kept = list(request.prefix_codes)
+            joining[len(kept)].append(ActiveImage(name, request, request.noise_key, kept))
         return list(joining.values())
 
     def _prefill(self, images: list[ActiveImage]) -> tuple[torch.Tensor, list[int], torch.Tensor]:
@@ -266,38 +294,81 @@ class ContinuousBatch:
                 unconditional logits `(guided, V)` of these.
             progress ([`Progress`]): Where the codes go.
         """
-        logits, guided, unconditional = logits
-        requests = [image.request for image in images]
-        if guided:
-            scales = torch.tensor([[requests[i].guidance_scale] for i in guided], dtype=torch.float32)
-            rows = torch.tensor(guided, device=logits.device)
-            mixed = guide(logits[rows], unconditional, scales.to(logits.device))
-            logits = logits.index_copy(0, rows, mixed)
-        codes = sample(
-            logits,
-            torch.stack([image.uniforms[len(image.codes)] for image in images]).to(logits.device),
-            torch.tensor([request.temperature for request in requests], dtype=torch.float32),
-            torch.tensor([request.top_k for request in requests]),
-            torch.tensor([request.top_p for request in requests], dtype=torch.float32),
-        ).tolist()
+        indices = torch.tensor([[len(image.codes)] for image in images], device=logits[0].device)
+        logits = logits[0][:, None], logits[1], logits[2][:, None]
+        codes, logits = self._sample(images, logits, indices)
         last = [i for i, image in enumerate(images) if len(image.codes) + 1 == self.model.config.num_codes]
         # Logits that are not finite stay so, as in the pipeline, so the last ones tell.
-        is_finite = dict(zip(last, logits[last].isfinite().all(-1).tolist(), strict=True)) if last else {}
-        for index, (image, code) in enumerate(zip(images, codes, strict=True)):
-            image.codes.append(code)
-            if not is_finite.get(index, True):
-                progress.latents.pop(image.name, None)
-                progress.failures[image.name] = (
-                    f"The logits are not finite in {self.model.dtype}; use bfloat16 or float32."
-                )
-            else:
-                progress.latents[image.name].append(code)
-                if index in is_finite:
-                    progress.finished.add(image.name)
-            if index in is_finite:
-                self._remove(image)
-            elif len(image.rows) == 2 and not image.needs_guidance:
-                self._free(image.rows.pop())
+        is_finite = dict(zip(last, logits[last].isfinite().all(-1).all(-1).tolist(), strict=True)) if last else {}
+        for index, (image, new) in enumerate(zip(images, codes.tolist(), strict=True)):
+            self._take(image, new, is_finite.get(index, True), progress)
+
+    def _draw_windows(self, width: int, progress: Progress) -> None:
+        """Draw several codes of each image, see [`~llamagen_hf.llamagen.windows.CodeWindows`]."""
+        config, device, images = self.model.config, self.model.device, list(self.images.values())
+        rows = 1 << (len(self._streams) - 1).bit_length()
+        codes, positions = torch.zeros(rows, width, dtype=torch.long), torch.zeros(rows, dtype=torch.long)
+        windows = [image.windows_after(width, config) for image in images]
+        for image, window in zip(images, windows, strict=True):
+            codes[image.rows] = window.guess()
+            positions[image.rows] = config.condition_length + window.inputs[0, 0]
+        self.cache.positions[:rows] = positions.to(device)
+        logits = self._of_streams(images, self._step(codes.to(device)))
+        indices = torch.cat([window.inputs for window in windows]) + 1
+        drawn, logits = self._sample(images, logits, indices.to(device))
+        is_finite = logits.isfinite().flatten(1).all(1).tolist()
+        for image, window, new, finite in zip(images, windows, drawn.cpu(), is_finite, strict=True):
+            window.update(new[None])
+            self._take(image, window.codes[0, len(image.codes) : int(window.num_final)].tolist(), finite, progress)
+
+    def _of_streams(
+        self, images: list[ActiveImage], logits: torch.Tensor
+    ) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+        """The logits of a step `(rows, ...)` as [`_draw`] takes them."""
+        guided = [i for i, image in enumerate(images) if len(image.rows) == 2]
+        return logits[[image.rows[0] for image in images]], guided, logits[[images[i].rows[1] for i in guided]]
+
+    def _sample(
+        self, images: list[ActiveImage], logits: tuple[torch.Tensor, list[int], torch.Tensor], indices: torch.Tensor
+    ) -> tuple[torch.LongTensor, torch.Tensor]:
+        """Codes `(images, width)` and the logits that they were drawn from, which are `(images, width, V)`."""
+        logits, guided, unconditional = logits
+        requests, width = [image.request for image in images], indices.shape[1]
+        if guided:
+            scales = torch.tensor([requests[i].guidance_scale for i in guided], dtype=torch.float32)
+            rows = torch.tensor(guided, device=logits.device)
+            mixed = guide(logits[rows], unconditional, scales.to(logits.device)[:, None, None])
+            # A window may reach beyond the codes that are guided.
+            which = [[requests[i].needs_guidance(index) for index in indices[i].tolist()] for i in guided]
+            mixed = torch.where(torch.tensor(which, device=logits.device)[..., None], mixed, logits[rows])
+            logits = logits.index_copy(0, rows, mixed)
+        codes = sample(
+            logits.flatten(0, 1),
+            torch.tensor([image.noise_key for image in images], device=logits.device).repeat_interleave(width),
+            indices.flatten(),
+            torch.tensor([request.temperature for request in requests], dtype=torch.float32).repeat_interleave(width),
+            torch.tensor([request.top_k for request in requests]).repeat_interleave(width),
+            torch.tensor([request.top_p for request in requests], dtype=torch.float32).repeat_interleave(width),
+        )
+        return codes.view_as(indices), logits
+
+    def _take(self, image: ActiveImage, codes: list[int], is_finite: bool, progress: Progress) -> None:
+        """Add codes to an image, which leaves the batch if it is complete."""
+        image.codes.extend(codes)
+        is_complete = len(image.codes) == self.model.config.num_codes
+        if is_complete and not is_finite:
+            progress.latents.pop(image.name, None)
+            progress.failures[image.name] = (
+                f"The logits are not finite in {self.model.dtype}; use bfloat16 or float32."
+            )
+        else:
+            progress.latents[image.name].extend(codes)
+            if is_complete:
+                progress.finished.add(image.name)
+        if is_complete:
+            self._remove(image)
+        elif len(image.rows) == 2 and not image.needs_guidance:
+            self._free(image.rows.pop())
 
     def _remove(self, image: ActiveImage) -> None:
         del self.images[image.name]

@@ -15,8 +15,8 @@ from ...serving.frontend import Frontend, ImageRequest, TokenCounts
 from ..configuration import LlamaGenConfig
 from ..inputs import GenerationInputs
 from ..modeling import LlamaGenForConditionalGeneration
+from ..noise import draw_noise_keys
 from ..pipeline import AutoregressiveImagePipeline
-from ..sampling import draw_uniforms
 from .batch import ContinuousBatch, GenerationRequest
 from .mask import rows_to_keep
 
@@ -89,10 +89,21 @@ class LlamaGenFrontend(Frontend):
                 component.to(device)
         return cls(pipe, str(folder / "transformer"))
 
-    def batch_loader(self, slots: int, compile: bool = False, threads: int | None = None) -> partial[ContinuousBatch]:
+    def batch_loader(
+        self, slots: int, compile: bool = False, threads: int | None = None, decoding_window: int = 1
+    ) -> partial[ContinuousBatch]:
         """What a [`~llamagen_hf.serving.local_engine.LocalEngine`] loads, see [`ContinuousBatch.from_pretrained`]."""
         device, dtype = str(self.pipe.device), str(self.pipe.transformer.dtype).removeprefix("torch.")
-        return partial(ContinuousBatch.from_pretrained, self.generator_folder, slots, device, dtype, compile, threads)
+        return partial(
+            ContinuousBatch.from_pretrained,
+            self.generator_folder,
+            slots,
+            device,
+            dtype,
+            compile,
+            threads,
+            decoding_window=decoding_window,
+        )
 
     def resolve_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         sampling = {name: settings.get(name) for name in SamplingFields.model_fields}
@@ -161,7 +172,7 @@ class LlamaGenFrontend(Frontend):
 
     def generator_after(self, request: GenerationRequest) -> torch.Generator:
         generator = torch.Generator().manual_seed(request.seed)
-        draw_uniforms(1, self.pipe.generator_config.num_codes, [generator], torch.device("cpu"))
+        draw_noise_keys(1, generator, torch.device("cpu"))
         return generator
 
     def decode(self, items: list[tuple[GenerationRequest, list[int]]]) -> list[Image.Image]:

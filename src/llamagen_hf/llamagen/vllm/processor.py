@@ -1,7 +1,7 @@
 """From the logits of both streams to a code: guidance, temperature, top-k, top-p, draw, as each request wants them.
 
 vLLM's sampler draws otherwise and clamps some settings, so its images would not be ours. The code is drawn here, by
-the functions and from the random numbers of the pipeline, and the sampler is left a row in which that code alone is
+the functions and with the noise of the pipeline, and the sampler is left a row in which that code alone is
 possible. No row knows of the others: requests may join, leave, move and be preempted.
 """
 
@@ -13,7 +13,8 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as NewRunnerLogitsProcessor
 
-from ..sampling import draw_uniforms, guide, is_guided, sample
+from ..noise import draw_noise_keys
+from ..sampling import guide, is_guided, sample
 from .requests import GenerationSettings
 
 
@@ -38,7 +39,7 @@ class Row:
     """What a request draws with."""
 
     settings: GenerationSettings
-    uniforms: list[float]
+    noise_key: int
     output_codes: Sequence[int] = ()  # vLLM's own list, which grows
 
 
@@ -83,8 +84,7 @@ class GuidedSampling(LogitsProcessor, NewRunnerLogitsProcessor):
     def _new_row(self, params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]) -> Row:
         settings = GenerationSettings.from_extra_args(params.extra_args)
         generator = torch.Generator().manual_seed(settings.seed)
-        (uniforms,) = draw_uniforms(1, self.num_codes, generator, torch.device("cpu")).tolist()
-        return Row(settings, uniforms, output_ids)
+        return Row(settings, draw_noise_keys(1, generator, torch.device("cpu")).item(), output_ids)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         process_dict_updates(self.rows, batch_update, self._new_row)
@@ -121,7 +121,8 @@ class GuidedSampling(LogitsProcessor, NewRunnerLogitsProcessor):
         settings = [row.settings for row in rows]
         # A prompt that was not made for the checkpoint may ask for more codes than an image has.
         places = [min(s.prefix_length + n, self.num_codes - 1) for s, n in zip(settings, drawn, strict=True)]
-        uniforms = torch.tensor([row.uniforms[i] for row, i in zip(rows, places, strict=True)]).to(logits.device)
+        keys = torch.tensor([row.noise_key for row in rows]).to(logits.device)
+        indices = torch.tensor(places).to(logits.device)
         scales = torch.tensor([float(s.guidance_scale) for s in settings]).to(logits.device)[:, None]
         guided = [
             s.guidance_scale != 1 and is_guided(i, s.guidance_interval) for s, i in zip(settings, places, strict=True)
@@ -135,5 +136,5 @@ class GuidedSampling(LogitsProcessor, NewRunnerLogitsProcessor):
             groups.setdefault((s.temperature, s.top_k, s.top_p), []).append(index)
         codes = torch.empty(len(rows), dtype=torch.long, device=logits.device)
         for (temperature, top_k, top_p), members in groups.items():
-            codes[members] = sample(mixed[members], uniforms[members], temperature, top_k, top_p)
+            codes[members] = sample(mixed[members], keys[members], indices[members], temperature, top_k, top_p)
         return torch.where(mixed.isfinite().all(dim=1), codes, self.vocab_size)

@@ -3,15 +3,20 @@
 import torch
 from transformers.cache_utils import Cache, StaticLayer
 
-from ..configuration import LlamaGenConfig
+from .configuration import LlamaGenConfig
+
+
+def cache_length(config: LlamaGenConfig) -> int:
+    """Positions of a cache for a whole image and its condition."""
+    return -(-config.max_position_embeddings // 8) * 8  # attention kernels are faster at multiples of 8
 
 
 class SlotLayer(StaticLayer):
-    """Keys and values of one layer. A call of one position a row writes each row's at its own place.
+    """Keys and values of one layer. Each row's are written from its own place on.
 
     Args:
         max_cache_len (`int`): Positions of a slot.
-        positions (`torch.LongTensor` of shape `(slots,)`): Where each row writes next, the same for all layers.
+        positions (`torch.LongTensor` of shape `(slots,)`): Where each row writes from, the same for all layers.
     """
 
     def __init__(self, max_cache_len: int, positions: torch.LongTensor):
@@ -21,7 +26,8 @@ class SlotLayer(StaticLayer):
     def update(self, key_states, value_states, *args, **kwargs):
         rows = len(key_states)
         keys, values = self.keys[:rows], self.values[:rows]
-        places = self.positions[:rows, None, None, None]
+        places = self.positions[:rows, None] + torch.arange(key_states.shape[2], device=self.positions.device)
+        places = places[:, None, :, None]
         keys.scatter_(2, places.expand_as(key_states), key_states)
         values.scatter_(2, places.expand_as(value_states), value_states)
         return keys, values
@@ -45,12 +51,12 @@ class SlotCache(Cache):
 
     Attributes:
         length (`int`): Positions of a slot.
-        positions (`torch.LongTensor` of shape `(slots,)`): Where each row writes next.
+        positions (`torch.LongTensor` of shape `(slots,)`): Where each row writes from.
         visible (`torch.BoolTensor` of shape `(slots, length)`): False for the padding of a row's condition.
     """
 
     def __init__(self, config: LlamaGenConfig, slots: int, dtype: torch.dtype, device: torch.device):
-        self.length = -(-config.max_position_embeddings // 8) * 8  # attention kernels like multiples of 8
+        self.length = cache_length(config)
         self.positions = torch.zeros(slots, dtype=torch.long, device=device)
         self.visible = torch.ones(slots, self.length, dtype=torch.bool, device=device)
         super().__init__(layers=[SlotLayer(self.length, self.positions) for _ in range(config.num_hidden_layers)])
@@ -77,6 +83,18 @@ class SlotCache(Cache):
         self.visible[rows] = True
         if condition_mask is not None:
             self.visible[rows, : condition_mask.shape[1]] = condition_mask.bool()
+
+    def window(self, rows: int, width: int) -> tuple[torch.LongTensor, torch.Tensor]:
+        """Positions `(rows, width)` from where each of the first rows writes next, and the mask of what they see.
+
+        The mask `(rows, 1, width, length)` is added to attention scores: 0, or the least number of the dtype.
+        """
+        places = torch.arange(self.length, device=self.positions.device)
+        positions = self.positions[:rows, None] + places[:width]
+        sees = self.visible[:rows, None, None] & (places <= positions[:, None, :, None])
+        dtype = self.layers[0].keys.dtype
+        mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+        return positions, mask.masked_fill(~sees, torch.finfo(dtype).min)
 
     def move(self, source: int, target: int) -> None:
         """Copy one slot to another."""
