@@ -26,3 +26,14 @@ def test_trainer_and_straight_loop_take_the_same_steps(size, ema_decay, monkeypa
         assert record["tokens_per_second"] == pytest.approx(positions * record["images_per_second"])
         assert record["ratio"] > 0 and {"mfu", "peak_gib"} < record.keys()
     assert loop["ratio"] == 1
+
+
+def test_windows_are_compared_by_their_codes(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    windows = importlib.import_module("windows")
+    monkeypatch.setattr("sys.argv", "windows.py --windows 1 4 --batches 1 2 --images 2".split())
+    windows.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith("of 2")]
+    assert [row[:2] for row in rows] == [["1", "1"], ["1", "4"], ["2", "1"], ["2", "4"]]
+    assert all(row[-3] == "0" for row in rows)
+    assert float(rows[0][2]) == 63 and float(rows[1][2]) < 60

@@ -53,12 +53,13 @@ def test_help_answers_without_importing_torch():
 def test_generate_saves_a_png_that_says_how_it_was_made(text_checkpoint, tmp_path):
     output = tmp_path / "apple.png"
     result = invoke("generate", "a red apple", "--checkpoint", text_checkpoint, "--seed", 3, "--top-k", 9,
-                    "--output", output, "--device", "cpu")  # fmt: skip
+                    "--decoding-window", 4, "--output", output, "--device", "cpu")  # fmt: skip
     assert result.exit_code == 0, result.output
     with Image.open(output) as image:
         assert image.size == (8, 8) and image.format == "PNG"
     facts = read_parameters(output)
     assert facts["prompt"] == "a red apple" and facts["seed"] == 3 and facts["top_k"] == 9
+    assert facts["decoding_window"] == 4
     assert facts["guidance_scale"] == 4.0 and facts["temperature"] == 1.0  # the library's, not given here
     assert facts["checkpoint"] == text_checkpoint
     expected = build_text_pipeline()("a red apple", generator=generators(3)[0], top_k=9).images[0]
