@@ -17,7 +17,7 @@ def test_noise_is_in_the_codes_that_are_read_while_training_alone(conditioning):
         condition = {"class_labels": torch.full((32,), 3)}
     else:
         condition = {"prompt_embeds": torch.randn(32, 12, 16), "prompt_attention_mask": torch.ones(32, 12).long()}
-    noisy = ConditionToCodes(model, code_noise=0.25)
+    noisy = ConditionToCodes(model, code_noise=0.5)
 
     measured = noisy.eval()(codes, **condition)
     plain = ConditionToCodes(model).train()(codes, **condition)
@@ -28,6 +28,8 @@ def test_noise_is_in_the_codes_that_are_read_while_training_alone(conditioning):
     assert read[-1].max() < model.config.vocab_size + model.config.num_classes
     is_other = read[-1][:, -15:] != codes[:, :-1]
     assert 0.15 < is_other.float().mean() < 0.35
-    assert is_other.any(1).sum() > 20  # not the same rows or places
+    shares = is_other.float().mean(1)
+    assert shares.max() < 0.8 and shares.min() < 0.1  # each image has its own
+    assert is_other.any(0).all()  # at any place
     if conditioning == "class":
         assert (read[-1][:, 0] == 64 + 3).all()

@@ -58,8 +58,9 @@ class GeneratorTrainingConfig(ConditionalTrainingConfig):
     code_noise: float = field(
         default=0.0,
         metadata={
-            "help": "Chance that an input code is replaced by a random one, so that the generator relies on its "
-            "condition and recovers from its own mistakes (word dropout, arXiv 1511.06349)."
+            "help": "Largest share of an image's input codes that are replaced by random ones; each image draws its "
+            "own share from 0 on. So the generator relies on its condition and recovers from its own mistakes (word "
+            "dropout, arXiv 1511.06349)."
         },
     )
 
@@ -87,7 +88,7 @@ class GeneratorTrainingConfig(ConditionalTrainingConfig):
         super().__post_init__()
         if self.dropout is None and self.init_from is None:
             self.dropout = 0.1
-        if not 0 <= self.code_noise < 1:
-            raise FieldError("code_noise", f"code_noise is {self.code_noise}; expected at least 0 and less than 1.")
+        if not 0 <= self.code_noise <= 1:
+            raise FieldError("code_noise", f"code_noise is {self.code_noise}; expected a number from 0 to 1.")
         if self.stored_states and self.conditioning != "text":
             raise ValueError("stored_states stand in place of text; set conditioning to 'text'.")

@@ -181,7 +181,8 @@ class ConditionToCodes(nn.Module):
     Args:
         transformer ([`LlamaGenForConditionalGeneration`]): The generator.
         text_encoder (`torch.nn.Module`, *optional*): Encodes captions that are given as tokens.
-        code_noise (`float`, *optional*, defaults to 0): Chance that a training batch's input code is a random one.
+        code_noise (`float`, *optional*, defaults to 0): Largest share of an image's input codes that training replaces
+            by random ones. Each image of a batch draws its own share, uniformly from 0 on.
     """
 
     # At the rate that suits a small Llama, a new projector that is trained with it grows one large vector for all
@@ -222,7 +223,8 @@ class ConditionToCodes(nn.Module):
         loss = self._compiled_loss if self.training and self._compiled_loss is not None else self._loss
         inputs = codes[:, :-1]
         if self.training and self.code_noise:
-            is_noise = torch.rand(inputs.shape, device=inputs.device) < self.code_noise
+            share = self.code_noise * torch.rand(len(inputs), 1, device=inputs.device)
+            is_noise = torch.rand(inputs.shape, device=inputs.device) < share
             inputs = torch.where(is_noise, torch.randint_like(inputs, self.transformer.config.vocab_size), inputs)
         return loss(codes, inputs, without_condition=without_condition, **condition)
 
