@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .app import app, one_sentence_errors
+from .app import Quantization, app, one_sentence_errors
 
 
 @app.command()
@@ -24,6 +24,7 @@ def serve(
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(help="Type of the weights. Default: float32 on a CPU, else bfloat16."),
     ] = None,
+    quantization: Quantization = None,
     slots: Annotated[
         int, typer.Option(min=2, help="Streams generated at once: an image takes one, or two with guidance.")
     ] = 64,
@@ -104,9 +105,11 @@ def serve(
         quiet_loading()
         device = find_device(device)
         dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-        frontend, generator, base = load_frontend(checkpoint, upsampler, device, getattr(torch, dtype))
+        frontend, generator, base = load_frontend(checkpoint, upsampler, device, getattr(torch, dtype), quantization)
         restarts = on_engine_death == "restart"
         if engine == "vllm":
+            if "quantization" in generator.facts:
+                raise ValueError("A quantized generator needs `--engine local`.")
             try:
                 import vllm  # noqa: F401
             except ImportError as error:
@@ -147,7 +150,7 @@ def serve(
         run(ImageService(frontend, backend, settings), host, port)
 
 
-def load_frontend(checkpoint: str | None, upsampler: str | None, device: str, dtype):
+def load_frontend(checkpoint: str | None, upsampler: str | None, device: str, dtype, quantization: str | None = None):
     """The frontend of a checkpoint, that of the generator within it, and the generator's checkpoint, for engines."""
     from diffusers import DiffusionPipeline
 
@@ -166,10 +169,10 @@ def load_frontend(checkpoint: str | None, upsampler: str | None, device: str, dt
         base, origin = str(folder / "base"), checkpoint
         name = DiffusionPipeline.load_config(base)["_class_name"]
     if name == "PriorDecoderPipeline":
-        small = PriorDecoderFrontend.from_pretrained(base, device, dtype)
+        small = PriorDecoderFrontend.from_pretrained(base, device, dtype, quantization)
         generator, base = small.decoder, str(CheckpointLoaderMixin.find_checkpoint(base) / "decoder")
     elif name == "AutoregressiveImagePipeline":
-        small = generator = LlamaGenFrontend.from_pretrained(base, device, dtype)
+        small = generator = LlamaGenFrontend.from_pretrained(base, device, dtype, quantization)
     else:
         raise ValueError(
             f"A {name} can't be served; expected an AutoregressiveImagePipeline, a PriorDecoderPipeline with one as "

@@ -6,6 +6,7 @@ from importlib.metadata import version
 import torch
 from diffusers.utils import BaseOutput
 
+from ..loading.quantization import check_same_quantization, describe_quantization
 from ..provenance import complete, seeded
 from ..reproducibility import told_apart
 
@@ -36,6 +37,7 @@ class PriorRedrawMixin:
         if self.scheduler is not None:
             facts["scheduler"] = type(self.scheduler).__name__
         facts |= {"device": self._execution_device.type, "dtype": str(self.prior.dtype)[6:]}
+        facts |= describe_quantization(self)
         return facts | {"llamagen_hf": version("llamagen-hf"), "torch": torch.__version__}
 
     def redraw(self, parameters: dict) -> EmbeddingPriorOutput:
@@ -52,6 +54,7 @@ class PriorRedrawMixin:
         own, theirs = self.facts.get("scheduler"), parameters.get("scheduler")
         if theirs != own:
             raise ValueError(f"The embedding was drawn with scheduler {theirs!r}, but the pipeline has {own!r}.")
+        check_same_quantization(self, parameters)
         settings = [name for name in self.sampling_settings() if name != "num_candidates"]
         full = complete(parameters, settings)
         if not isinstance(full.get("prompt"), str):

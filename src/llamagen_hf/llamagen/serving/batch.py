@@ -22,6 +22,7 @@ import torch
 import transformers
 from transformers import DynamicCache
 
+from ...loading.quantization import quantize_components
 from ...serving.engine import EngineRequest
 from ...serving.local_engine import Progress
 from ..modeling import LlamaGenForConditionalGeneration
@@ -114,6 +115,7 @@ class ContinuousBatch:
         dtype: str = "float32",
         compile: bool = False,
         threads: int | None = None,
+        quantization: str | None = None,
     ) -> "ContinuousBatch":
         """Load the generator.
 
@@ -124,6 +126,7 @@ class ContinuousBatch:
             dtype (`str`, *optional*, defaults to `"float32"`): Type of its weights: float32, float16 or bfloat16.
             compile (`bool`, *optional*, defaults to `False`): Whether to compile the step.
             threads (`int`, *optional*): Number of torch's threads on a CPU.
+            quantization (`str`, *optional*): Mode of [`~llamagen_hf.loading.quantization.quantize_components`].
 
         Raises:
             OSError, ValueError: If it can't be loaded.
@@ -131,7 +134,10 @@ class ContinuousBatch:
         transformers.utils.logging.disable_progress_bar()
         if threads is not None:
             torch.set_num_threads(threads)
-        model = LlamaGenForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+        options = {"dtype": getattr(torch, dtype)}
+        if quantization is not None:
+            options["quantization_config"] = quantize_components({"": quantization}).quant_mapping[""]
+        model = LlamaGenForConditionalGeneration.from_pretrained(folder, **options)
         batch = cls(model.to(device).eval(), slots)
         if compile:
             batch.compile()
