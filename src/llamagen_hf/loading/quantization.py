@@ -66,8 +66,8 @@ def check_quantization(folder: Path, arguments: dict[str, Any]) -> None:
         arguments (`dict`): Those of `from_pretrained`.
 
     Raises:
-        ValueError: If it was quantized by torchao, which is not installed, if it is to be quantized twice, or if a mode
-            does not run on the device.
+        ValueError: If it was quantized by torchao, which is not installed, if it is to be quantized twice, or if a
+            mode does not run on the device.
     """
     saved_ones = saved_quantizations(folder)
     for name, saved in saved_ones.items():

@@ -104,7 +104,8 @@ class PriorDecoderFrontend(Frontend):
 
         Raises:
             OSError: If there is no such checkpoint.
-            ValueError: If the generator's quantization does not run here, if its parts do not belong together, or its decoder is no [`AutoregressiveImagePipeline`].
+            ValueError: If its parts do not belong together, if its decoder is no [`AutoregressiveImagePipeline`],
+                or if the generator's quantization does not run here.
         """
         folder = PriorDecoderPipeline.find_checkpoint(checkpoint)
         name = PriorDecoderPipeline.load_config(folder / "decoder")["_class_name"]
