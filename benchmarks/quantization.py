@@ -269,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--unet", help="Instead of it, an upsampler by pixel diffusion.")
     parser.add_argument("--dataset", default="runs/emoji/data", help="The emoji, as split_emoji.py wrote them.")
     parser.add_argument("--count", type=int, default=100, help="Images whose distance is measured.")
-    parser.add_argument("--modes", nargs="+", choices=VARIANTS[1:], default=VARIANTS[1:], help="Beside float32.")
+    parser.add_argument("--modes", nargs="+", choices=VARIANTS[1:], help="Beside float32. Default: all that fit.")
     parser.add_argument("--repeats", type=int, default=5, help="Turns that are timed.")
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: of this process alone, for busy machines."
@@ -277,7 +277,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="Time compiled steps too; minutes for each mode.")
     args = parser.parse_args(argv)
     start = time.perf_counter()
-    path, names = args.unet or args.checkpoint, [REFERENCE, *args.modes]
+    path, modes = args.unet or args.checkpoint, args.modes or VARIANTS[1:]
+    if args.unet and not args.modes:  # the widths of U-Nets are no multiples of its groups
+        modes = [mode for mode in modes if mode != "int4"]
+    names = [REFERENCE, *modes]
     if args.unet and args.compile:
         parser.error("--compile is for generators of codes")
     try:
