@@ -15,9 +15,10 @@ too), or those of a U-Net.
   difference by that of float32. Of a U-Net: the same for the images, which start from the same noise.
 - Codes, forced: how often the same Gumbel noise draws the same code there. Codes, free: how many codes of an image are
   the same where each mode goes on from its own, so that nearly all differ after the first difference.
+- Loss: the generator's on the codes of training images with their captions, nats a code. No chance is in it.
 - Distance: the scoreboard's Frechet distance from all test images of images for evenly spaced test captions, caption i
   with the seed i; for a U-Net, of windows of enlarged images, see benchmarks/upsampling.py. Modes that move it by more
-  than 2 % are marked. The line "other seeds" shows how far chance alone moves it.
+  than 2 % are marked. The lines "other seeds" are float32 again, and show how far chance alone moves it.
 """
 
 import argparse
@@ -36,7 +37,7 @@ import torchao
 import transformers
 from datasets import Dataset
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
-from scoreboard import BATCH_SIZE, Judge, commit, evenly, load_judge
+from scoreboard import BATCH_SIZE, Judge, commit, evenly, load_judge, losses
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torchao.quantization import IntxWeightOnlyConfig, PerGroup
@@ -56,6 +57,7 @@ from llamagen_hf.local_paths import public_name
 REFERENCE, OTHER_SEEDS, DYNAMIC = "float32", "other seeds", "quantize_dynamic"
 VARIANTS = (REFERENCE, "bfloat16", *MODES, "int8 and bfloat16", "int4", DYNAMIC)
 TOLERANCE = 0.02  # of the distance
+OTHERS = 3  # sets of other seeds
 COLUMNS = (  # heading, key and format
     ("MB", "megabytes", ".1f"),
     ("ms/code", "milliseconds", ".2f"),
@@ -66,6 +68,7 @@ COLUMNS = (  # heading, key and format
     ("image error", "image_error", ".2%"),
     ("codes, forced", "forced", ".1%"),
     ("codes, free", "free", ".1%"),
+    ("loss", "loss", ".3f"),
     ("distance", "distance", ".2f"),
     ("moved", "moved", "+.1%"),
 )
@@ -153,6 +156,7 @@ def measure_generator(
     load: Callable[..., AutoregressiveImagePipeline],
     judge: Judge,
     rows: Dataset,
+    known: Dataset,
     names: list[str],
     repeats: int = 5,
     compiles: bool = False,
@@ -164,6 +168,7 @@ def measure_generator(
         load (`Callable`): Loads the pipeline, which takes prompts, with arguments of `from_pretrained`.
         judge ([`Judge`]): Measures distances.
         rows (`datasets.Dataset`): Captions.
+        known (`datasets.Dataset`): Images that it was trained on, with captions.
         names (`list[str]`): Of `VARIANTS`, `"float32"` the first.
         repeats (`int`, *optional*, defaults to 5): Turns that are timed.
         compiles (`bool`, *optional*, defaults to `False`): Whether to time compiled steps too.
@@ -197,9 +202,11 @@ def measure_generator(
             "logit_error": relative_error(*(each - each.mean(-1, keepdim=True) for each in (logits, expected))),
             "forced": (draw_forced(logits, settings) == drawn).float().mean().item(),
             "free": (codes(pipe, few) == own).float().mean().item(),
+            "loss": losses(pipe, known)["loss"],
             "distance": distance(pipe),
         }
-    results[OTHER_SEEDS] = {"distance": distance(pipes[REFERENCE], seed=len(captions))}
+    for number in range(1, OTHERS + 1):
+        results[f"{OTHER_SEEDS} {number}"] = {"distance": distance(pipes[REFERENCE], seed=number * len(captions))}
     calls = {name: lambda pipe=pipe: codes(pipe, 1) for name, pipe in pipes.items()}
     for name, times in measure_seconds(calls, repeats, clock).items():
         results[name] |= {"milliseconds": 1e3 * times["seconds"] / own.shape[1], "ratio": times["ratio"]}
@@ -219,7 +226,7 @@ def measure_unet(
     repeats: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[str, float]]:
-    """The scores of each variant of an upsampler's U-Net, by its name; arguments as for [`measure_generator`].
+    """The scores of each variant of an upsampler's U-Net, by its name; without other seeds. Arguments are as for [`measure_generator`].
 
     The small images are those of the rows, reduced to half of what the upsampler makes.
     """
@@ -304,8 +311,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.unet:
         results = measure_unet(load, load_judge({}), chosen, names, args.repeats, clock)
     else:
-        judge = load_judge({"test": rows})
-        results = measure_generator(load, judge, chosen, names, args.repeats, args.compile, clock)
+        judge, known = load_judge({"test": rows}), evenly(DataConfig(args.dataset).load("train"), args.count)
+        results = measure_generator(load, judge, chosen, known, names, args.repeats, args.compile, clock)
     print(
         f"## {date.today()}, {public_name(path)} quantized, at {commit()}\n\n"
         f"torch {torch.__version__}, torchao {torchao.__version__}, transformers {transformers.__version__}, "

@@ -44,16 +44,18 @@ def judge(benchmarks, rows):
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 def test_generators_are_compared_with_float32(benchmarks, judge, rows, tmp_path):
     build_text_pipeline().save_pretrained(tmp_path)
+    others = [f"other seeds {number}" for number in (1, 2, 3)]
     measure = benchmarks["quantization"].measure_generator
     results = measure(
-        partial(load_pipeline, tmp_path), judge, rows, ["float32", "int8", "float8", "quantize_dynamic"], 1
+        partial(load_pipeline, tmp_path), judge, rows, rows, ["float32", "int8", "float8", "quantize_dynamic"], 1
     )
-    assert list(results) == ["float32", "int8", "float8", "quantize_dynamic", "other seeds"]
-    reference, int8, float8, dynamic, other = results.values()
+    assert list(results) == ["float32", "int8", "float8", "quantize_dynamic", *others]
+    reference, int8, float8, dynamic, other, *_ = results.values()
     assert reference["logit_error"] == 0 and reference["forced"] == reference["free"] == reference["ratio"] == 1
     assert reference["moved"] == 0 and other["moved"] != 0 and "megabytes" not in other
     assert 0 < int8["logit_error"] < float8["logit_error"] < 1
     assert float8["forced"] <= int8["forced"] <= 1 and dynamic["logit_error"] > 0
+    assert int8["loss"] == pytest.approx(reference["loss"], rel=0.01) and int8["loss"] != reference["loss"]
     assert int8["megabytes"] < reference["megabytes"]
     assert int8["moved"] == pytest.approx(int8["distance"] / reference["distance"] - 1)
 
