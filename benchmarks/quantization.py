@@ -226,9 +226,9 @@ def measure_unet(
     repeats: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[str, float]]:
-    """The scores of each variant of an upsampler's U-Net, by its name; without other seeds. Arguments are as for [`measure_generator`].
+    """The scores of each variant of an upsampler's U-Net, by its name; arguments as for [`measure_generator`].
 
-    The small images are those of the rows, reduced to half of what the upsampler makes.
+    There are no other seeds, since all variants start from the same noise. The small images are those of the rows, reduced to half of what the upsampler makes.
     """
     pipes = {name: build(name, load, "unet") for name in names}
     size, captions = pipes[REFERENCE].image_size, list(rows["caption"])
