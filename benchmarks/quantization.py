@@ -37,7 +37,7 @@ import torchao
 import transformers
 from datasets import Dataset
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
-from scoreboard import BATCH_SIZE, Judge, commit, evenly, load_judge, losses
+from scoreboard import BATCH_SIZE, Judge, as_batches, commit, evenly, load_judge
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
 from torchao.quantization import IntxWeightOnlyConfig, PerGroup
@@ -145,6 +145,18 @@ def guided_logits(pipe: AutoregressiveImagePipeline, captions: list[str], codes:
     return guide(conditional, unconditional, pipe.sampling_settings()["guidance_scale"]).float()
 
 
+@torch.no_grad()
+def mean_loss(pipe: AutoregressiveImagePipeline, captions: list[str], codes: torch.Tensor) -> float:
+    """The loss on the codes `(images, codes)` of images with captions, nats a code."""
+    total = 0.0
+    for first in range(0, len(captions), BATCH_SIZE):
+        batch = codes[first : first + BATCH_SIZE]
+        embeds, mask = pipe.encode_prompt(captions[first : first + BATCH_SIZE])
+        condition = {"prompt_embeds": embeds.to(pipe.transformer.dtype), "prompt_attention_mask": mask}
+        total += len(batch) * pipe.transformer(input_ids=batch[:, :-1], labels=batch, **condition).loss.item()
+    return total / len(captions)
+
+
 def draw_forced(logits: torch.Tensor, settings: dict[str, float]) -> torch.Tensor:
     """Codes `(images, codes)` from logits `(images, codes, V)` under noise that is always the same."""
     noise = torch.empty_like(logits).exponential_(generator=torch.Generator().manual_seed(0)).log().neg()
@@ -191,6 +203,10 @@ def measure_generator(
         return pipe(captions[:count], generator=generators, output_type="codes").images.flatten(1)
 
     few = min(len(captions), 16)
+    with torch.no_grad():
+        vq_model = pipes[REFERENCE].vq_model
+        batches = as_batches(known, pipes[REFERENCE].image_size)
+        real = torch.cat([vq_model.encode(batch["images"]).codes.flatten(1) for batch in batches])
     own = codes(pipes[REFERENCE], few)
     expected = guided_logits(pipes[REFERENCE], captions[:few], own)
     drawn = draw_forced(expected, settings)
@@ -202,7 +218,7 @@ def measure_generator(
             "logit_error": relative_error(*(each - each.mean(-1, keepdim=True) for each in (logits, expected))),
             "forced": (draw_forced(logits, settings) == drawn).float().mean().item(),
             "free": (codes(pipe, few) == own).float().mean().item(),
-            "loss": losses(pipe, known)["loss"],
+            "loss": mean_loss(pipe, list(known["caption"]), real),
             "distance": distance(pipe),
         }
     for number in range(1, OTHERS + 1):
@@ -228,7 +244,8 @@ def measure_unet(
 ) -> dict[str, dict[str, float]]:
     """The scores of each variant of an upsampler's U-Net, by its name; arguments as for [`measure_generator`].
 
-    There are no other seeds, since all variants start from the same noise. The small images are those of the rows, reduced to half of what the upsampler makes.
+    There are no other seeds, since all variants start from the same noise. The small images are those of the rows,
+    reduced to half of what the upsampler makes.
     """
     pipes = {name: build(name, load, "unet") for name in names}
     size, captions = pipes[REFERENCE].image_size, list(rows["caption"])

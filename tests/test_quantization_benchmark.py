@@ -47,10 +47,15 @@ def test_generators_are_compared_with_float32(benchmarks, judge, rows, tmp_path)
     others = [f"other seeds {number}" for number in (1, 2, 3)]
     measure = benchmarks["quantization"].measure_generator
     results = measure(
-        partial(load_pipeline, tmp_path), judge, rows, rows, ["float32", "int8", "float8", "quantize_dynamic"], 1
+        partial(load_pipeline, tmp_path),
+        judge,
+        rows,
+        rows,
+        ["float32", "int8", "float8", "quantize_dynamic", "bfloat16"],
+        1,
     )
-    assert list(results) == ["float32", "int8", "float8", "quantize_dynamic", *others]
-    reference, int8, float8, dynamic, other, *_ = results.values()
+    assert list(results) == ["float32", "int8", "float8", "quantize_dynamic", "bfloat16", *others]
+    reference, int8, float8, dynamic, _, other, *_ = results.values()
     assert reference["logit_error"] == 0 and reference["forced"] == reference["free"] == reference["ratio"] == 1
     assert reference["moved"] == 0 and other["moved"] != 0 and "megabytes" not in other
     assert 0 < int8["logit_error"] < float8["logit_error"] < 1
