@@ -29,6 +29,7 @@ PAGES = {
             "llamagen.pipeline.AutoregressiveImagePipeline",
             "llamagen.pipeline_output.AutoregressiveImageOutput",
             "outputs.GenerationStep",
+            "loading.quantization.quantize_components",
         ],
     ),
     "diffusion": (

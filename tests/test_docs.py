@@ -31,6 +31,7 @@ RUNNABLE = {
     ROOT / "docs" / "evaluation.md": 2,
     ROOT / "docs" / "cascade.md": 6,
     ROOT / "docs" / "guides.md": 2,
+    ROOT / "docs" / "quantization.md": 1,
 }
 GROUP = typer.main.get_command(llamagen_cli.app)
 

@@ -40,6 +40,10 @@ Upsampler = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Quantization = Annotated[
+    Literal["int8", "int8-dynamic", "float8"] | None,
+    typer.Option(help="Bits of the weights of a generator of codes: less memory. Needs `llamagen-hf[quantization]`."),
+]
 
 
 @contextmanager
@@ -86,8 +90,17 @@ def quiet_loading() -> None:
         library.utils.logging.set_verbosity_error()
 
 
-def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: Dtype | None = None, **kwargs):
-    """Load a checkpoint that draws images, by default in float32; a `ValueError` for an unknown device or dtype."""
+def load_pipeline(
+    checkpoint: str | None,
+    device: str | None = None,
+    dtype: Dtype | None = None,
+    quantization: dict[str, str] | None = None,
+    **kwargs,
+):
+    """Load a checkpoint that draws images, by default in float32; a `ValueError` for an unknown device or dtype.
+
+    `quantization` is the mode of each component that is to be quantized.
+    """
     import torch
 
     from llamagen_hf import families
@@ -97,4 +110,8 @@ def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: Dtyp
         raise ValueError(f"The dtype is {dtype!r}; expected float32, float16 or bfloat16.")
     device = find_device(device)
     dtype = getattr(torch, dtype or "float32")
+    if quantization:
+        from llamagen_hf.loading.quantization import quantize_components
+
+        kwargs["quantization_config"] = quantize_components(quantization)
     return families.load_pipeline(checkpoint, draws="images", dtype=dtype, **kwargs).to(device)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .app import Checkpoint, Device, Dtype, Upsampler, app, one_sentence_errors
+from .app import Checkpoint, Device, Dtype, Quantization, Upsampler, app, one_sentence_errors
 
 
 @app.command()
@@ -16,6 +16,7 @@ def demo(
     share: Annotated[bool, typer.Option("--share", help="Also open a public link, through Gradio's servers.")] = False,
     device: Device = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Default: float32 on a CPU, else bfloat16.")] = None,
+    quantization: Quantization = None,
 ):
     """Start the app of the Gradio Space on this machine, and open it in a browser at the address it prints."""
     with one_sentence_errors():
@@ -23,4 +24,9 @@ def demo(
             from llamagen_hf.demo import build_demo, launch
         except ImportError as error:
             raise ValueError(f"{error}; the app needs `pip install llamagen-hf[demo]`.") from error
-        launch(build_demo(checkpoint, device, dtype, upsampler), server_name=host, server_port=port, share=share)
+        launch(
+            build_demo(checkpoint, device, dtype, upsampler, quantization),
+            server_name=host,
+            server_port=port,
+            share=share,
+        )

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from .app import Checkpoint, Device, Dtype, Upsampler, app, check_writable, load_pipeline, one_sentence_errors
+from .app import (
+    Checkpoint,
+    Device,
+    Dtype,
+    Quantization,
+    Upsampler,
+    app,
+    check_writable,
+    load_pipeline,
+    one_sentence_errors,
+)
 from .redrawing import check_redrawing, generate_again, parts_of
 
 
@@ -84,6 +94,7 @@ def generate(
     ] = None,
     device: Device = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Default: float32.")] = None,
+    quantization: Quantization = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile the generation of a code; worth it for many images.")
     ] = False,
@@ -122,7 +133,8 @@ def generate(
                 raise ValueError("`--keep-rows` says how much of `--image` to keep, which is missing.")
             if (guide is None) != (guide_label is None) or (guide is None and guide_scale != 1):
                 raise ValueError("`--guide` and `--guide-label` go together, `--guide-scale` goes with them.")
-            pipe = load_pipeline(checkpoint, device, dtype)
+            quantized = None if quantization is None else {"transformer": quantization}
+            pipe = load_pipeline(checkpoint, device, dtype, quantized)
             if (upsampler := find_upsampler(checkpoint, upsampler)) is not None:
                 from llamagen_hf import CascadePipeline
 
@@ -140,7 +152,7 @@ def generate(
             inputs = {name: value for name, value in inputs.items() if value is not None}
             if varied is not None:
                 inputs["image_embeds"] = embed_varied(pipe, varied)
-            check_inputs(pipe, inputs, compile)
+            check_inputs(pipe, inputs, compile, quantization)
             if compile:
                 parts_of(pipe)[0].compile_step()
             if source is not None:
@@ -193,7 +205,7 @@ def embed_varied(pipe, image):
     return base.encode_image(image)
 
 
-def check_inputs(pipe, inputs: dict, compile: bool) -> None:
+def check_inputs(pipe, inputs: dict, compile: bool, quantization: str | None = None) -> None:
     """Raise a `ValueError` if a checkpoint can't do what the command line asks for."""
     base, *upsamplers = parts_of(pipe)
     known = dict(signature(type(base).__call__).parameters)
@@ -209,5 +221,6 @@ def check_inputs(pipe, inputs: dict, compile: bool) -> None:
             raise ValueError(f"This checkpoint takes no {option}.")
     if not inputs.keys() & {"prompt", "class_labels", "image_embeds"} and pipe.condition_kind != "none":
         raise ValueError("Pass either a prompt or `--class-label`.")
-    if compile and not hasattr(base, "compile_step"):
-        raise ValueError("`--compile` is for models that generate codes.")
+    for option, given in (("compile", compile), ("quantization", quantization)):
+        if given and not hasattr(base, "compile_step"):
+            raise ValueError(f"`--{option}` is for models that generate codes.")

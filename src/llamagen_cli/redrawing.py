@@ -73,7 +73,31 @@ def load_described(parameters: dict, checkpoint: str | None, device: str | None,
             raise ValueError(f"The image {str(path)!r} does not name {what}; pass {option}.")
     else:
         loaded.pop("revision", None)
-    return load_pipeline(checkpoint, device or parameters.get("device"), parameters.get("dtype"), **loaded)
+    return load_pipeline(
+        checkpoint,
+        device or parameters.get("device"),
+        parameters.get("dtype"),
+        quantization_to_apply(parameters, checkpoint, loaded),
+        **loaded,
+    )
+
+
+def quantization_to_apply(parameters: dict, checkpoint: str, loaded: dict) -> dict[str, str]:
+    """The mode of each component that an image was drawn with, less those that the checkpoint was saved with.
+
+    Raises:
+        ValueError: If the parameters are damaged.
+    """
+    from llamagen_hf.loading.checkpoint import CheckpointLoaderMixin
+    from llamagen_hf.loading.quantization import saved_quantizations
+
+    modes = parameters.get("quantization", {})
+    if not isinstance(modes, dict) or not all(isinstance(mode, str) for mode in modes.values()):
+        raise ValueError(f"These parameters are damaged: quantization is {modes!r}.")
+    if not modes:
+        return {}
+    saved = saved_quantizations(CheckpointLoaderMixin.find_checkpoint(checkpoint, **loaded))
+    return {name: mode for name, mode in modes.items() if name not in saved}
 
 
 def parts_of(pipe) -> list:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .app import app, one_sentence_errors
+from .app import Quantization, app, one_sentence_errors
 
 
 @app.command()
@@ -27,6 +27,7 @@ def serve(
     decoding_window: Annotated[
         int, typer.Option(min=1, help="Codes of an image that a step may draw while few images are drawn.")
     ] = 1,
+    quantization: Quantization = None,
     slots: Annotated[
         int, typer.Option(min=2, help="Streams generated at once: an image takes one, or two with guidance.")
     ] = 64,
@@ -107,11 +108,13 @@ def serve(
         quiet_loading()
         device = find_device(device)
         dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-        frontend, generator, base = load_frontend(checkpoint, upsampler, device, getattr(torch, dtype))
+        frontend, generator, base = load_frontend(checkpoint, upsampler, device, getattr(torch, dtype), quantization)
         restarts = on_engine_death == "restart"
         if engine == "vllm":
             if decoding_window != 1:
                 raise ValueError("`--decoding-window` needs `--engine local`.")
+            if "quantization" in generator.facts:
+                raise ValueError("A quantized generator needs `--engine local`.")
             try:
                 import vllm  # noqa: F401
             except ImportError as error:
@@ -152,7 +155,7 @@ def serve(
         run(ImageService(frontend, backend, settings), host, port)
 
 
-def load_frontend(checkpoint: str | None, upsampler: str | None, device: str, dtype):
+def load_frontend(checkpoint: str | None, upsampler: str | None, device: str, dtype, quantization: str | None = None):
     """The frontend of a checkpoint, that of the generator within it, and the generator's checkpoint, for engines."""
     from diffusers import DiffusionPipeline
 
@@ -171,10 +174,10 @@ def load_frontend(checkpoint: str | None, upsampler: str | None, device: str, dt
         base, origin = str(folder / "base"), checkpoint
         name = DiffusionPipeline.load_config(base)["_class_name"]
     if name == "PriorDecoderPipeline":
-        small = PriorDecoderFrontend.from_pretrained(base, device, dtype)
+        small = PriorDecoderFrontend.from_pretrained(base, device, dtype, quantization)
         generator, base = small.decoder, str(CheckpointLoaderMixin.find_checkpoint(base) / "decoder")
     elif name == "AutoregressiveImagePipeline":
-        small = generator = LlamaGenFrontend.from_pretrained(base, device, dtype)
+        small = generator = LlamaGenFrontend.from_pretrained(base, device, dtype, quantization)
     else:
         raise ValueError(
             f"A {name} can't be served; expected an AutoregressiveImagePipeline, a PriorDecoderPipeline with one as "

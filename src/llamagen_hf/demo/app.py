@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 
 from ..families import find_family, load_pipeline, own_class
 from ..loading.checkpoint import find_upsampler
+from ..loading.quantization import quantize_components
 from ..local_paths import public_name
 from .sliders import SLIDERS, UPSAMPLING_SLIDERS
 from .studio import MAX_COUNT, MAX_PROMPT, PREVIEWS, Studio
@@ -78,7 +79,11 @@ CSS = """
 
 
 def build_demo(
-    checkpoint: str | None = None, device: str | None = None, dtype: str | None = None, upsampler: str | None = None
+    checkpoint: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    upsampler: str | None = None,
+    quantization: str | None = None,
 ) -> gr.Blocks:
     """Build the app around a checkpoint.
 
@@ -90,18 +95,26 @@ def build_demo(
         upsampler (`str`, *optional*):
             Folder or Hub id of an upsampler for the images, or `"none"`. By default the one that ships with the
             package, for the emoji checkpoint and if it ships.
+        quantization (`str`, *optional*): Mode of [`~llamagen_hf.loading.quantization.quantize_components`] for the
+            generator of codes.
 
     Returns:
         `gradio.Blocks`: Ready to [`launch`].
 
     Raises:
         OSError: If there is no such checkpoint, or it draws no images.
-        ValueError: If the checkpoint draws from neither prompts nor classes, or the upsampler does not fit it.
+        ValueError: If the checkpoint draws from neither prompts nor classes, if the upsampler does not fit it, or if
+            it can't be quantized so.
     """
     if device is None:
         device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    pipe = load_pipeline(checkpoint, draws="images", dtype=getattr(torch, dtype)).to(device)
+    options = {}
+    if quantization is not None:
+        options["quantization_config"] = quantize_components({"transformer": quantization})
+    pipe = load_pipeline(checkpoint, draws="images", dtype=getattr(torch, dtype), **options).to(device)
+    if quantization is not None and not hasattr(pipe, "compile_step"):
+        raise ValueError("Only models that generate codes are quantized here.")
     if (upsampler := find_upsampler(checkpoint, upsampler)) is not None:
         enlarging = load_pipeline(upsampler, dtype=getattr(torch, dtype)).to(device)
         pipe = own_class("CascadePipeline")(pipe, enlarging)

@@ -6,6 +6,7 @@ from importlib.metadata import version
 import torch
 from PIL import Image
 
+from ..loading.quantization import check_same_quantization, describe_quantization
 from ..outputs import SavableOutput
 from ..provenance import complete, seeded
 from ..reproducibility import told_apart
@@ -40,6 +41,7 @@ class RedrawMixin:
         if self.loras:
             facts["lora"] = self.loras
         facts |= {"device": self._execution_device.type, "dtype": str(self.unet.dtype)[6:]}
+        facts |= describe_quantization(self)
         return facts | {"llamagen_hf": version("llamagen-hf"), "torch": torch.__version__}
 
     def redraw(
@@ -69,6 +71,7 @@ class RedrawMixin:
             own, theirs = self.facts.get(name, own), parameters.get(name)
             if theirs != own:
                 raise ValueError(f"The image was drawn with {name} {theirs!r}, but the pipeline has {own!r}.")
+        check_same_quantization(self, parameters)
         if "guide" in parameters:
             raise ValueError("The image was drawn with a guide, which the parameters do not hold.")
         full = complete(parameters, list(self.sampling_settings()))

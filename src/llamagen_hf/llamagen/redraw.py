@@ -5,6 +5,7 @@ from importlib.metadata import version
 import torch
 
 from ..arguments import FieldError, is_integer, plain
+from ..loading.quantization import check_same_quantization, describe_quantization
 from ..provenance import complete, seeded
 from .noise import NOISE, draw_noise_keys
 from .pipeline_output import AutoregressiveImageOutput
@@ -19,6 +20,7 @@ class RedrawMixin:
         """What the parameters of all images say about the pipeline: checkpoint, device, dtype, versions."""
         facts = self._origin | {"noise": NOISE}
         facts |= {"device": self._execution_device.type, "dtype": str(self.transformer.dtype)[6:]}
+        facts |= describe_quantization(self)
         if self.loras:
             facts["lora"] = self.loras
         if self.decoder.is_compiled:
@@ -50,6 +52,7 @@ class RedrawMixin:
         config, loras = self.require("transformer", "which draws").config, parameters.get("lora", [])
         if loras != self.loras:
             raise ValueError(f"The image was drawn with the adapters {loras}, the pipeline has {self.loras}.")
+        check_same_quantization(self, parameters)
         inputs, index = redrawing_inputs(parameters, config.num_codes, self._execution_device, prompt_embeds)
         output = self(**inputs, output_type=output_type)
         one = slice(index, index + 1)

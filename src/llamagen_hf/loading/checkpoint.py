@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..local_paths import unless_folder
+from .quantization import check_quantization, quantized_names
 
 
 ALIGNMENT = 64  # bytes; where torch allocates memory on a CPU
@@ -79,14 +80,18 @@ class CheckpointLoaderMixin:
                 A folder or a Hub id. By default, and as `"emoji"`, the checkpoint that ships with the package; a
                 folder of that name is `"./emoji"`. `"emoji_upsampler"` is its upsampler, if that ships too.
             kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]. Weights load as float32 unless `dtype`
-                says otherwise.
+                says otherwise. With `quantization_config`, linear layers are rounded to fewer bits, see
+                [`~llamagen_hf.loading.quantization.quantize_components`].
 
         Raises:
             OSError: If there is no such checkpoint, or if its weights are damaged or incomplete.
+            ValueError: If its weights are quantized and torchao is not installed, or if the quantization that is
+                asked for does not run here.
         """
         folder = cls.find_checkpoint(pretrained_model_name_or_path, **kwargs)
         path = pretrained_model_name_or_path
         kwargs["dtype"] = kwargs.get("dtype", kwargs.pop("torch_dtype", torch.float32))
+        check_quantization(folder, kwargs)
         kwargs = cls._missing_settings(folder) | kwargs
         saved_names = read_weight_names(folder)
         pipe = super().from_pretrained(folder, **kwargs)
@@ -194,7 +199,8 @@ def read_weight_names(folder: Path, pattern: str = "*/*.safetensors") -> dict[st
     for path in sorted(folder.glob(pattern)):
         try:
             with safe_open(path, framework="pt") as file:
-                names.setdefault(path.parent.name, set()).update(file.keys())
+                keys = set(file.keys())
+                names.setdefault(path.parent.name, set()).update(keys | quantized_names(keys, file.metadata()))
         except (SafetensorError, OSError) as error:
             raise OSError(f"A file of the checkpoint is damaged: {path.parent.name}/{path.name}.") from error
     return names

@@ -7,6 +7,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from ..llamagen.noise import NOISE
+from ..loading.quantization import check_same_quantization, describe_quantization
 from ..provenance import complete, seeded
 from ..reproducibility import told_apart
 
@@ -39,6 +40,7 @@ class PriorRedrawMixin:
         if self.is_autoregressive:
             facts["noise"] = NOISE
         facts |= {"device": self._execution_device.type, "dtype": str(self.prior.dtype)[6:]}
+        facts |= describe_quantization(self)
         return facts | {"llamagen_hf": version("llamagen-hf"), "torch": torch.__version__}
 
     def redraw(self, parameters: dict) -> EmbeddingPriorOutput:
@@ -57,6 +59,7 @@ class PriorRedrawMixin:
             raise ValueError(f"The embedding was drawn with scheduler {theirs!r}, but the pipeline has {own!r}.")
         if parameters.get("noise") != self.facts.get("noise"):
             raise ValueError("The embedding was drawn with other noise, so its seed gives another one here.")
+        check_same_quantization(self, parameters)
         settings = [name for name in self.sampling_settings() if name != "num_candidates"]
         full = complete(parameters, settings)
         if not isinstance(full.get("prompt"), str):

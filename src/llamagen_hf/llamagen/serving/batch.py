@@ -22,6 +22,7 @@ import torch
 import transformers
 from transformers import DynamicCache
 
+from ...loading.quantization import quantize_components
 from ...serving.engine import EngineRequest
 from ...serving.local_engine import Progress
 from ..configuration import LlamaGenConfig
@@ -140,6 +141,7 @@ class ContinuousBatch:
         compile: bool = False,
         threads: int | None = None,
         decoding_window: int = 1,
+        quantization: str | None = None,
     ) -> "ContinuousBatch":
         """Load the generator.
 
@@ -151,6 +153,7 @@ class ContinuousBatch:
             compile (`bool`, *optional*, defaults to `False`): Whether to compile the step.
             threads (`int`, *optional*): Number of torch's threads on a CPU.
             decoding_window (`int`, *optional*, defaults to 1): See [`ContinuousBatch`].
+            quantization (`str`, *optional*): Mode of [`~llamagen_hf.loading.quantization.quantize_components`].
 
         Raises:
             OSError, ValueError: If it can't be loaded.
@@ -158,7 +161,10 @@ class ContinuousBatch:
         transformers.utils.logging.disable_progress_bar()
         if threads is not None:
             torch.set_num_threads(threads)
-        model = LlamaGenForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+        options = {"dtype": getattr(torch, dtype)}
+        if quantization is not None:
+            options["quantization_config"] = quantize_components({"": quantization}).quant_mapping[""]
+        model = LlamaGenForConditionalGeneration.from_pretrained(folder, **options)
         batch = cls(model.to(device).eval(), slots, decoding_window=decoding_window)
         if compile:
             batch.compile()

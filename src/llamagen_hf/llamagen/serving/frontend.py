@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from ...arguments import FieldError
 from ...conditioning.text import PromptLoss
 from ...images.reading import UPLOAD_MEGAPIXELS, read_image
+from ...loading.quantization import check_quantization, quantize_components
 from ...serving.frontend import Frontend, ImageRequest, TokenCounts
 from ..configuration import LlamaGenConfig
 from ..inputs import GenerationInputs
@@ -56,38 +57,48 @@ class LlamaGenFrontend(Frontend):
     Args:
         pipe ([`FrontendPipeline`]): The pipeline.
         generator_folder (`str`): Folder of the generator, for the engine to load.
+        quantization (`str`, *optional*): Mode of [`~llamagen_hf.loading.quantization.quantize_components`], for the
+            engine too.
     """
 
     sampling_fields = SamplingFields
 
-    def __init__(self, pipe: FrontendPipeline, generator_folder: str):
+    def __init__(self, pipe: FrontendPipeline, generator_folder: str, quantization: str | None = None):
         super().__init__(pipe)
-        self.generator_folder, self.facts = generator_folder, pipe.facts
+        self.generator_folder, self.quantization, self.facts = generator_folder, quantization, pipe.facts
         grid_size = pipe.generator_config.grid_size
         rows = f"Rows of codes to keep, out of {grid_size}. Default: what `mask` keeps, or else the upper half."
         keep_rows = Annotated[int | None, Field(ge=0, lt=grid_size, description=rows)]
         self.edit_fields = {"keep_rows": (keep_rows, None)}
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str | None, device: str, dtype: torch.dtype) -> "LlamaGenFrontend":
+    def from_pretrained(
+        cls, checkpoint: str | None, device: str, dtype: torch.dtype, quantization: str | None = None
+    ) -> "LlamaGenFrontend":
         """Load a checkpoint, but for the generator's weights.
 
         Args:
             checkpoint (`str`, *optional*): As for [`AutoregressiveImagePipeline.from_pretrained`].
             device (`str`): Device of the models.
             dtype (`torch.dtype`): Type of their weights.
+            quantization (`str`, *optional*): How the engine quantizes the generator.
 
         Raises:
             OSError: If there is no such checkpoint.
+            ValueError: If the generator's quantization does not run here.
         """
         folder = FrontendPipeline.find_checkpoint(checkpoint)
+        config = None if quantization is None else quantize_components({"transformer": quantization})
+        check_quantization(folder, {"quantization_config": config, "dtype": dtype})
         with torch.device("meta"):
             transformer = LlamaGenForConditionalGeneration(LlamaGenConfig.from_pretrained(folder / "transformer"))
+        if config is not None:
+            transformer.config.quantization_config = config.quant_mapping["transformer"]
         pipe = FrontendPipeline.from_pretrained(checkpoint, transformer=transformer.to(dtype).eval(), dtype=dtype)
         for component in (pipe.vq_model, pipe.text_encoder):
             if component is not None:
                 component.to(device)
-        return cls(pipe, str(folder / "transformer"))
+        return cls(pipe, str(folder / "transformer"), quantization)
 
     def batch_loader(
         self, slots: int, compile: bool = False, threads: int | None = None, decoding_window: int = 1
@@ -102,7 +113,8 @@ class LlamaGenFrontend(Frontend):
             dtype,
             compile,
             threads,
-            decoding_window=decoding_window,
+            decoding_window,
+            self.quantization,
         )
 
     def resolve_settings(self, settings: dict[str, Any]) -> dict[str, Any]:

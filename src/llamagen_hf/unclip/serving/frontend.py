@@ -91,17 +91,21 @@ class PriorDecoderFrontend(Frontend):
         self.edit_fields = decoder.edit_fields
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str, device: str, dtype: torch.dtype) -> "PriorDecoderFrontend":
+    def from_pretrained(
+        cls, checkpoint: str, device: str, dtype: torch.dtype, quantization: str | None = None
+    ) -> "PriorDecoderFrontend":
         """Load a checkpoint, but for the decoder's generator.
 
         Args:
             checkpoint (`str`): As for [`PriorDecoderPipeline.from_pretrained`].
             device (`str`): Device of the models.
             dtype (`torch.dtype`): Type of their weights.
+            quantization (`str`, *optional*): How the engine quantizes the generator.
 
         Raises:
             OSError: If there is no such checkpoint.
-            ValueError: If its parts do not belong together, or its decoder is no [`AutoregressiveImagePipeline`].
+            ValueError: If its parts do not belong together, if its decoder is no [`AutoregressiveImagePipeline`],
+                or if the generator's quantization does not run here.
         """
         folder = PriorDecoderPipeline.find_checkpoint(checkpoint)
         name = PriorDecoderPipeline.load_config(folder / "decoder")["_class_name"]
@@ -111,7 +115,8 @@ class PriorDecoderFrontend(Frontend):
                 "decoder."
             )
         prior = load_part(Path(folder, "prior"), dtype=dtype).to(device)
-        return cls(prior, LlamaGenFrontend.from_pretrained(str(folder / "decoder"), device, dtype), checkpoint)
+        decoder = LlamaGenFrontend.from_pretrained(str(folder / "decoder"), device, dtype, quantization)
+        return cls(prior, decoder, checkpoint)
 
     def resolve_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         names = self.sampling_fields.model_fields.keys() - {"truncate_prompt"}
