@@ -40,6 +40,7 @@ Upsampler = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")]
 Dtype = Literal["float32", "float16", "bfloat16"]
+DtypeOrAuto = Literal[Dtype, "auto"]  # auto: bfloat16 where the device has instructions for it, else float32
 
 
 @contextmanager
@@ -86,15 +87,14 @@ def quiet_loading() -> None:
         library.utils.logging.set_verbosity_error()
 
 
-def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: Dtype | None = None, **kwargs):
+def load_pipeline(checkpoint: str | None, device: str | None = None, dtype: DtypeOrAuto | None = None, **kwargs):
     """Load a checkpoint that draws images, by default in float32; a `ValueError` for an unknown device or dtype."""
-    import torch
-
     from llamagen_hf import families
+    from llamagen_hf.loading.precision import resolve_dtype
 
     quiet_loading()
-    if dtype not in (None, *get_args(Dtype)):  # from the parameters of an image
+    if dtype not in (None, *get_args(DtypeOrAuto)):  # from the parameters of an image
         raise ValueError(f"The dtype is {dtype!r}; expected float32, float16 or bfloat16.")
     device = find_device(device)
-    dtype = getattr(torch, dtype or "float32")
+    dtype = resolve_dtype(dtype or "float32", device)
     return families.load_pipeline(checkpoint, draws="images", dtype=dtype, **kwargs).to(device)

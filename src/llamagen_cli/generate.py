@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .app import Checkpoint, Device, Dtype, Upsampler, app, check_writable, load_pipeline, one_sentence_errors
+from .app import Checkpoint, Device, DtypeOrAuto, Upsampler, app, check_writable, load_pipeline, one_sentence_errors
 from .redrawing import check_redrawing, generate_again, parts_of
 
 
@@ -79,7 +79,7 @@ def generate(
         Path | None, typer.Option("--from", help="Generate this image again, by the parameters in its metadata.")
     ] = None,
     device: Device = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Default: float32.")] = None,
+    dtype: Annotated[DtypeOrAuto | None, typer.Option(help="auto: the fastest here. Default: float32.")] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile the generation of a code; worth it for many images.")
     ] = False,

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..local_paths import unless_folder
+from .precision import resolve_dtype
 
 
 ALIGNMENT = 64  # bytes; where torch allocates memory on a CPU
@@ -79,14 +80,18 @@ class CheckpointLoaderMixin:
                 A folder or a Hub id. By default, and as `"emoji"`, the checkpoint that ships with the package; a
                 folder of that name is `"./emoji"`. `"emoji_upsampler"` is its upsampler, if that ships too.
             kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]. Weights load as float32 unless `dtype`
-                says otherwise.
+                says otherwise; `"auto"` is what is fastest here, bfloat16 on an accelerator, if there is one, and on
+                a CPU with instructions for it, else float32.
 
         Raises:
             OSError: If there is no such checkpoint, or if its weights are damaged or incomplete.
+            ValueError: If `dtype` is none.
         """
         folder = cls.find_checkpoint(pretrained_model_name_or_path, **kwargs)
         path = pretrained_model_name_or_path
         kwargs["dtype"] = kwargs.get("dtype", kwargs.pop("torch_dtype", torch.float32))
+        if isinstance(kwargs["dtype"], str):
+            kwargs["dtype"] = resolve_dtype(kwargs["dtype"])
         kwargs = cls._missing_settings(folder) | kwargs
         saved_names = read_weight_names(folder)
         pipe = super().from_pretrained(folder, **kwargs)
