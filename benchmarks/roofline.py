@@ -4,9 +4,10 @@ python benchmarks/roofline.py --sizes emoji B L XL --batch 1 8 --dtype bfloat16 
 
 A step reads all matrices and the cache once, and multiplies each weight once for each row. Its bound is the longer of
 two times: bytes at the bandwidth of copies larger than any cache, and FLOPs at the rate of a large matrix product,
-both measured in the same process. The table has the bound, the median step, and their ratio: the share reached.
-Below it, the time of the operators, by torch's profiler, and for matrix products and attention their part of the bound. `emoji` is the shipped checkpoint, the others have random weights and a 16x16 grid. `--clock cpu` counts
-CPU time, for one thread on a busy machine; the profiler's times are always those on the clock, so read their shares.
+both measured in the same process; so for matrices and for attention, whose bounds add up. The table has the bound, the
+median step, and their ratio: the share reached. Below it, the time of the operators, by torch's profiler. `emoji` is
+the shipped checkpoint, the others have random weights and a 16x16 grid. `--clock cpu` counts CPU time, for one thread
+on a busy machine. The profiler's times are always those on the clock, so its shares need a quiet machine or many steps.
 """
 
 import argparse
@@ -177,7 +178,7 @@ def main() -> None:
                 f"{1e3 * seconds:.2f} | {bound / seconds:.0%} |",
                 flush=True,
             )
-            details.append((size, batch, parts, kernels(decoder, batch, device, 4)))
+            details.append((size, batch, parts, kernels(decoder, batch, device, args.num_codes)))
         del decoder
         gc.collect()
     for size, batch, parts, found in details:
