@@ -7,7 +7,7 @@ two times: bytes at the bandwidth of copies larger than any cache, and FLOPs at 
 both measured in the same process; so for matrices and for attention, whose bounds add up. The table has the bound, the
 median step, and their ratio: the share reached. Below it, the time of the operators, by torch's profiler. `emoji` is
 the shipped checkpoint, the others have random weights and a 16x16 grid. `--clock cpu` counts CPU time, for one thread
-on a busy machine. The profiler's times are always those on the clock, so its shares need a quiet machine or many steps.
+on a busy machine. The profiler reads the clock, so its shares need a quiet machine or many steps.
 """
 
 import argparse
