@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from transformers import StaticCache
 
 from ..loading.offloading import is_offloaded
+from .filled_cache import FilledCache
 from .modeling import LlamaGenForConditionalGeneration
 from .sampling import SamplingParams, guide, is_guided, sample
 
@@ -65,11 +66,12 @@ class CodeDecoder:
     @contextmanager
     def _static_cache(self, rows: int, length: int, device: torch.device) -> Iterator[StaticCache]:
         # Tensors created in inference mode can't be updated outside it.
-        key = (rows, length, self.model.dtype, device, torch.is_inference_mode_enabled())
+        kind = FilledCache if device.type == "cpu" and not self.is_compiled else StaticCache
+        key = (kind, rows, length, self.model.dtype, device, torch.is_inference_mode_enabled())
         cache = self._spare_caches.pop(key, None)
         self._spare_caches.clear()  # free caches of other sizes before allocating
         if cache is None:
-            cache = StaticCache(config=self.model.config, max_cache_len=length)
+            cache = kind(config=self.model.config, max_cache_len=length)
         else:
             cache.reset()
         try:
