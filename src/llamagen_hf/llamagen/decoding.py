@@ -9,6 +9,7 @@ import torch._inductor.config
 import torch.nn.functional as F
 from transformers import StaticCache
 
+from ..loading.compile_cache import keep_compiled_code
 from ..loading.offloading import is_offloaded
 from .filled_cache import FilledCache
 from .modeling import LlamaGenForConditionalGeneration
@@ -41,8 +42,12 @@ class CodeDecoder:
         Args:
             kwargs: Passed to `torch.compile`. The default on an accelerator is CUDA graphs. On a CPU it is weights
                 frozen into the graph and the fastest of several kernels. Frozen weights ignore later changes, so
-                compile last.
+                compile last. Code is kept for the next process, see
+                [`~llamagen_hf.loading.compile_cache.keep_compiled_code`]. A graph with frozen weights is traced anew
+                there, which takes a good part of the time; `mode="default"` starts several times as fast, and its
+                steps are slower.
         """
+        keep_compiled_code()
         self._freezes = False  # an earlier call may have set it
         if not kwargs.keys() & {"mode", "options"}:
             if self.model.device.type == "cpu":
