@@ -4,18 +4,31 @@ import os
 from pathlib import Path
 
 
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads it, and sets it as soon as it compiles
+
+
+def compiled_code_folder() -> Path:
+    """The folder of compiled code in the user's cache folder, which `XDG_CACHE_HOME` names; by default `~/.cache`.
+
+    Raises:
+        RuntimeError: If the user has no home.
+    """
+    parent = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(parent) / "llamagen_hf" / "compiled"
+
+
 def keep_compiled_code() -> None:
     """Let `torch.compile` keep its code in the user's cache folder, where it outlives a restart of the machine.
 
-    By default it lies in a temporary folder. `TORCHINDUCTOR_CACHE_DIR` names another one, and what this process has
-    compiled before stays where it is. Nothing happens if the folder can't be made.
+    By default it lies in a temporary folder. `TORCHINDUCTOR_CACHE_DIR` names another one. A process that has compiled
+    before goes on in the folder that it has. Nothing happens if the folder can't be made.
     """
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:  # torch sets it as soon as it compiles
+    if VARIABLE in os.environ:
         return
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamagen_hf" / "compiled"
+        folder = compiled_code_folder()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # of a user without a home
+    except (OSError, RuntimeError):
         return
     if os.access(folder, os.W_OK):
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+        os.environ[VARIABLE] = str(folder)
