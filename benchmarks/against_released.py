@@ -211,9 +211,11 @@ def race_codes(released: Released, clock: Clock, decoding: dict, args: argparse.
 
 def race_training(released: Released, clock: Clock, args: argparse.Namespace) -> None:
     import train  # which needs the training extra
+    from accelerate.state import AcceleratorState
 
     print("\n| dtype | step | ms | ratio |\n|---|---|---:|---:|")
     for dtype in args.dtypes:
+        AcceleratorState._reset_state()  # it keeps the precision of a process's first training
         modes = ["trainer", "trainer compiled"] if args.compiled else ["trainer"]
         words = f"--batch_size {args.train_batch} --steps {args.train_steps} --dtype {dtype}".split()
         options = train.parse_args([*words, "--device", clock.device.type, "--modes", *modes])
