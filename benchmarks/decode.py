@@ -18,6 +18,7 @@ import platform
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 
 import diffusers
@@ -115,17 +116,17 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def copy_bandwidth(device: torch.device) -> float:
+def copy_bandwidth(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
     """Bytes a second, read and written, of copies larger than any cache."""
     source = torch.randint(256, (2**29 if device.type == "cpu" else 2**31,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = []
     for _ in range(10):
         synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         target.copy_(source)
         synchronize(device)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return 2 * source.numel() / statistics.median(times)
 
 

@@ -1,5 +1,6 @@
 import gc
 import os
+import tempfile
 
 
 # Before transformers, diffusers and huggingface_hub read them: no test may reach the network.
@@ -10,6 +11,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Trainings are compared to the last bits, on machines with fast bfloat16 and without.
 os.environ.setdefault("ACCELERATE_MIXED_PRECISION", "no")
+# What tests compile is not for the user's cache folder.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), "llamagen_tests_compiled"))
 
 import pytest  # noqa: E402
 

@@ -40,6 +40,7 @@ Upsampler = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")]
 Dtype = Literal["float32", "float16", "bfloat16"]
+DtypeOrAuto = Literal[Dtype, "auto"]  # auto: bfloat16 where the device has instructions for it, else float32
 Quantization = Annotated[
     Literal["int8", "int8-dynamic", "float8"] | None,
     typer.Option(help="Bits of the weights of a generator of codes: less memory. Needs `llamagen-hf[quantization]`."),
@@ -93,7 +94,7 @@ def quiet_loading() -> None:
 def load_pipeline(
     checkpoint: str | None,
     device: str | None = None,
-    dtype: Dtype | None = None,
+    dtype: DtypeOrAuto | None = None,
     quantization: dict[str, str] | None = None,
     **kwargs,
 ):
@@ -101,15 +102,14 @@ def load_pipeline(
 
     `quantization` is the mode of each component that is to be quantized.
     """
-    import torch
-
     from llamagen_hf import families
+    from llamagen_hf.loading.precision import resolve_dtype
 
     quiet_loading()
-    if dtype not in (None, *get_args(Dtype)):  # from the parameters of an image
+    if dtype not in (None, *get_args(DtypeOrAuto)):  # from the parameters of an image
         raise ValueError(f"The dtype is {dtype!r}; expected float32, float16 or bfloat16.")
     device = find_device(device)
-    dtype = getattr(torch, dtype or "float32")
+    dtype = resolve_dtype(dtype or "float32", device)
     if quantization:
         from llamagen_hf.loading.quantization import quantize_components
 

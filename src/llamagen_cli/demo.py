@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .app import Checkpoint, Device, Dtype, Quantization, Upsampler, app, one_sentence_errors
+from .app import Checkpoint, Device, DtypeOrAuto, Quantization, Upsampler, app, one_sentence_errors
 
 
 @app.command()
@@ -15,7 +15,9 @@ def demo(
     port: Annotated[int | None, typer.Option(help="Port. Default: the first free one from 7860 on.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Also open a public link, through Gradio's servers.")] = False,
     device: Device = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Default: float32 on a CPU, else bfloat16.")] = None,
+    dtype: Annotated[
+        DtypeOrAuto | None, typer.Option(help="auto: the fastest here. Default: float32 on a CPU, else bfloat16.")
+    ] = None,
     quantization: Quantization = None,
 ):
     """Start the app of the Gradio Space on this machine, and open it in a browser at the address it prints."""

@@ -9,7 +9,7 @@ import typer
 from .app import (
     Checkpoint,
     Device,
-    Dtype,
+    DtypeOrAuto,
     Quantization,
     Upsampler,
     app,
@@ -93,7 +93,7 @@ def generate(
         Path | None, typer.Option("--from", help="Generate this image again, by the parameters in its metadata.")
     ] = None,
     device: Device = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Default: float32.")] = None,
+    dtype: Annotated[DtypeOrAuto | None, typer.Option(help="auto: the fastest here. Default: float32.")] = None,
     quantization: Quantization = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile the generation of a code; worth it for many images.")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .app import Quantization, app, one_sentence_errors
+from .app import DtypeOrAuto, Quantization, app, one_sentence_errors
 
 
 @app.command()
@@ -21,8 +21,8 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: an accelerator, if any.")] = None,
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        typer.Option(help="Type of the weights. Default: float32 on a CPU, else bfloat16."),
+        DtypeOrAuto | None,
+        typer.Option(help="Type of the weights; auto: the fastest here. Default: float32 on a CPU, else bfloat16."),
     ] = None,
     decoding_window: Annotated[
         int, typer.Option(min=1, help="Codes of an image that a step may draw while few images are drawn.")
@@ -83,6 +83,7 @@ def serve(
             raise ValueError(f"{error}; the server needs `pip install llamagen-hf[serve]`.") from error
         import torch
 
+        from llamagen_hf.loading.precision import resolve_dtype
         from llamagen_hf.local_paths import public_name
         from llamagen_hf.serving.local_engine import LocalEngine
         from llamagen_hf.serving.service import ImageService
@@ -107,8 +108,8 @@ def serve(
             raise ValueError("`--max-pending` must be at least `--max-images`, else some requests would never fit.")
         quiet_loading()
         device = find_device(device)
-        dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-        frontend, generator, base = load_frontend(checkpoint, upsampler, device, getattr(torch, dtype), quantization)
+        dtype = resolve_dtype(dtype or ("float32" if device == "cpu" else "bfloat16"), device)
+        frontend, generator, base = load_frontend(checkpoint, upsampler, device, dtype, quantization)
         restarts = on_engine_death == "restart"
         if engine == "vllm":
             if decoding_window != 1:
@@ -122,7 +123,7 @@ def serve(
             from llamagen_hf.llamagen.serving.vllm_engine import VLLMBackend
 
             parallel = {"tensor_parallel_size": tensor_parallel_size, "enforce_eager": not compile}
-            backend = VLLMBackend(base, max(1, slots // 2), restarts, dtype=dtype, **parallel)
+            backend = VLLMBackend(base, max(1, slots // 2), restarts, dtype=str(dtype)[6:], **parallel)
         else:
             threads = None
             if device == "cpu":  # two processes with all cores each would slow each other down

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .app import Device, Dtype, app, check_writable, load_pipeline, one_sentence_errors
+from .app import Device, DtypeOrAuto, app, check_writable, load_pipeline, one_sentence_errors
 from .generate import AugLevel, Scorer
 
 
@@ -23,7 +23,7 @@ def upscale(
     scorer: Scorer = "openai/clip-vit-base-patch32",
     output: Annotated[Path | None, typer.Option(help="PNG to write. Default: a new one.")] = None,
     device: Device = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Default: float32.")] = None,
+    dtype: Annotated[DtypeOrAuto | None, typer.Option(help="auto: the fastest here. Default: float32.")] = None,
 ):
     """Enlarge an image, and save it as PNG with its parameters in the metadata."""
     with one_sentence_errors():

@@ -189,6 +189,17 @@ def test_the_dtype_of_an_image_is_checked(text_checkpoint, tmp_path):
     assert result.exit_code == 1 and "Error: The dtype is 'int8'; expected float32" in result.stderr
 
 
+def test_an_image_of_the_fastest_dtype_is_drawn_again_in_it(text_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    options = ("--checkpoint", text_checkpoint, "--device", "cpu", "--dtype", "auto")
+    assert invoke("generate", "apple", *options, "--output", tmp_path / "first.png").exit_code == 0
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # a CPU that would choose another
+    assert invoke("generate", "--from", tmp_path / "first.png", "--output", tmp_path / "again.png").exit_code == 0
+    parameters = read_parameters(tmp_path / "first.png")
+    assert parameters["dtype"] == "bfloat16" and read_parameters(tmp_path / "again.png") == parameters
+    assert Image.open(tmp_path / "first.png").tobytes() == Image.open(tmp_path / "again.png").tobytes()
+
+
 def test_info(class_checkpoint, text_checkpoint):
     text = invoke("info", "--checkpoint", text_checkpoint).stdout
     assert "8x8 pixels from 4x4 codes" in text and "text, 12 positions of width 16" in text

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 
 from ..families import find_family, load_pipeline, own_class
 from ..loading.checkpoint import find_upsampler
+from ..loading.precision import resolve_dtype
 from ..loading.quantization import quantize_components
 from ..local_paths import public_name
 from .sliders import SLIDERS, UPSAMPLING_SLIDERS
@@ -91,7 +92,8 @@ def build_demo(
         checkpoint (`str`, *optional*):
             Folder or Hub id, of a cascade too; the emoji checkpoint that ships with the package by default.
         device (`str`, *optional*): An accelerator if there is one, else the CPU.
-        dtype (`str`, *optional*): `"float32"` on a CPU, else `"bfloat16"`.
+        dtype (`str`, *optional*):
+            `"float32"` on a CPU, else `"bfloat16"`; `"auto"` also takes bfloat16 on a CPU with instructions for it.
         upsampler (`str`, *optional*):
             Folder or Hub id of an upsampler for the images, or `"none"`. By default the one that ships with the
             package, for the emoji checkpoint and if it ships.
@@ -108,15 +110,15 @@ def build_demo(
     """
     if device is None:
         device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    dtype = resolve_dtype(dtype or ("float32" if device == "cpu" else "bfloat16"), device)
     options = {}
     if quantization is not None:
         options["quantization_config"] = quantize_components({"transformer": quantization})
-    pipe = load_pipeline(checkpoint, draws="images", dtype=getattr(torch, dtype), **options).to(device)
+    pipe = load_pipeline(checkpoint, draws="images", dtype=dtype, **options).to(device)
     if quantization is not None and not hasattr(pipe, "compile_step"):
         raise ValueError("Only models that generate codes are quantized here.")
     if (upsampler := find_upsampler(checkpoint, upsampler)) is not None:
-        enlarging = load_pipeline(upsampler, dtype=getattr(torch, dtype)).to(device)
+        enlarging = load_pipeline(upsampler, dtype=dtype).to(device)
         pipe = own_class("CascadePipeline")(pipe, enlarging)
     check_drawing(pipe)
     pipe.set_progress_bar_config(disable=True)

@@ -12,7 +12,9 @@ import torch._inductor.config
 import torch.nn.functional as F
 from transformers import DynamicCache, StaticCache
 
+from ..loading.compile_cache import keep_compiled_code
 from ..loading.offloading import is_offloaded
+from .filled_cache import FilledCache
 from .kv_cache import SlotCache, cache_length
 from .modeling import LlamaGenForConditionalGeneration
 from .sampling import SamplingParams, guide, is_guided, sample
@@ -65,8 +67,12 @@ class CodeDecoder:
         Args:
             kwargs: Passed to `torch.compile`. The default on an accelerator is CUDA graphs. On a CPU it is weights
                 frozen into the graph and the fastest of several kernels. Frozen weights ignore later changes, so
-                compile last.
+                compile last. Code is kept for the next process, see
+                [`~llamagen_hf.loading.compile_cache.keep_compiled_code`]. A graph with frozen weights is traced anew
+                there, which takes a good part of the time; `mode="default"` starts several times as fast, and its
+                steps are slower.
         """
+        keep_compiled_code()
         self._freezes = False  # an earlier call may have set it
         if not kwargs.keys() & {"mode", "options"}:
             if self.model.device.type == "cpu":
@@ -109,8 +115,8 @@ class CodeDecoder:
         if cache is None and kind is SlotCache:
             cache = SlotCache(config, rows, dtype, device)
         elif cache is None:
-            cache = StaticCache(config=config, max_cache_len=cache_length(config))
-        elif kind is StaticCache:
+            cache = kind(config=config, max_cache_len=cache_length(config))
+        elif kind is not SlotCache:
             cache.reset()
         try:
             yield cache
@@ -255,7 +261,9 @@ class CodeDecoder:
         guided, in_own_precision = scale != 1, torch.autocast(codes.device.type, enabled=False)
         if mask is not None:
             mask = F.pad(mask, (0, cache_length(self.model.config) - condition_length), value=1)
-        with self._spare(StaticCache, 2 * len(codes) if guided else len(codes), codes.device) as cache:
+        rows = 2 * len(codes) if guided else len(codes)
+        kind = FilledCache if codes.device.type == "cpu" and not self.is_compiled else StaticCache
+        with self._spare(kind, rows, codes.device) as cache:
             with in_own_precision:
                 logits = self.model(
                     **condition, past_key_values=cache, attention_mask=mask, use_cache=True, logits_to_keep=1

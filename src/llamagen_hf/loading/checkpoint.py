@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..local_paths import unless_folder
+from .precision import resolve_dtype
 from .quantization import check_quantization, quantized_names
 
 
@@ -80,17 +81,20 @@ class CheckpointLoaderMixin:
                 A folder or a Hub id. By default, and as `"emoji"`, the checkpoint that ships with the package; a
                 folder of that name is `"./emoji"`. `"emoji_upsampler"` is its upsampler, if that ships too.
             kwargs: As for [`~diffusers.DiffusionPipeline.from_pretrained`]. Weights load as float32 unless `dtype`
-                says otherwise. With `quantization_config`, linear layers are rounded to fewer bits, see
-                [`~llamagen_hf.loading.quantization.quantize_components`].
+                says otherwise; `"auto"` is what is fastest here, bfloat16 on an accelerator, if there is one, and on
+                a CPU with instructions for it, else float32. With `quantization_config`, linear layers are rounded to
+                fewer bits, see [`~llamagen_hf.loading.quantization.quantize_components`].
 
         Raises:
             OSError: If there is no such checkpoint, or if its weights are damaged or incomplete.
-            ValueError: If its weights are quantized and torchao is not installed, or if the quantization that is
-                asked for does not run here.
+            ValueError: If `dtype` is none, if the weights are quantized and torchao is not installed, or if the
+                quantization that is asked for does not run here.
         """
         folder = cls.find_checkpoint(pretrained_model_name_or_path, **kwargs)
         path = pretrained_model_name_or_path
         kwargs["dtype"] = kwargs.get("dtype", kwargs.pop("torch_dtype", torch.float32))
+        if isinstance(kwargs["dtype"], str):
+            kwargs["dtype"] = resolve_dtype(kwargs["dtype"])
         check_quantization(folder, kwargs)
         kwargs = cls._missing_settings(folder) | kwargs
         saved_names = read_weight_names(folder)

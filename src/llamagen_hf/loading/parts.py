@@ -31,8 +31,8 @@ class PartsMixin(CheckpointLoaderMixin):
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or a Hub id.
-            dtype (`torch.dtype` or `dict`, *optional*, defaults to `torch.float32`):
-                Of all weights, or a dict of it by part.
+            dtype (`torch.dtype`, `str` or `dict`, *optional*, defaults to `torch.float32`):
+                Of all weights, or a dict of it by part; `"auto"` for the fastest, as for the parts themselves.
             kwargs: A part, by its name, that is not to be loaded; `variant`, `use_safetensors` and `low_cpu_mem_usage`
                 as for [`~diffusers.DiffusionPipeline.from_pretrained`]; what
                 [`~llamagen_hf.loading.checkpoint.CheckpointLoaderMixin.download`] takes.

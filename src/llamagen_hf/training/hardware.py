@@ -5,6 +5,8 @@ import shutil
 import psutil
 import torch
 
+from ..loading.precision import has_bfloat16
+
 
 # Dense bfloat16 FLOP/s of the makers' data sheets, by a part of the device's name, special names first.
 PEAK_FLOPS = {
@@ -39,8 +41,7 @@ def fast_precision(device: torch.device) -> str | None:
     """
     if device.type != "cpu":
         return None
-    found = torch.cpu.get_capabilities()
-    return "bf16" if found.get("amx_bf16") or found.get("avx512_bf16") else "no"
+    return "bf16" if has_bfloat16(device) else "no"
 
 
 def can_compile(device: torch.device) -> bool:

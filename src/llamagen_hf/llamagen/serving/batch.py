@@ -22,6 +22,7 @@ import torch
 import transformers
 from transformers import DynamicCache
 
+from ...loading.compile_cache import keep_compiled_code
 from ...loading.quantization import quantize_components
 from ...serving.engine import EngineRequest
 from ...serving.local_engine import Progress
@@ -176,6 +177,7 @@ class ContinuousBatch:
         Args:
             kwargs: For `torch.compile`. By default CUDA graphs on an accelerator.
         """
+        keep_compiled_code()
         if not kwargs.keys() & {"mode", "options"} and self.model.device.type != "cpu":
             kwargs["mode"] = "reduce-overhead"
         graphs = 2 * self.slots.bit_length() + 1
