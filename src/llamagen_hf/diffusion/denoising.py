@@ -136,6 +136,27 @@ def denoise(
         sample, guidance_scale = step.sample, step.guidance_scale
 
 
+def skip_noise(
+    scheduler: SchedulerMixin, noise: torch.Tensor, num_inference_steps: int, generators: list[torch.Generator]
+) -> None:
+    """Draw from generators what [`denoise`] draws on the way, which is nothing with most schedulers.
+
+    Args:
+        scheduler ([`~diffusers.SchedulerMixin`]): The scheduler.
+        noise (`torch.Tensor` of shape `(batch, 3, height, width)`): What the steps start from.
+        num_inference_steps (`int`): How many there are.
+        generators (`list[torch.Generator]`): One for each image.
+    """
+    if "generator" not in signature(scheduler.step).parameters:
+        return
+    scheduler, nothing = with_thresholding(scheduler, None), torch.zeros_like(noise)
+    scheduler.set_timesteps(num_inference_steps)
+    output = nothing.repeat(1, 2, 1, 1) if reads_variance(scheduler) else nothing
+    for timestep in scheduler.timesteps:
+        scheduler.scale_model_input(nothing, timestep)  # some schedulers warn without
+        scheduler.step(output, timestep, nothing, generator=generators)
+
+
 def predicted_images(
     scheduler: SchedulerMixin,
     noisy: torch.Tensor,

@@ -24,10 +24,10 @@ from transformers import DynamicCache
 
 from ...serving.engine import EngineRequest
 from ...serving.local_engine import Progress
+from ...serving.waiting_queue import WaitingQueue
 from ..modeling import LlamaGenForConditionalGeneration
 from ..sampling import SamplingParams, draw_uniforms, guide, is_guided, sample
 from .kv_cache import SlotCache
-from .scheduler import WaitingQueue
 
 
 @dataclass(frozen=True, kw_only=True)

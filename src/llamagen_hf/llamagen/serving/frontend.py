@@ -89,6 +89,10 @@ class LlamaGenFrontend(Frontend):
                 component.to(device)
         return cls(pipe, str(folder / "transformer"))
 
+    def capacity(self, slots: int) -> int:
+        """Roughly how many images the engine generates at once."""
+        return max(1, slots // 2)
+
     def batch_loader(self, slots: int, compile: bool = False, threads: int | None = None) -> partial[ContinuousBatch]:
         """What a [`~llamagen_hf.serving.local_engine.LocalEngine`] loads, see [`ContinuousBatch.from_pretrained`]."""
         device, dtype = str(self.pipe.device), str(self.pipe.transformer.dtype).removeprefix("torch.")
