@@ -2,15 +2,19 @@
 
 python benchmarks/train.py --sizes B --batch_size 64 --dtype bfloat16 [--device cuda] [--steps 20] [--repeats 5]
 python benchmarks/train.py --sizes diffusion --batch_size 16                  # a U-Net of pixel diffusion
+python benchmarks/train.py --sizes emoji --dtype bfloat16 --dropout 0 --modes plain trainer "trainer compiled"
 
+- plain:            the loop without what makes trainings fast on a CPU: eager, float32, SDPA, AdamW that is not fused
 - loop:             forward, backward, clipping, AdamW and averaged weights in a dozen lines of PyTorch
 - trainer:          `Trainer.train` with its own loader, steps, averaged weights and log lines, under Accelerate
 - loop compiled:    the loop with each decoder layer, or the U-Net, compiled
 - trainer compiled: the trainer with `compile` set
 
-All four start from the same weights and take the same batches. The loop has them ready on the device, their noise
-included, while the trainer reads its rows anew, as in real use. Generators are class-conditional, with random codes,
-extracted from noise by a tiny tokenizer. U-Nets are bases without conditions, and learn images of noise.
+All start from the same weights and take the same batches. The loops have them ready on the device, their noise added,
+while the trainer reads its rows anew, as in real use. Generators are class-conditional, with random codes, extracted
+from noise by a tiny tokenizer. U-Nets read no text, and learn images of noise; "emoji upsampler" enlarges crops.
+"apart" is how far a mode's weights are from those of the first mode after the steps that warm up, as a share of
+the way that these took.
 Modes take turns within each repeat, so that whatever else the machine does hits all of them; the medians of their
 speeds and of their ratios to the first mode within a repeat are reported, once without and once with averaged weights.
 On a GPU, also model FLOPs utilization, and the most memory that a mode used by itself.
@@ -40,9 +44,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from llamagen_hf import LlamaGenVQModel
 from llamagen_hf.data.source import DataConfig
-from llamagen_hf.diffusion.schedules import training_scheduler
 from llamagen_hf.diffusion.training.diffusion_config import DiffusionTrainingConfig
-from llamagen_hf.diffusion.training.diffusion_trainer import DiffusionTask, row_noise
+from llamagen_hf.diffusion.training.diffusion_trainer import DiffusionTask
+from llamagen_hf.diffusion.unet import predict
 from llamagen_hf.llamagen.conversion import VARIANTS
 from llamagen_hf.llamagen.training.extraction import CodeExtractionConfig, extract_codes
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
@@ -58,16 +62,31 @@ SIZES = {name: ({"variant": name}, 16, 16384) for name in VARIANTS}
 for name, *sizes, grid_size, vocab_size in (("tiny", 32, 64, 2, 2, 4, 64), ("emoji", 320, 896, 6, 5, 8, 4096)):
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     SIZES[name] = dict(zip(fields, sizes, strict=True)), grid_size, vocab_size
-# Sizes of the U-Net, and the side of the images; "diffusion" is near docs/cascade.md's.
+# Sizes of the U-Net, and the side of the images; "diffusion" is near docs/cascade.md's, those of the emoji are
+# pipelines/recipes/emoji_imagen.yaml's and emoji_upsampler.yaml's.
+UPSAMPLER = {"patch_size": 2, "low_image_size": 64, "crop_size": 64}
 UNETS = {
     name: (
-        {"block_out_channels": widths, "layers_per_block": [1] * len(widths), "attention_head_dim": head}
-        | {"attention_levels": [len(widths) - 1], "conditioning": "none"},
+        {"block_out_channels": widths, "layers_per_block": layers, "attention_levels": levels, "conditioning": "none"}
+        | more,
         side,
     )
-    for name, widths, head, side in (("tiny diffusion", [8, 16], 8, 16), ("diffusion", [64, 96, 128], 32, 64))
+    for name, widths, layers, levels, side, more in (
+        ("tiny diffusion", [8, 16], [1, 1], [1], 16, {"attention_head_dim": 8}),
+        ("tiny upsampler", [8, 16], [1, 1], [1], 16, {"attention_head_dim": 8, "low_image_size": 8, "crop_size": 8}),
+        ("diffusion", [64, 96, 128], [1, 1, 1], [2], 64, {"attention_head_dim": 32}),
+        ("emoji imagen", [96, 160, 224], [2, 2, 2], [1, 2], 64, {"patch_size": 2}),
+        (
+            "emoji upsampler",
+            [48, 96, 128],
+            [1, 1, 2],
+            [2],
+            128,
+            {"patch_size": 2, "low_image_size": 64, "crop_size": 64},
+        ),
+    )
 }
-MODES = ("loop", "trainer", "loop compiled", "trainer compiled")
+MODES = ("plain", "loop", "trainer", "loop compiled", "trainer compiled")
 CLASSES, NEVER = 1000, 10**9
 
 
@@ -124,6 +143,10 @@ class TrainerSide:
         self.trainer.setup()
         self.loader = self.trainer.steps
 
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.trainer.task.trained
+
     def train_steps(self, steps: int) -> list[torch.Tensor]:
         """Take `steps` steps, always from the first batch on; their losses."""
         self.trainer.task.losses = []
@@ -138,7 +161,6 @@ class Loop:
 
     def __init__(self, config: RunConfig, model: torch.nn.Module, batches: list[dict]):
         self.config, self.batches, self.model = config, batches, model
-        self.noise_scheduler = training_scheduler()
         self.loss = self.diffusion_loss if isinstance(model, UNet2DConditionModel) else self.generator_loss
         if config.compile:
             for layer in [model] if isinstance(model, UNet2DConditionModel) else model.model.layers:
@@ -156,10 +178,8 @@ class Loop:
         return self.model(inputs, use_cache=False, labels=codes).loss
 
     def diffusion_loss(self, batch: dict) -> torch.Tensor:
-        images, noise, timesteps = batch["images"], batch["noise"], batch["timesteps"]
-        noisy = self.noise_scheduler.add_noise(images, noise, timesteps).to(memory_format=torch.channels_last)
-        output = self.model(noisy, timesteps, encoder_hidden_states=None, return_dict=False)[0]
-        return F.mse_loss(output.float(), self.noise_scheduler.get_velocity(images, noise, timesteps))
+        inputs = {name: batch[name] for name in ("noisy", "timesteps", "small", "aug_level") if name in batch}
+        return F.mse_loss(predict(self.model, **inputs, memory_format=torch.channels_last).float(), batch["target"])
 
     def train_steps(self, steps: int) -> list[torch.Tensor]:
         losses = []
@@ -175,6 +195,11 @@ class Loop:
                 self.ema.update_parameters(self.model)
             losses.append(loss.detach())
         return losses
+
+
+def flattened(model: torch.nn.Module) -> torch.Tensor:
+    """A copy of the weights, as one vector in float32."""
+    return torch.cat([parameter.detach().float().flatten() for parameter in model.parameters()])
 
 
 class Bench:
@@ -197,22 +222,30 @@ class Bench:
         side = self.build("trainer")
         self.device, self.on_gpu = side.trainer.device, side.trainer.device.type == "cuda"
         self.batches = [batch for (batch,) in send_to_device(list(islice(side.loader, args.steps)), self.device)]
-        for batch in self.batches if self.data is not None else ():
-            batch["noise"] = row_noise(batch["seeds"], batch["images"].shape[1:], batch["images"])
+        if self.data is not None:
+            self.batches = [side.trainer.task.encode(batch) for batch in self.batches]
         self.model = copy.deepcopy(side.trainer.task.trained)
         del side
-        self.sides, self.held, self.losses = {}, {}, {}
+        self.sides, self.held, self.losses, self.apart = {}, {}, {}, {}
+        start, first = flattened(self.model), None
         for mode in args.modes:
             before = self.allocated()
             self.sides[mode] = self.build(mode)
             self.losses[mode] = [loss.item() for loss in self.sides[mode].train_steps(args.steps)]  # and compiles
             self.held[mode] = self.allocated() - before
+            found = flattened(self.sides[mode].model)
+            first = found if first is None else first
+            self.apart[mode] = ((found - first).norm() / (first - start).norm()).item()
 
     def build(self, mode: str) -> TrainerSide | Loop:
         kind = GeneratorTrainingConfig if self.data is None else DiffusionTrainingConfig
-        config = kind(**self.settings, compile="compiled" in mode)
-        if "loop" in mode:
-            return Loop(config, copy.deepcopy(self.model), self.batches)
+        changed = {"mixed_precision": "no"} if mode == "plain" else {}
+        config = kind(**self.settings | changed, compile="compiled" in mode)
+        if mode == "plain" or "loop" in mode:
+            model = copy.deepcopy(self.model)
+            if mode == "plain" and self.data is None:
+                model.set_attn_implementation("sdpa")
+            return Loop(config, model, self.batches)
         is_generator = self.data is None
         task = RecordingGeneratorTask(config) if is_generator else RecordingDiffusionTask(self.data, config)
         return TrainerSide(config, task)
@@ -226,11 +259,12 @@ class Bench:
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
             torch.cuda.synchronize(self.device)
-        start = time.perf_counter()
+        clock = time.process_time if self.args.clock == "cpu" else time.perf_counter
+        start = clock()
         self.sides[mode].train_steps(self.args.steps)
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         return seconds, torch.cuda.max_memory_allocated(self.device) - others if self.on_gpu else 0
 
 
@@ -256,6 +290,7 @@ def measure(size: str, ema_decay: float, args: argparse.Namespace) -> list[dict]
                 "ratio": statistics.median(times[args.modes[0]][0] / times[mode][0] for times in rounds),
                 "mfu": images * flops / peak if peak else None,
                 "peak_gib": max(times[mode][1] for times in rounds) / 2**30 or None,
+                "apart": bench.apart[mode],
                 "losses": bench.losses[mode],
             }
         )
@@ -271,7 +306,14 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is autocast")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dropout", type=float, default=0.1, help="all dropouts, that of the class included")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES[1:])
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: what this process uses; with one thread, if busy",
+    )
+    parser.add_argument("--averaged", choices=["no", "yes", "both"], default="both", help="averaged weights")
     return parser.parse_args(args)
 
 
@@ -282,17 +324,19 @@ def main() -> None:
     print(
         f"{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, accelerate {accelerate.__version__}; batch {args.batch_size}, {args.dtype}, "
-        f"{args.steps} steps a turn, {args.repeats} turns\n"
+        f"{args.steps} steps a turn, {args.repeats} turns, {args.clock} time\n"
     )
-    print("| size | averaged | mode | images/s | tokens/s | ratio | MFU | peak GiB |")
-    print("|---|---|---|---:|---:|---:|---:|---:|")
+    print("| size | averaged | mode | images/s | tokens/s | ratio | apart | MFU | peak GiB |")
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|")
     records = []
-    for size, ema_decay in product(args.sizes, (0.0, 0.9999)):
+    decays = {"no": (0.0,), "yes": (0.9999,), "both": (0.0, 0.9999)}[args.averaged]
+    for size, ema_decay in product(args.sizes, decays):
         for record in measure(size, ema_decay, args):
             mfu = f"{record['mfu']:.1%}" if record["mfu"] else "-"
             peak = f"{record['peak_gib']:.2f}" if record["peak_gib"] else "-"
             speeds = f"{record['images_per_second']:.2f} | {record['tokens_per_second']:.0f} | {record['ratio']:.2f}x"
-            print(f"| {size} | {'yes' if ema_decay else 'no'} | {record['mode']} | {speeds} | {mfu} | {peak} |")
+            averaged, apart = "yes" if ema_decay else "no", f"{record['apart']:.2g}"
+            print(f"| {size} | {averaged} | {record['mode']} | {speeds} | {apart} | {mfu} | {peak} |", flush=True)
             records.append(record)
     print(f"\n{json.dumps(records)}")
 

@@ -83,6 +83,7 @@ def serve(
             raise ValueError(f"{error}; the server needs `pip install llamagen-hf[serve]`.") from error
         import torch
 
+        from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
         from llamagen_hf.loading.precision import resolve_dtype
         from llamagen_hf.local_paths import public_name
         from llamagen_hf.serving.local_engine import LocalEngine
@@ -112,6 +113,10 @@ def serve(
         frontend, generator, base = load_frontend(checkpoint, upsampler, device, dtype, quantization)
         restarts = on_engine_death == "restart"
         if engine == "vllm":
+            if not isinstance(generator, LlamaGenFrontend):
+                raise ValueError(
+                    "vLLM draws codes of LlamaGen, but this checkpoint draws pixels: use `--engine local`."
+                )
             if decoding_window != 1:
                 raise ValueError("`--decoding-window` needs `--engine local`.")
             if "quantization" in generator.facts:
@@ -132,7 +137,7 @@ def serve(
                 threads = max(1, torch.get_num_threads() - own)
                 torch.set_num_threads(own)
             load = generator.batch_loader(slots, compile, threads, decoding_window)
-            backend = LocalEngine(load, max(1, slots // 2), restarts)
+            backend = LocalEngine(load, generator.capacity(slots), restarts)
         if model_name is None:
             model_name = re.sub(r"[^\w./-]", "-", public_name(frontend.facts["checkpoint"]))
         settings = ServingSettings(
@@ -162,10 +167,9 @@ def load_frontend(checkpoint: str | None, upsampler: str | None, device: str, dt
 
     from llamagen_hf import PixelDiffusionPipeline
     from llamagen_hf.imagen.serving.frontend import CascadeFrontend
-    from llamagen_hf.llamagen.serving.frontend import LlamaGenFrontend
     from llamagen_hf.loading.checkpoint import CheckpointLoaderMixin
     from llamagen_hf.loading.parts import load_part
-    from llamagen_hf.unclip.serving.frontend import PriorDecoderFrontend
+    from llamagen_hf.unclip.serving.frontend import DECODERS, PriorDecoderFrontend
 
     folder, base, origin = CheckpointLoaderMixin.find_checkpoint(checkpoint), checkpoint, None
     name = DiffusionPipeline.load_config(folder)["_class_name"]
@@ -177,12 +181,12 @@ def load_frontend(checkpoint: str | None, upsampler: str | None, device: str, dt
     if name == "PriorDecoderPipeline":
         small = PriorDecoderFrontend.from_pretrained(base, device, dtype, quantization)
         generator, base = small.decoder, str(CheckpointLoaderMixin.find_checkpoint(base) / "decoder")
-    elif name == "AutoregressiveImagePipeline":
-        small = generator = LlamaGenFrontend.from_pretrained(base, device, dtype, quantization)
+    elif name in DECODERS:
+        small = generator = DECODERS[name].from_pretrained(base, device, dtype, quantization)
     else:
         raise ValueError(
-            f"A {name} can't be served; expected an AutoregressiveImagePipeline, a PriorDecoderPipeline with one as "
-            "its decoder, or a cascade with one of these as its base."
+            f"A {name} can't be served; expected an AutoregressiveImagePipeline, a PixelDiffusionPipeline, a "
+            "PriorDecoderPipeline, or a cascade with one of these as its base."
         )
     if origin is not None:
         large = load_part(folder / "upsampler", dtype=dtype)

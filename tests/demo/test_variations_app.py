@@ -64,6 +64,13 @@ def test_variations_are_those_of_the_pipeline(pipe, path, tmp_path):
             one["parameter_name"] for one in endpoints["/vary"]["parameters"] if not one["parameter_has_default"]
         ]
         assert required == ["image"]
+        settings = {"prior_guidance_scale", "prior_num_candidates"}
+        of = {path: {one["parameter_name"] for one in endpoints[path]["parameters"]} for path in endpoints}
+        assert settings <= of["/draw"] and not settings & of["/vary"]
+        drawn, *_ = client.predict("a cat", *SETTINGS, "3", 1, "off", 2.0, 3, api_name="/draw")
+        prior = {"prior_guidance_scale": 2.0, "prior_num_candidates": 3}
+        expected = pipe("a cat", guidance_scale=2.0, top_k=0, generator=generators(3), **prior).images
+        assert [image.tobytes() for image in shown_images(drawn)] == [image.tobytes() for image in expected]
         job = client.submit(handle_file(path), *SETTINGS, "3", 2, "every step", api_name="/vary")
         *frames, (gallery, status, parameters, _) = list(job)
         assert len(frames) == 15 and status.startswith("2 images in")

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from tiny import generators
 from tiny_diffusion import build_if_pipeline, build_unet
 
+from llamagen_hf.diffusion import denoising
 from llamagen_hf.diffusion.denoising import denoise, predicted_images
 from llamagen_hf.diffusion.schedules import augment, sampling_scheduler, with_thresholding
 
@@ -181,3 +182,20 @@ def test_predicted_images_of_pure_signal():
     images, noise = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
     noisy = scheduler.alphas_cumprod[300] ** 0.5 * images + (1 - scheduler.alphas_cumprod[300]) ** 0.5 * noise
     assert torch.allclose(predicted_images(scheduler, noisy, noise, torch.tensor(300)), images, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DPMSolverMultistepScheduler])
+def test_static_thresholding_is_the_librarys_without_its_quantile(monkeypatch, kind):
+    unet, scheduler = build_unet(), kind.from_config(sampling_scheduler().config, variance_type="fixed_small")
+    noise = 3 * draw(generators(0, 1), (3, 16, 16))
+
+    def run():
+        return list(denoise(unet, scheduler, noise, STEPS, thresholding="static", generators=generators(0, 1)))
+
+    monkeypatch.setattr(denoising, "STATIC", None)  # which no scheduler has
+    theirs = run()
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "quantile", None)
+    for one, other in zip(run(), theirs, strict=True):
+        assert torch.equal(one.sample, other.sample) and torch.equal(one.predicted, one.predicted.clamp(-1, 1))
+    assert (predicted_images(scheduler, noise, torch.ones_like(noise), torch.tensor(500)).abs() > 1).any()

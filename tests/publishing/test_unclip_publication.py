@@ -56,6 +56,26 @@ def use(clip, prior, unclip, classifier):
 
 """
 LOAD = USE + "print(json.dumps(use(*json.loads(sys.argv[1]))))"
+# The same of an autoregressive prior, by itself and within a pipeline, with its codes.
+USE_CODES = """
+import json, sys, torch
+from PIL import Image
+from llamagen_hf import EmbeddingPriorPipeline, PriorDecoderPipeline
+
+def use(prior, unclip):
+    image, seed = Image.new("RGB", (16, 16), "red"), lambda: torch.Generator().manual_seed(3)
+    prior, unclip = EmbeddingPriorPipeline.from_pretrained(prior), PriorDecoderPipeline.from_pretrained(unclip)
+    for pipe in (prior, unclip, unclip.prior):
+        pipe.set_progress_bar_config(disable=True)
+    embeds = prior("a cat", guidance_scale=2.0, generator=seed()).image_embeds
+    drawn = unclip("a cat", prior_guidance_scale=2.0, generator=seed(), output_type="pt")
+    again = unclip.redraw(drawn.parameters[0], output_type="pt").images
+    varied = unclip.variation(image, generator=seed(), output_type="pt").images
+    codes = [quantizer.encode(embeds.float()) for quantizer in (prior.quantizer, unclip.prior.quantizer)]
+    return [each.tolist() for each in (embeds, drawn.images, again, varied, *codes)]
+
+"""
+LOAD_CODES = USE_CODES + "print(json.dumps(use(*json.loads(sys.argv[1]))))"
 NAMES = ("clip", "prior", "unclip", "classifier")
 METRICS = {
     "clip": {"test_loss": 1.5, "test_r_precision": 0.172},
@@ -270,3 +290,28 @@ def test_saved_equals_published_equals_loaded_offline(folders, tmp_path):
         }
         for error, message in zip(user.refusals(*refused), refused.values(), strict=True):
             assert message in error
+
+
+@pytest.mark.slow
+def test_an_autoregressive_prior_comes_back_from_the_hub(user, tmp_path):
+    """Its quantizer is a class of this package, alone and within a pipeline whose decoder writes codes, too."""
+    unclip = build_unclip("autoregressive", "autoregressive")
+    folders = [tmp_path / "prior", tmp_path / "unclip"]
+    for pipe, folder in zip((unclip.prior, unclip), folders, strict=True):
+        pipe.save_pretrained(folder)
+        add_record(folder, "prior")
+    Image.new("RGB", (64, 64)).save(folders[1] / "contact_sheet.png")
+    namespace = {}
+    exec(USE_CODES, namespace)
+    expected = namespace["use"](*folders)
+    assert expected[1] == expected[2] != expected[3] and expected[4] == expected[5]
+    words = ("| kind | autoregressive |", "| `prior_top_k` |")
+    for folder, word in zip(folders, words, strict=True):
+        user.publish(folder, f"user/{folder.name}")
+        files = user.hub.repos[f"user/{folder.name}"][-1]
+        assert [path for path in files if path.endswith("quantizer/diffusion_pytorch_model.safetensors")]
+        card = files["README.md"].decode()
+        assert word in card and str(tmp_path) not in card
+    published = json.dumps(["user/prior", "user/unclip"])
+    assert user.codes(LOAD_CODES, published) == expected
+    assert user.codes(LOAD_CODES, published, HF_HUB_OFFLINE="1") == expected

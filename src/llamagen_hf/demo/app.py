@@ -14,7 +14,7 @@ from ..loading.checkpoint import find_upsampler
 from ..loading.precision import resolve_dtype
 from ..loading.quantization import quantize_components
 from ..local_paths import public_name
-from .sliders import SLIDERS, UPSAMPLING_SLIDERS
+from .sliders import PRIOR_SLIDERS, SLIDERS, UPSAMPLING_SLIDERS
 from .studio import MAX_COUNT, MAX_PROMPT, PREVIEWS, Studio
 
 
@@ -175,12 +175,12 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
             return gr.Dropdown(choices, value=0, label="Class", filterable=True, elem_classes="ask")
         return gr.Number(0, label="Class", precision=0, minimum=0, maximum=pipe.num_classes - 1, elem_classes="ask")
 
-    def settings() -> list[gr.components.Component]:
-        """The components of a tab that set what `studio.names` names."""
+    def settings(named: list[str]) -> list[gr.components.Component]:
+        """The components of a tab that set what `named` names."""
         values, made = pipe.sampling_settings(), {}
 
         def sliders(ranges: dict) -> None:
-            names = [name for name in ranges if name in studio.names]
+            names = [name for name in ranges if name in named]
             for pair in (names[i : i + 2] for i in range(0, len(names), 2)):
                 with gr.Row():
                     for name in pair:
@@ -196,11 +196,12 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
                 made["seed"] = gr.Textbox("", label="Seed", placeholder="random", max_length=16, min_width=100)
                 made["count"] = gr.Slider(1, MAX_COUNT, 1, step=1, label="Images", min_width=100)
             sliders(SLIDERS)
+            sliders(PRIOR_SLIDERS)
             sliders(UPSAMPLING_SLIDERS)
             # Where no rows are drawn, each step of diffusion is one.
             first = PREVIEWS[0] if pipe.grid_size is not None else "every step"
             made["preview"] = gr.Radio([first, *PREVIEWS[1:]], value=first, label="Preview")
-        return [made[name] for name in studio.names]
+        return [made[name] for name in named]
 
     def connect(triggers, examples, stop, go, function, inputs, outputs) -> None:
         """Run `function` on the triggers and after an example; buttons and status show what is going on meanwhile."""
@@ -264,13 +265,14 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
                         [[value] for value in examples], condition, label="Examples", cache_examples=False,
                         example_labels=[str(value) if is_text else class_names[value] for value in examples],
                     )  # fmt: skip
-                chosen = settings()
+                named = studio.names + (studio.prior_names if asks else [])
+                chosen = settings(named)
                 with gr.Accordion("Parameters", open=False):
                     parameters = gr.Code(language="json", show_label=False, interactive=False, max_lines=18)
             if completes:
                 gr.on([image.change, rows.release], studio.keep, given, [gallery, status], **hidden)
             inputs, outputs = [*given, *([condition] if asks else []), *chosen], [gallery, status, parameters, share]
-            names = ["image"] * takes_image + ["keep_rows"] * completes + ["condition"] * asks + studio.names
+            names = ["image"] * takes_image + ["keep_rows"] * completes + ["condition"] * asks + named
             connect([go.click, *triggers], samples, stop, go, with_names(function, names), inputs, outputs)
 
     with gr.Blocks(title=f"llamagen: {name}", delete_cache=(600, 3600), analytics_enabled=False) as demo:

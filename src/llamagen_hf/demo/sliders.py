@@ -25,3 +25,8 @@ UPSAMPLING_SLIDERS = {
     "upsampler_num_inference_steps": SliderRange("Upsampling steps", 1, 100, 1, "To the larger image."),
     "upsampler_guidance_scale": SliderRange("Upsampling guidance", 1, 10, 0.5, "1 is off, and twice as fast."),
 }
+# Of prompts alone: variations are drawn without the prior.
+PRIOR_SLIDERS = {
+    "prior_guidance_scale": SliderRange("Prior guidance", 1, 10, 0.5, "How closely it follows the prompt, 1 is off."),
+    "prior_num_candidates": SliderRange("Prior candidates", 1, 16, 1, "The best of them is drawn."),
+}

@@ -22,7 +22,7 @@ from ..images.reading import UPLOAD_MEGAPIXELS, read_image
 from ..images.transforms import center_crop
 from ..local_paths import public_name
 from ..provenance import in_common, save_png
-from .sliders import SLIDERS, UPSAMPLING_SLIDERS
+from .sliders import PRIOR_SLIDERS, SLIDERS, UPSAMPLING_SLIDERS
 
 
 try:
@@ -50,6 +50,7 @@ class Studio:
     Attributes:
         names (`list[str]`): What `values` of the events are, in this order: settings of a call that the pipeline has,
             `"seed"`, `"count"` and `"preview"`, and then those of an upsampler, if there is one.
+        prior_names (`list[str]`): Those of a prior, if there is one, which follow in the values of `draw`.
     """
 
     def __init__(self, pipe: DiffusionPipeline):
@@ -57,6 +58,7 @@ class Studio:
         known = pipe.sampling_settings()
         self.names = [name for name in SLIDERS if name in known]
         self.names += ["seed", "count", "preview", *(name for name in UPSAMPLING_SLIDERS if name in known)]
+        self.prior_names = [name for name in PRIOR_SLIDERS if name in known]
         self._stream = GPU(self._stream)
 
     def draw(self, condition, *values) -> Iterator[tuple]:
@@ -112,9 +114,10 @@ class Studio:
 
     def _show(self, inputs: dict, values: tuple) -> Iterator[tuple]:
         """Yield the gallery, a line of status, and at the end the parameters and a file to share."""
-        given = dict(zip(self.names, values, strict=True))
+        varies = "variation_of" in inputs
+        given = dict(zip(self.names + ([] if varies else self.prior_names), values, strict=True))
         seed, count, preview = (given.pop("seed") or "").strip(), given.pop("count"), given.pop("preview")
-        sliders = SLIDERS | UPSAMPLING_SLIDERS
+        sliders = SLIDERS | UPSAMPLING_SLIDERS | PRIOR_SLIDERS
         whole = {name: int(value) for name, value in given.items() if isinstance(sliders[name].step, int)}
         arguments = given | whole | inputs
         if seed and not (seed.isdecimal() and int(seed) <= MAX_SEED):

@@ -8,7 +8,7 @@ import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
 
 from .preconditioning import linear_guess
-from .schedules import Thresholding, check_scheduler, reads_variance, with_thresholding
+from .schedules import STATIC, Thresholding, check_scheduler, reads_variance, with_thresholding
 from .unet import learns_variance, predict
 
 
@@ -96,6 +96,9 @@ def denoise(
         ValueError: If the scheduler does not fit.
     """
     scheduler = with_thresholding(scheduler, thresholding)
+    if scheduler.config.get("thresholding") and scheduler.config.sample_max_value == STATIC:
+        # The same without the quantile, which is limited to 1 anyway, and takes twice as long as the rest of the loop.
+        scheduler._threshold_sample = clip
     check_scheduler(scheduler, learns_variance(unet))
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
     known = signature(scheduler.step).parameters
@@ -134,6 +137,32 @@ def denoise(
         step = DenoisingStep(index, len(steps), timestep, sample, guidance_scale, noisy, output, scheduler)
         yield step
         sample, guidance_scale = step.sample, step.guidance_scale
+
+
+def clip(images: torch.Tensor) -> torch.Tensor:
+    """Static thresholding."""
+    return images.clamp(-1, 1)
+
+
+def skip_noise(
+    scheduler: SchedulerMixin, noise: torch.Tensor, num_inference_steps: int, generators: list[torch.Generator]
+) -> None:
+    """Draw from generators what [`denoise`] draws on the way, which is nothing with most schedulers.
+
+    Args:
+        scheduler ([`~diffusers.SchedulerMixin`]): The scheduler.
+        noise (`torch.Tensor` of shape `(batch, 3, height, width)`): What the steps start from.
+        num_inference_steps (`int`): How many there are.
+        generators (`list[torch.Generator]`): One for each image.
+    """
+    if "generator" not in signature(scheduler.step).parameters:
+        return
+    scheduler, nothing = with_thresholding(scheduler, None), torch.zeros_like(noise)
+    scheduler.set_timesteps(num_inference_steps)
+    output = nothing.repeat(1, 2, 1, 1) if reads_variance(scheduler) else nothing
+    for timestep in scheduler.timesteps:
+        scheduler.scale_model_input(nothing, timestep)  # some schedulers warn without
+        scheduler.step(output, timestep, nothing, generator=generators)
 
 
 def predicted_images(

@@ -64,7 +64,7 @@ class PreparationMixin:
         settings = self.check(inputs)
         condition = self._encode_text(inputs, settings["guidance_scale"]) if self.reads_text else {}
         generators = image_generators(inputs.generator, inputs.num_images, inputs.num_candidates)
-        parameters = self._describe(inputs, settings, generators)
+        parameters = self.describe(inputs, settings, generators)
         generators = told_apart(generators)
         noise = self._draw_noise(generators)
         group_size = inputs.num_candidates
@@ -134,7 +134,7 @@ class PreparationMixin:
         rows = [torch.randn(shape, generator=each, device=each.device, **options) for each in generators]
         return torch.stack([row.to(self._execution_device) for row in rows])
 
-    def _describe(self, inputs: DiffusionInputs, settings: dict, generators: list[torch.Generator]) -> list[dict]:
+    def describe(self, inputs: DiffusionInputs, settings: dict, generators: list[torch.Generator]) -> list[dict]:
         """The parameters of each image that is drawn from `generators`, see [`~llamagen_hf.provenance.describe`]."""
         count, conditions = len(generators), []
         for index in range(count):

@@ -17,7 +17,7 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from .errors import ERRORS, NO_VARIATIONS, ROUTES, APIError, ErrorBody, add_error_handlers, no_such_route
+from .errors import ERRORS, NO_EDITS, NO_VARIATIONS, ROUTES, APIError, ErrorBody, add_error_handlers, no_such_route
 from .frontend import MEDIA_TYPES, ImageRequest
 from .middleware import RequestMiddleware
 from .schemas import FormFields, GenerationFields, ImagesResponse, Model, ModelList, Status, build_bodies, count_usage
@@ -115,12 +115,21 @@ def build_app(service: ImageService) -> FastAPI:
         """Generate images of a prompt or a class."""
         return await answer(request, body, "image_generation")
 
-    @app.post("/v1/images/edits", response_model=ImagesResponse, responses=answers, **guarded)
-    async def edit(request: Request, body: as_form(bodies.edit)) -> Response:
-        """Edit an image: generate a part of it anew."""
-        upload = await read_upload(request, body, "the image to edit")
-        files = {"upload": upload, "mask": body.mask and await body.mask.read()}
-        return await answer(request, body, "image_edit", **files)
+    if bodies.edit is not None:
+
+        @app.post("/v1/images/edits", response_model=ImagesResponse, responses=answers, **guarded)
+        async def edit(request: Request, body: as_form(bodies.edit)) -> Response:
+            """Edit an image: generate a part of it anew."""
+            upload = await read_upload(request, body, "the image to edit")
+            files = {"upload": upload, "mask": body.mask and await body.mask.read()}
+            return await answer(request, body, "image_edit", **files)
+
+    else:
+
+        @app.post("/v1/images/edits", include_in_schema=False)
+        async def refuse_edits() -> Response:
+            """Say that this checkpoint edits no images."""
+            raise APIError(400, NO_EDITS, code="no_edits")
 
     if bodies.variation is not None:
 

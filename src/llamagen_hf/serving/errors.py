@@ -27,8 +27,9 @@ ERRORS = {
 
 NO_VARIATIONS = (
     "This checkpoint draws no variations: they take a prior that has an image encoder, and its decoder. "
-    "/v1/images/edits generates a part of an image anew, by a prompt or a class."
+    "/v1/images/edits of LlamaGen generates a part of an image anew, by a prompt or a class."
 )
+NO_EDITS = "This checkpoint edits no images: pixel diffusion draws all pixels at once, and keeps no part of an image."
 
 # Parameters of Hugging Face's clients that not every family has.
 OTHER_MODELS = ("negative_prompt", "num_inference_steps", "scheduler", "strength")

@@ -71,11 +71,12 @@ class Frontend(ABC):
 
     Attributes:
         sampling_fields (`type[BaseModel]`): The family's own fields of all requests.
-        edit_fields (`dict[str, tuple]`): Further ones of edits: types and defaults for pydantic's `create_model`.
+        edit_fields (`dict[str, tuple]`, *optional*):
+            Further ones of edits: types and defaults for pydantic's `create_model`. `None` if it edits no images.
     """
 
     sampling_fields: type[BaseModel]
-    edit_fields: dict[str, tuple]
+    edit_fields: dict[str, tuple] | None
 
     def __init__(self, pipe: DiffusionPipeline):
         self.pipe = pipe

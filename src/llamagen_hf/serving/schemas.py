@@ -90,7 +90,9 @@ class ImageFields(BaseModel):
         return ImageRequest(
             **condition,
             seed=self.seed,
-            settings=self.model_dump(include=frontend.sampling_fields.model_fields.keys() | frontend.edit_fields),
+            settings=self.model_dump(
+                include=frontend.sampling_fields.model_fields.keys() | (frontend.edit_fields or {})
+            ),
             output_format=self.output_format,
             quality=self.output_compression,
             side=self.side,
@@ -159,10 +161,10 @@ class TextToImageFields(JSONFields):
 
 
 class Bodies(NamedTuple):
-    """The bodies of requests as one checkpoint takes them; `variation` is `None` if it draws none."""
+    """The bodies of requests as one checkpoint takes them; `edit` and `variation` are `None` if it draws none."""
 
     generation: type[GenerationFields]
-    edit: type[GenerationFields]
+    edit: type[GenerationFields] | None
     variation: type[VariationFields] | None
     text_to_image: type[TextToImageFields]
 
@@ -215,18 +217,19 @@ def build_bodies(frontend: Frontend, settings: ServingSettings) -> Bodies:
     }
     condition, base = parameters | {"prompt": prompt}, (GenerationFields, sampling_fields)
     generation = create_model("ImageGeneration", __base__=(JSONFields, *base), **condition, **fields)
-    mask = "Of the size of the image, and fully transparent where it is to be generated anew."
-    edit = create_model(
-        "ImageEdit",
-        __base__=(FormFields, *base),
-        **image_fields("The image to edit."),
-        mask=(Annotated[UploadFile | None, File(description=mask)], None),
-        input_fidelity=(Annotated[Literal["high", "low"] | None, Field(description=Unused)], None),
-        **condition,
-        **fields,
-        **frontend.edit_fields,
-    )
-    variation = None
+    edit = variation = None
+    if frontend.edit_fields is not None:
+        mask = "Of the size of the image, and fully transparent where it is to be generated anew."
+        edit = create_model(
+            "ImageEdit",
+            __base__=(FormFields, *base),
+            **image_fields("The image to edit."),
+            mask=(Annotated[UploadFile | None, File(description=mask)], None),
+            input_fidelity=(Annotated[Literal["high", "low"] | None, Field(description=Unused)], None),
+            **condition,
+            **fields,
+            **frontend.edit_fields,
+        )
     if frontend.pipe.varies_images:
         varied, base = image_fields("The image to vary."), (FormFields, VariationFields, sampling_fields)
         variation = create_model("ImageVariation", __base__=base, **varied, **fields)

@@ -217,7 +217,6 @@ def test_what_can_not_be_served_is_refused(tmp_path):
     for checkpoint, large, message in (
         ("cascade", "small", "is a cascade and has an upsampler"),
         ("nested", None, "A CascadePipeline can't be served"),
-        ("pixels", None, "A PixelDiffusionPipeline can't be served"),
         ("ddpm", None, "A DDPMPipeline can't be served"),
         ("base", "small", "they do not belong together"),
         ("base", "pixels", "draws images from noise alone"),

@@ -11,7 +11,7 @@ from tiny_requests import draw_alone, random_requests
 from llamagen_hf.llamagen.decoding import CodeDecoder
 from llamagen_hf.llamagen.sampling import filter_top_k, filter_top_p, sample
 from llamagen_hf.llamagen.serving.batch import ContinuousBatch, GenerationRequest
-from llamagen_hf.llamagen.serving.scheduler import WaitingQueue
+from llamagen_hf.serving.waiting_queue import WaitingQueue
 
 
 def run(batch: ContinuousBatch, requests: list[GenerationRequest], joining: list[int]) -> dict[str, list[int]]:

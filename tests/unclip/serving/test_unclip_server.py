@@ -199,9 +199,25 @@ def test_without_an_image_encoder_there_are_no_variations(tmp_path, has_prior):
     assert VARIATIONS not in client.get("/openapi.json").json()["paths"]
 
 
-def test_a_decoder_that_no_engine_draws_for_is_refused(tmp_path):
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_a_decoder_of_pixel_diffusion_is_served(tmp_path, guidance_scale):
     build_unclip("diffusion").save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match="A prior whose decoder is a PixelDiffusionPipeline can't be served; expected"
-    ):
-        load_frontend(str(tmp_path), None, "cpu", torch.float32)
+    settings = {"guidance_scale": guidance_scale, "num_inference_steps": 2}
+    with running_server(tmp_path, inline=True) as running:
+        client, pipe = running.client(), running.pipe
+        answer = client.images.generate(prompt="a cat", n=2, extra_body={"seed": 5} | settings)
+        assert answer.size == "16x16" and answer.usage.output_tokens == 4
+        variations = client.images.create_variation(image=png(picture()), n=2, extra_body={"seed": 5} | settings)
+        assert variations.usage.input_tokens_details.image_tokens == 2
+        for row, seed in enumerate((5, 6)):
+            for data, expected in (
+                (answer.data[row], pipe("a cat", generator=generators(seed), **settings)),
+                (variations.data[row], pipe.variation(picture(), generator=generators(seed), **settings)),
+            ):
+                assert data.seed == seed and same(data, expected.images[0])
+                parameters = read_parameters(file_of(data))
+                assert without_checkpoints(parameters) == without_checkpoints(expected.parameters[0])
+                assert same(data, pipe.redraw(parameters).images[0])
+        with pytest.raises(openai.BadRequestError, match="pixel diffusion draws all pixels at once") as caught:
+            client.images.edit(image=png(picture()), prompt="a cat")
+        assert caught.value.code == "no_edits"

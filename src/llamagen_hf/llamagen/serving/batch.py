@@ -26,13 +26,13 @@ from ...loading.compile_cache import keep_compiled_code
 from ...loading.quantization import quantize_components
 from ...serving.engine import EngineRequest
 from ...serving.local_engine import Progress
+from ...serving.waiting_queue import WaitingQueue
 from ..configuration import LlamaGenConfig
 from ..kv_cache import SlotCache
 from ..modeling import LlamaGenForConditionalGeneration
 from ..noise import draw_noise_keys
 from ..sampling import SamplingParams, guide, is_guided, sample
 from ..windows import CodeWindows
-from .scheduler import WaitingQueue
 
 
 @dataclass(frozen=True, kw_only=True)

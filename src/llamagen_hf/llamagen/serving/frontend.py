@@ -100,6 +100,10 @@ class LlamaGenFrontend(Frontend):
                 component.to(device)
         return cls(pipe, str(folder / "transformer"), quantization)
 
+    def capacity(self, slots: int) -> int:
+        """Roughly how many images the engine generates at once."""
+        return max(1, slots // 2)
+
     def batch_loader(
         self, slots: int, compile: bool = False, threads: int | None = None, decoding_window: int = 1
     ) -> partial[ContinuousBatch]:

@@ -11,6 +11,8 @@ from pydantic import Field, create_model
 
 from ...arguments import FieldError
 from ...conditioning.text import PromptLoss
+from ...diffusion.serving.batch import DiffusionRequest
+from ...diffusion.serving.frontend import DiffusionFrontend
 from ...images.reading import UPLOAD_MEGAPIXELS, read_image
 from ...llamagen.serving.batch import GenerationRequest
 from ...llamagen.serving.frontend import LlamaGenFrontend
@@ -21,6 +23,10 @@ from ..decoder_output import Embeddings
 from ..decoder_pipeline import PRIOR_PREFIX, PriorDecoderPipeline
 from ..prior import EmbeddingPriorPipeline
 
+
+# Who prepares and decodes for a decoder, by its class.
+DECODERS = {"AutoregressiveImagePipeline": LlamaGenFrontend, "PixelDiffusionPipeline": DiffusionFrontend}
+DecoderRequest = GenerationRequest | DiffusionRequest
 
 MAX_CANDIDATES = 64
 # The settings of priors of both kinds, as fields of a request.
@@ -71,14 +77,19 @@ class PriorDecoderFrontend(Frontend):
 
     Args:
         prior ([`EmbeddingPriorPipeline`]): Draws and encodes embeddings, on its own device.
-        decoder ([`LlamaGenFrontend`]): Prepares requests, and decodes images.
+        decoder ([`LlamaGenFrontend`] or [`DiffusionFrontend`]): Prepares requests, and decodes images.
         checkpoint (`str`, *optional*): What both were loaded from; by default that of the decoder.
 
     Raises:
         ValueError: If they do not belong together.
     """
 
-    def __init__(self, prior: EmbeddingPriorPipeline, decoder: LlamaGenFrontend, checkpoint: str | None = None):
+    def __init__(
+        self,
+        prior: EmbeddingPriorPipeline,
+        decoder: LlamaGenFrontend | DiffusionFrontend,
+        checkpoint: str | None = None,
+    ):
         super().__init__(PriorDecoderPipeline(prior, decoder.pipe))
         self.decoder = decoder
         prior.set_progress_bar_config(disable=True)
@@ -104,19 +115,12 @@ class PriorDecoderFrontend(Frontend):
 
         Raises:
             OSError: If there is no such checkpoint.
-            ValueError: If its parts do not belong together, if its decoder is no [`AutoregressiveImagePipeline`],
-                or if the generator's quantization does not run here.
+            ValueError: If its parts do not belong together, or if the generator's quantization does not run here.
         """
         folder = PriorDecoderPipeline.find_checkpoint(checkpoint)
         name = PriorDecoderPipeline.load_config(folder / "decoder")["_class_name"]
-        if name != "AutoregressiveImagePipeline":
-            raise ValueError(
-                f"A prior whose decoder is a {name} can't be served; expected an AutoregressiveImagePipeline as the "
-                "decoder."
-            )
-        prior = load_part(Path(folder, "prior"), dtype=dtype).to(device)
-        decoder = LlamaGenFrontend.from_pretrained(str(folder / "decoder"), device, dtype, quantization)
-        return cls(prior, decoder, checkpoint)
+        decoder = DECODERS[name].from_pretrained(str(folder / "decoder"), device, dtype, quantization)
+        return cls(load_part(Path(folder, "prior"), dtype=dtype).to(device), decoder, checkpoint)
 
     def resolve_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         names = self.sampling_fields.model_fields.keys() - {"truncate_prompt"}
@@ -129,7 +133,7 @@ class PriorDecoderFrontend(Frontend):
         """Nothing: what a prior draws of a prompt depends on the seed."""
         return [None] * len(prompts)
 
-    def prepare(self, request: ImageRequest, states: None) -> tuple[GenerationRequest, dict]:
+    def prepare(self, request: ImageRequest, states: None) -> tuple[DecoderRequest, dict]:
         given = {name: request.settings.get(name) for name in self.prior_fields}
         given = {name: value for name, value in given.items() if value is not None}
         image = None
@@ -143,7 +147,7 @@ class PriorDecoderFrontend(Frontend):
         parameters = {name: value for name, value in parameters.items() if name != "prompt"}
         return replace(prepared, finishing=Source(request.prompt, image, given)), parameters
 
-    def add_conditions(self, requests: list[GenerationRequest]) -> list[GenerationRequest]:
+    def add_conditions(self, requests: list[DecoderRequest]) -> list[DecoderRequest]:
         """Draw the embeddings of prompts, and encode images, once each."""
         # On a CPU a batch saves little, and its size changes the last bits of every row in it.
         alone = self.pipe.device.type == "cpu"
@@ -172,29 +176,27 @@ class PriorDecoderFrontend(Frontend):
                 conditioned[index] = self._conditioned(requests[index], found.row(row), generator)
         return [conditioned[index] for index in range(len(requests))]
 
-    def _conditioned(
-        self, request: GenerationRequest, found: Embeddings, generator: torch.Generator
-    ) -> GenerationRequest:
+    def _conditioned(self, request: DecoderRequest, found: Embeddings, generator: torch.Generator) -> DecoderRequest:
         """A request with its embedding, and with the seed that the decoder has after the prior."""
         return replace(
             request,
             seed=found.generators[0].initial_seed(),
-            prompt_embeds=found.embeds.to("cpu", self.pipe.decoder.transformer.dtype),
+            prompt_embeds=found.embeds.to(request.prompt_embeds),
             finishing=replace(request.finishing, found=found, generator=generator),
         )
 
-    def count_tokens(self, request: GenerationRequest) -> TokenCounts:
-        """Positions of the generator: one of an embedding, of text or of an image; codes kept and codes drawn."""
+    def count_tokens(self, request: DecoderRequest) -> TokenCounts:
+        """Positions of the decoder: one of an embedding, of text or of an image; codes kept; codes or steps drawn."""
         text, kept, drawn = self.decoder.count_tokens(request)
         return TokenCounts(text, kept, drawn) if request.finishing.image is None else TokenCounts(0, text, drawn)
 
-    def generator_after(self, request: GenerationRequest) -> torch.Generator:
+    def generator_after(self, request: DecoderRequest) -> torch.Generator:
         source = request.finishing
         # Of an image to vary there is no prior that draws before the decoder does.
         return self.decoder.generator_after(request) if source.image is not None else clone(source.generator)
 
-    def complete(self, request: GenerationRequest, parameters: dict) -> dict:
+    def complete(self, request: DecoderRequest, parameters: dict) -> dict:
         return request.finishing.found.joined(0, parameters | {"seed": request.seed})
 
-    def decode(self, items: list[tuple[GenerationRequest, list[int]]]) -> list[Image.Image]:
+    def decode(self, items: list[tuple[DecoderRequest, list]]) -> list[Image.Image]:
         return self.decoder.decode(items)

@@ -3,7 +3,7 @@
 import heapq
 from itertools import count
 
-from ...serving.engine import EngineRequest
+from .engine import EngineRequest
 
 
 class WaitingQueue:
