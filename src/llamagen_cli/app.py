@@ -1,6 +1,7 @@
 """The application that the commands belong to, and what they have in common."""
 
 import io
+import logging
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -45,6 +46,11 @@ Quantization = Annotated[
     Literal["int8", "int8-dynamic", "float8"] | None,
     typer.Option(help="Bits of the weights of a generator of codes: less memory. Needs `llamagen-hf[quantization]`."),
 ]
+
+
+# Where torchao is installed, importing diffusers reports kernels of other devices that can't be loaded.
+for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager
