@@ -71,7 +71,7 @@ def generate(
     num_candidates: Annotated[int, typer.Option(min=1, help="Generate so many for each image, keep the best.")] = 1,
     decoding_window: Annotated[
         str | None,
-        typer.Option(help="Codes that a step may draw; the image stays the same. A number, or auto for the fastest."),
+        typer.Option(help="Codes that a step may draw, for the same image in float32: a number, or auto."),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps from noise to image of a diffusion model. Default: the checkpoint's.")

@@ -21,9 +21,9 @@ from .sampling import SamplingParams, guide, is_guided, sample
 from .windows import CodeWindows
 
 
-# Codes that a step of each window makes final, on the average over images of the emoji checkpoint, see
+# Codes that a step of each window makes final, on the average over images of the emoji checkpoint, one at a time; see
 # benchmarks/windows.py.
-CODES_PER_STEP = {1: 1.0, 4: 1.4, 8: 1.6, 16: 1.7}
+CODES_PER_STEP = {1: 1.0, 4: 1.41, 8: 1.57, 16: 1.63}
 
 
 def measure(call: Callable[[], object], device: torch.device) -> float:
@@ -189,8 +189,8 @@ class CodeDecoder:
                 The first n codes, fewer than all, which are kept; the others are drawn with the noise they would have
                 without. They are read in one go with the condition.
             decoding_window (`int`, *optional*, defaults to 1):
-                Codes of an image that a step may draw, see [`~llamagen_hf.llamagen.windows.CodeWindows`]. They are the
-                same codes, up to rounding.
+                Codes of an image that a step may draw, see [`~llamagen_hf.llamagen.windows.CodeWindows`]. In float32
+                they are the same codes, up to rounding, which in half precision changes some of them.
             sampling: Fields of [`~llamagen_hf.llamagen.sampling.SamplingParams`]; without them codes are drawn from
                 the logits as they are.
 

@@ -248,7 +248,7 @@ class AutoregressiveImagePipeline(
                 Takes a list of PIL images and one of prompts or class names, returns a number for each, higher is
                 better. [`~llamagen_hf.clip.CLIPScorer`], for instance.
             decoding_window (`int` or `"auto"`, *optional*, defaults to 1):
-                Codes of an image that a step may draw. The image is the same, up to rounding, in fewer steps; see
+                Codes of an image that a step may draw. In float32 the image is the same, up to rounding; see
                 [`~llamagen_hf.llamagen.windows.CodeWindows`]. `"auto"` takes the fastest here, measured once.
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"`; `"np"` `(batch, height, width, 3)` or `"pt"` `(batch, 3, height, width)` in [0, 1]; or

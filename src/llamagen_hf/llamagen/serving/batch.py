@@ -113,7 +113,7 @@ class ContinuousBatch:
             bounds how long the others wait when many join.
         decoding_window (`int`, *optional*, defaults to 1):
             Codes of an image that a step may draw as long as all streams together read at most as many codes as there
-            are slots. The images are the same, up to rounding.
+            are slots. In float32 the images are the same, up to rounding.
     """
 
     def __init__(
