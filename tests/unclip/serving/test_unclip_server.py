@@ -160,7 +160,8 @@ def test_a_batch_of_conditions_is_each_by_itself(tmp_path, monkeypatch):
     assert frontend.decoder is generator and base == str(tmp_path / "decoder") and frontend.sizes == (8,)
     settings = {"prior_top_k": 3, "guidance_scale": 2.0}
     assert frontend.resolve_settings(settings) == frontend.pipe.sampling_settings(**settings) | settings
-    cold = {"settings": {"prior_temperature": 0.01, "prior_guidance_scale": 9.0}}  # random weights say little beside the noise
+    # Random weights say little beside the noise.
+    cold = {"settings": {"prior_temperature": 0.01, "prior_guidance_scale": 9.0}}
     asked = [{"prompt": "a cat"} | cold, {"prompt": "a dog"} | cold, {"prompt": "a cat"}]
     asked += [{"variation_of": png(picture())}, {"variation_of": png(picture("blue"))}]
     prepared = [frontend.prepare(ImageRequest(**each), None)[0] for each in asked]
