@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch reads it, and sets it as soon as it compiles
 
@@ -20,10 +22,11 @@ def compiled_code_folder() -> Path:
 def keep_compiled_code() -> None:
     """Let `torch.compile` keep its code in the user's cache folder, where it outlives a restart of the machine.
 
-    By default it lies in a temporary folder. `TORCHINDUCTOR_CACHE_DIR` names another one. A process that has compiled
-    before goes on in the folder that it has. Nothing happens if the folder can't be made.
+    By default it lies in a temporary folder. `TORCHINDUCTOR_CACHE_DIR` names another one. Nothing happens if the
+    folder can't be made.
     """
-    if VARIABLE in os.environ:
+    # torch sets its default as soon as anything asks for the folder, as importing torchao does.
+    if os.environ.get(VARIABLE) not in (None, default_cache_dir()):
         return
     try:
         folder = compiled_code_folder()
