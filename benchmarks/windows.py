@@ -31,7 +31,7 @@ class Bench:
 
     def __init__(self, size: str | None, args: argparse.Namespace):
         torch.manual_seed(0)
-        self.dtype, self.seed = getattr(torch, args.dtype), 0
+        self.dtype = getattr(torch, args.dtype)
         if size is None:
             pipe = AutoregressiveImagePipeline.from_pretrained(args.checkpoint, dtype=self.dtype).to(args.device)
             states, masks = pipe.encode_prompt([PROMPTS[i % len(PROMPTS)] for i in range(args.images)])

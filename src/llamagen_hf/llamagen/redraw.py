@@ -49,11 +49,12 @@ class RedrawMixin:
         Raises:
             ValueError: If they do not determine an image, or do not fit the checkpoint.
         """
-        config, loras = self.require("transformer", "which draws").config, parameters.get("lora", [])
+        self.require("transformer", "which draws")
+        loras = parameters.get("lora", [])
         if loras != self.loras:
             raise ValueError(f"The image was drawn with the adapters {loras}, the pipeline has {self.loras}.")
         check_same_quantization(self, parameters)
-        inputs, index = redrawing_inputs(parameters, config.num_codes, self._execution_device, prompt_embeds)
+        inputs, index = redrawing_inputs(parameters, self._execution_device, prompt_embeds)
         output = self(**inputs, output_type=output_type)
         one = slice(index, index + 1)
         return AutoregressiveImageOutput(output.images[one], output.codes[one], [parameters])
@@ -88,7 +89,7 @@ class RedrawMixin:
 
 
 def redrawing_inputs(
-    parameters: dict, num_codes: int, device: torch.device, prompt_embeds: torch.Tensor | None = None
+    parameters: dict, device: torch.device, prompt_embeds: torch.Tensor | None = None
 ) -> tuple[dict, int]:
     """What the pipeline draws an image again from, and the image's place in that batch.
 
@@ -96,7 +97,6 @@ def redrawing_inputs(
 
     Args:
         parameters (`dict`): As [`~llamagen_hf.provenance.describe`] gives them.
-        num_codes (`int`): Codes of an image.
         device (`torch.device`): Where the prefix goes.
         prompt_embeds (`torch.Tensor`, *optional*): Text states in place of a prompt.
 
