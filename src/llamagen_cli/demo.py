@@ -19,6 +19,9 @@ def demo(
         DtypeOrAuto | None, typer.Option(help="auto: the fastest here. Default: float32 on a CPU, else bfloat16.")
     ] = None,
     quantization: Quantization = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the generator; the first images take longer, the others less.")
+    ] = False,
 ):
     """Start the app of the Gradio Space on this machine, and open it in a browser at the address it prints."""
     with one_sentence_errors():
@@ -27,7 +30,7 @@ def demo(
         except ImportError as error:
             raise ValueError(f"{error}; the app needs `pip install llamagen-hf[demo]`.") from error
         launch(
-            build_demo(checkpoint, device, dtype, upsampler, quantization),
+            build_demo(checkpoint, device, dtype, upsampler, quantization, compile),
             server_name=host,
             server_port=port,
             share=share,

@@ -96,7 +96,7 @@ def generate(
     dtype: Annotated[DtypeOrAuto | None, typer.Option(help="auto: the fastest here. Default: float32.")] = None,
     quantization: Quantization = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the generation of a code; worth it for many images.")
+        bool, typer.Option("--compile", help="Compile the generator; takes a minute the first time.")
     ] = False,
 ):
     """Generate one or more images and save them as PNG, with their parameters in the metadata."""

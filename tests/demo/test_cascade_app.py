@@ -19,7 +19,7 @@ import psutil  # noqa: E402
 from demo_client import arguments, running, shown_images  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 
-from llamagen_hf import CascadePipeline  # noqa: E402
+from llamagen_hf import AutoregressiveImagePipeline, CascadePipeline  # noqa: E402
 from llamagen_hf.demo import build_demo  # noqa: E402
 from llamagen_hf.demo.app import lay_out  # noqa: E402
 from llamagen_hf.demo.studio import Studio  # noqa: E402
@@ -183,6 +183,21 @@ def test_what_visitors_can_not_ask_for_is_refused(tmp_path, build, message):
     build().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         build_demo(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize("option", [{"quantization": "int8"}, {"compile": True}])
+def test_a_model_of_pixels_is_neither_quantized_nor_compiled(tmp_path, option):
+    build_diffusion_pipeline().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Only models that generate codes are quantized or compiled here."):
+        build_demo(str(tmp_path), "cpu", **option)
+
+
+def test_the_generator_is_compiled_on_request(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(AutoregressiveImagePipeline, "compile_step", lambda pipe: compiled.append(pipe))
+    build_text_pipeline().save_pretrained(tmp_path)
+    build_demo(str(tmp_path), "cpu", compile=True)
+    assert len(compiled) == 1
 
 
 def test_the_shipped_upsampler_comes_with_the_shipped_checkpoint(tmp_path, monkeypatch):

@@ -85,6 +85,7 @@ def build_demo(
     dtype: str | None = None,
     upsampler: str | None = None,
     quantization: str | None = None,
+    compile: bool = False,
 ) -> gr.Blocks:
     """Build the app around a checkpoint.
 
@@ -99,6 +100,8 @@ def build_demo(
             package, for the emoji checkpoint and if it ships.
         quantization (`str`, *optional*): Mode of [`~llamagen_hf.loading.quantization.quantize_components`] for the
             generator of codes.
+        compile (`bool`, *optional*, defaults to `False`): Whether to compile the step that generates a code. The first
+            image, and the first of each other number of images at once, then takes a minute or so.
 
     Returns:
         `gradio.Blocks`: Ready to [`launch`].
@@ -106,7 +109,7 @@ def build_demo(
     Raises:
         OSError: If there is no such checkpoint, or it draws no images.
         ValueError: If the checkpoint draws from neither prompts nor classes, if the upsampler does not fit it, or if
-            it can't be quantized so.
+            it can't be quantized or compiled so.
     """
     if device is None:
         device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
@@ -115,8 +118,10 @@ def build_demo(
     if quantization is not None:
         options["quantization_config"] = quantize_components({"transformer": quantization})
     pipe = load_pipeline(checkpoint, draws="images", dtype=dtype, **options).to(device)
-    if quantization is not None and not hasattr(pipe, "compile_step"):
-        raise ValueError("Only models that generate codes are quantized here.")
+    if (quantization is not None or compile) and not hasattr(pipe, "compile_step"):
+        raise ValueError("Only models that generate codes are quantized or compiled here.")
+    if compile:
+        pipe.compile_step()
     if (upsampler := find_upsampler(checkpoint, upsampler)) is not None:
         enlarging = load_pipeline(upsampler, dtype=dtype).to(device)
         pipe = own_class("CascadePipeline")(pipe, enlarging)

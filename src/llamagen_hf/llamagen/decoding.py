@@ -3,12 +3,11 @@
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
 import torch
-import torch._inductor.config
 import torch.nn.functional as F
 from transformers import DynamicCache, StaticCache
 
@@ -17,6 +16,7 @@ from ..loading.offloading import is_offloaded
 from .filled_cache import FilledCache
 from .kv_cache import SlotCache, cache_length
 from .modeling import LlamaGenForConditionalGeneration
+from .packaged_step import PackagedStep
 from .sampling import SamplingParams, guide, is_guided, sample
 from .windows import CodeWindows
 
@@ -56,34 +56,33 @@ class CodeDecoder:
         self._spare_caches: dict[tuple, StaticCache | SlotCache] = {}
         self._fastest_windows: dict[tuple, int] = {}
         self._step, self._window_step = self._eager_step, self._eager_window_step
-        self._freezes = False
+        self._is_packaged = False  # whether both are a `PackagedStep`, which takes windows, of one code too
 
     def compile(self, **kwargs) -> None:
-        """Compile the step for one code, with `fullgraph=True`.
+        """Compile the step, with `fullgraph=True`.
 
-        The first call with each batch size and window then takes a minute or so. Each of them has its own graph; torch
-        allows eight (`torch._dynamo.config.recompile_limit`).
+        The first call with each batch size and window then takes a minute or so. The code is kept for the next
+        process, see [`~llamagen_hf.loading.compile_cache.keep_compiled_code`].
+
+        On a CPU, the weights are by default frozen into the code, and the fastest of several kernels is taken. Frozen
+        weights ignore later changes, so compile last.
 
         Args:
-            kwargs: Passed to `torch.compile`. The default on an accelerator is CUDA graphs. On a CPU it is weights
-                frozen into the graph and the fastest of several kernels. Frozen weights ignore later changes, so
-                compile last. Code is kept for the next process, see
-                [`~llamagen_hf.loading.compile_cache.keep_compiled_code`]. A graph with frozen weights is traced anew
-                there, which takes a good part of the time; `mode="default"` starts several times as fast, and its
-                steps are slower.
+            kwargs: Passed to `torch.compile`, which allows eight batch sizes and windows
+                (`torch._dynamo.config.recompile_limit`). The default on an accelerator is CUDA graphs. On a CPU,
+                `mode="default"` compiles several times as fast as the default, and its steps are slower.
         """
         keep_compiled_code()
-        self._freezes = False  # an earlier call may have set it
-        if not kwargs.keys() & {"mode", "options"}:
-            if self.model.device.type == "cpu":
-                kwargs["options"] = {"max_autotune": True}
-                self._freezes = True
-            else:
-                kwargs["mode"] = "reduce-overhead"
+        self._fastest_windows.clear()
+        self._is_packaged = not kwargs and self.model.device.type == "cpu" and self._has_windows
+        if self._is_packaged:
+            self._window_step = self._step = PackagedStep(self.model, self._eager_window_step)
+            return
+        if not kwargs.keys() & {"mode", "options"} and self.model.device.type != "cpu":
+            kwargs["mode"] = "reduce-overhead"
         kwargs = {"fullgraph": True, "dynamic": False, **kwargs}
         self._step = torch.compile(self._eager_step, **kwargs)
         self._window_step = torch.compile(self._eager_window_step, **kwargs)
-        self._fastest_windows.clear()
 
     @property
     def is_compiled(self) -> bool:
@@ -142,7 +141,7 @@ class CodeDecoder:
             with self._spare(SlotCache, rows, device) as cache:
                 for width, codes_per_step in CODES_PER_STEP.items():
                     codes = torch.zeros(rows, min(width, self.model.config.num_codes), dtype=torch.long, device=device)
-                    with self._freezing(), torch.autocast(device.type, enabled=False):
+                    with torch.autocast(device.type, enabled=False):
                         seconds[width] = measure(partial(self._window_step, codes, cache), device) / codes_per_step
             self._fastest_windows[key] = min(seconds, key=seconds.get)
         return self._fastest_windows.get(key, 1)
@@ -150,10 +149,6 @@ class CodeDecoder:
     @property
     def _has_windows(self) -> bool:
         return self.model.config._attn_implementation in ("eager", "sdpa")
-
-    def _freezing(self) -> AbstractContextManager:
-        # This is not an option of torch.compile: the tracer, which makes weights constants, reads the global setting.
-        return torch._inductor.config.patch(freezing=True) if self._freezes else nullcontext()
 
     def __call__(self, noise_keys: torch.LongTensor, **kwargs) -> torch.LongTensor:
         """Generate all codes of a batch of images. Arguments and errors are those of [`stream`].
@@ -223,7 +218,8 @@ class CodeDecoder:
                 "or load the model with attn_implementation='sdpa'."
             )
         width = min(decoding_window, num_codes - 1)
-        loop = self._stream_codes if width <= 1 else partial(self._stream_windows, width)
+        by_windows = width > 1 or (width == 1 and self._is_packaged)
+        loop = partial(self._stream_windows, width) if by_windows else self._stream_codes
         yield from loop(codes, first, noise_keys, condition, mask, params)
 
     def _condition(
@@ -279,7 +275,7 @@ class CodeDecoder:
                 if index + 1 < num_codes:
                     step_input = codes[:, index : index + 1]
                     step_input = step_input.repeat(2, 1) if guided else step_input.clone()
-                    with self._freezing(), in_own_precision:
+                    with in_own_precision:
                         logits = self._step(step_input, cache, mask)
 
     def _stream_windows(
@@ -324,7 +320,7 @@ class CodeDecoder:
                 read, inputs = windows.guess(), windows.inputs
                 positions = config.condition_length + inputs[:, 0]
                 cache.positions.copy_(positions.repeat(2) if guided else positions)
-                with self._freezing(), in_own_precision:
+                with in_own_precision:
                     logits = self._window_step(read.repeat(2, 1) if guided else read, cache)
                     logits = _mix(logits, inputs + 1, scale, params.guidance_interval, guided)
                     drawn = sample(logits.flatten(0, 1), repeated, (inputs + 1).flatten(), *filters)

@@ -1,5 +1,7 @@
 """A static cache whose rows are at different positions: one slot for each stream of each image."""
 
+from copy import copy
+
 import torch
 from transformers.cache_utils import Cache, StaticLayer
 
@@ -65,6 +67,19 @@ class SlotCache(Cache):
             layer.lazy_initialization(like, like)
         for tensor in (self.positions, self.visible):  # as the layers do: CUDA graphs read them where they are
             torch._dynamo.mark_static_address(tensor)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that it holds: positions, visible, then the keys and the values of each layer."""
+        return [self.positions, self.visible, *(t for layer in self.layers for t in (layer.keys, layer.values))]
+
+    def around(self, positions: torch.Tensor, visible: torch.Tensor, *states: torch.Tensor) -> "SlotCache":
+        """The same cache with other [`tensors`], which it writes to."""
+        cache = copy(self)
+        cache.positions, cache.visible, cache.layers = positions, visible, [copy(layer) for layer in self.layers]
+        for layer, keys, values in zip(cache.layers, states[::2], states[1::2], strict=True):
+            layer.positions, layer.keys, layer.values = positions, keys, values
+        return cache
 
     def fill(self, rows: slice, prefilled: Cache, condition_mask: torch.Tensor | None) -> None:
         """Copy the keys and values of conditions, and of the codes after them, into slots.
