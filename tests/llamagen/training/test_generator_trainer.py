@@ -222,6 +222,27 @@ def test_training_goes_on_from_a_pipeline(stages, tmp_path):
     assert train_generator(config)["test_loss"] == pytest.approx(metrics["test_loss"], abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["class", "text"])
+def test_a_condition_of_another_kind_takes_over_all_but_what_reads_the_condition(stages, tmp_path, kind):
+    folder, _ = stages
+    changes = {"conditioning": "class", "num_classes": 3} if kind == "class" else {"condition_length": 5}
+    start = {"init_from": str(folder / "text"), "new_condition": True, **changes}
+    config = config_of(folder, tmp_path / "out", **start, max_train_steps=2, learning_rate=1e-9, lr_warmup_steps=0)
+    train_generator(replace(config, max_train_steps=1, checkpointing_steps=1))
+    train_generator(config)  # goes on: what is new is the same again
+    before, after = weights_of(folder / "text"), weights_of(tmp_path / "out")
+    codes = len(before["model.embed_tokens.weight"])
+    for name, value in after.items():
+        if name.startswith(("model.text_projector.", "model.uncond_embedding.")):
+            assert value.shape != before[name].shape or (value - before[name]).abs().max() > 1e-3
+        else:
+            torch.testing.assert_close(value[: len(before[name])], before[name], rtol=0, atol=1e-6, msg=name)
+    assert len(after["model.embed_tokens.weight"]) == codes + (4 if kind == "class" else 0)
+    pipe = AutoregressiveImagePipeline.from_pretrained(tmp_path / "out")
+    assert pipe.transformer.config.condition_length == (1 if kind == "class" else 5)
+    pipe(**({"class_labels": 2} if kind == "class" else {"prompt": "a red circle"}))
+
+
 def test_the_second_stage_takes_the_weights_to_another_grid(stages, tmp_path):
     """Rotary positions have no parameters: the weights of a 8x8 grid start a training on 4x4."""
     folder, _ = stages
@@ -424,6 +445,7 @@ def test_recipes_that_do_not_fit_are_one_sentence(stages, tmp_path):
             "init_from": str(folder / "text"),
             "conditioning": "class",
         },
+        "new_condition trains all weights of a pipeline: set init_from": {"new_condition": True},
         "variant is 'Z'; expected 'B', 'L'": {"variant": "Z"},
         "20 rows do not fill one batch of 21": {"batch_size": 21},
         "codes have no column 'kind'": {"conditioning": "class", "label_column": "kind"},

@@ -44,6 +44,13 @@ class GeneratorTrainingConfig(ConditionalTrainingConfig):
     num_hidden_layers: int = field(default=12, metadata={"help": "Layers of the Llama."})
     num_attention_heads: int = field(default=12, metadata={"help": "Heads of the Llama."})
     condition_length: int = field(default=120, metadata={"help": "Positions of a prompt."})
+    new_condition: bool = field(
+        default=False,
+        metadata={
+            "help": "Take only the layers and the codes' embeddings of init_from; what reads the condition is new, so "
+            "it may be of another kind, width or length."
+        },
+    )
     condition_rotary: Literal["zero", "identity"] | None = field(
         default=None,
         metadata={
@@ -86,6 +93,8 @@ class GeneratorTrainingConfig(ConditionalTrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.new_condition and (self.init_from is None or self.lora_rank):
+            raise ValueError("new_condition trains all weights of a pipeline: set init_from, and no lora_rank.")
         if self.dropout is None and self.init_from is None:
             self.dropout = 0.1
         if not 0 <= self.code_noise <= 1:

@@ -46,13 +46,14 @@ def build_models(
     text_encoder = tokenizer = None
     if config.text_encoder is not None:
         text_encoder, tokenizer = load_text_encoder(config.text_encoder)
-    if config.init_from is not None:
+    if config.init_from is not None and not config.new_condition:
         folder = AutoregressiveImagePipeline.find_checkpoint(config.init_from)
         before = LlamaGenConfig.from_pretrained(folder / "transformer")
         found = before.conditioning
         if found != config.conditioning:
             raise ValueError(
-                f"{config.init_from} is {found}-conditional, but conditioning is {config.conditioning!r}."
+                f"{config.init_from} is {found}-conditional, but conditioning is {config.conditioning!r}; "
+                "new_condition: true would keep all but its path from the condition."
             )
         changes = {} if config.condition_rotary is None else {"condition_rotary": config.condition_rotary}
         if config.dropout is not None:
@@ -88,6 +89,7 @@ def build_models(
             "condition_length": config.condition_length,
             "prompt_cleaning": cleaning or _stored_cleaning(config, codes_info) or "unicode",
             "condition_dim": _stored_dim(config, codes_info) or text_encoder.config.hidden_size,
+            "id2label": None,
         }
     else:
         condition = _classes(config, rows)
@@ -129,7 +131,7 @@ def _check_stored_states(config: GeneratorTrainingConfig, codes_info: dict, mode
 
 
 def _classes(config: GeneratorTrainingConfig, rows: Dataset) -> dict:
-    """The number of classes, the recipe's or as many as the label column names, and their names by id, if any."""
+    """The configuration of a condition on classes: as many as the recipe says or the label column names."""
     if config.label_column not in rows.features:
         raise ValueError(f"The codes have no column {config.label_column!r}; they have {rows.column_names}.")
     feature = rows.features[config.label_column]
@@ -138,31 +140,47 @@ def _classes(config: GeneratorTrainingConfig, rows: Dataset) -> dict:
         raise ValueError(
             f"The column {config.label_column!r} does not say how many classes there are; set num_classes."
         )
-    return {"num_classes": config.num_classes or len(names), "id2label": names}
+    count = config.num_classes or len(names)
+    return {"conditioning": "class", "condition_length": 1, "num_classes": count, "id2label": names}
 
 
 def _new_transformer(
     config: GeneratorTrainingConfig, codes_info: dict, condition: dict
 ) -> LlamaGenForConditionalGeneration:
+    settings = condition | {
+        "grid_size": codes_info["grid"][0],
+        "condition_dropout": config.condition_dropout,
+        "condition_rotary": config.condition_rotary,
+    }
+    if config.dropout is not None:
+        settings |= dict.fromkeys(DROPOUTS, config.dropout)
+    if config.new_condition:
+        return _with_new_condition(config.init_from, settings)
     sizes = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
     }
+    sizes = VARIANTS[config.variant] if config.variant else sizes
     transformer = LlamaGenForConditionalGeneration(
-        LlamaGenConfig(
-            vocab_size=codes_info["vocab_size"],
-            grid_size=codes_info["grid"][0],
-            condition_rotary=config.condition_rotary,
-            **dict.fromkeys(DROPOUTS, config.dropout),
-            condition_dropout=config.condition_dropout,
-            **(VARIANTS[config.variant] if config.variant else sizes),
-            **condition,
-        )
+        LlamaGenConfig(vocab_size=codes_info["vocab_size"], **sizes, **settings)
     )
     nn.init.zeros_(transformer.lm_head.weight)  # all codes equally likely at the start, as in the released training
     return transformer
+
+
+def _with_new_condition(init_from: str, settings: dict) -> LlamaGenForConditionalGeneration:
+    """The generator of a pipeline, whose path from the condition is new."""
+    folder = AutoregressiveImagePipeline.find_checkpoint(init_from) / "transformer"
+    old = LlamaGenForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    new = LlamaGenForConditionalGeneration(LlamaGenConfig.from_pretrained(folder, **settings))
+    weights, codes = old.state_dict(), slice(old.config.vocab_size)  # after codes' embeddings come those of classes
+    with torch.no_grad():
+        new.model.embed_tokens.weight[codes] = weights.pop("model.embed_tokens.weight")[codes]
+    of_condition = ("model.text_projector.", "model.uncond_embedding.")
+    new.load_state_dict({k: v for k, v in weights.items() if not k.startswith(of_condition)}, strict=False)
+    return new
 
 
 def _captions(config: GeneratorTrainingConfig, rows: Dataset) -> Iterator[str]:
