@@ -30,7 +30,8 @@ class _StepOfTensors(nn.Module):
 class PackagedStep:
     """A step of a decoder, with a package of compiled code for each shape of codes.
 
-    What can't be packaged, such as weights that torchao has quantized, is compiled for this process alone.
+    Quantized weights, which a package would hold unpacked, are compiled for this process alone, as is what can't be
+    packaged.
 
     Args:
         model (`nn.Module`): The generator, on a CPU.
@@ -50,6 +51,8 @@ class PackagedStep:
 
     def _compile(self, codes: torch.LongTensor) -> Step:
         model = self._model
+        if any(hasattr(weight, "__tensor_flatten__") for weight in model.parameters()):
+            return self._compile_without_package()
         spare = SlotCache(model.config, len(codes), model.dtype, model.device)
         try:
             run = load_package(_StepOfTensors(model, self._eager, spare), (torch.zeros_like(codes), *spare.tensors))
