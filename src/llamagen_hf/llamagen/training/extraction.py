@@ -174,7 +174,9 @@ class CodeExtraction:
         self.places = {"vq_model": config.vq_model, "dataset": data.dataset, "text_encoder": config.text_encoder}
         self.places["clip"] = config.clip
         self.settings = self._settings()  # before the weights are rounded
-        self.model.to(self.state.device, getattr(torch, config.dtype))
+        self.model.to(self.state.device)
+        if config.dtype == "bfloat16":
+            self.model.bfloat16()  # `to(dtype)` warns of modules to keep in float32, of which there are none
 
     def _settings(self) -> dict:
         """The settings that determine the codes, and so must not change within a folder."""
