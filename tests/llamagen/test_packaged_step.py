@@ -1,6 +1,7 @@
 """The compiled step of CPUs draws the codes of the eager one, as a package or without."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -51,3 +52,14 @@ def test_guidance_may_change_on_the_way():
     expected = draw()
     decoder.compile()
     assert torch.equal(draw(), expected)
+
+
+def test_concurrent_calls_do_not_mix():
+    model = build_transformer(num_hidden_layers=1)
+    decoder = CodeDecoder(model)
+    decoder.compile()
+    keys = [torch.arange(2) + 2 * i for i in range(8)]
+    expected = [decoder(each, **CONDITION, **SETTINGS) for each in keys]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda each: decoder(each, **CONDITION, **SETTINGS), keys))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
