@@ -51,6 +51,13 @@ def test_the_log_says_what_runs_and_how_much_memory_it_takes(new_state, tmp_path
     assert 0.1 < logged[0]["memory_gb"] < 100
 
 
+def test_a_run_that_is_to_be_compiled_needs_a_compiler(new_state, tmp_path, monkeypatch):
+    monkeypatch.setattr("llamagen_hf.loading.compilation.missing_for_cpu", lambda: "a compiler")
+    config = tokenizer_config(tmp_path / "run", max_train_steps=1, compile=True)
+    with pytest.raises(ValueError, match="Compiling for a CPU takes a compiler, or go on without"):
+        train_tokenizer(write_shapes(tmp_path / "shapes"), config)
+
+
 def test_a_compiled_run_says_so():
     assert run_sentence(torch.device("cuda"), 2, "bf16", True).endswith(
         "on cuda in bfloat16 (mixed precision), compiled."

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache, StaticCache
 
-from ..loading.compile_cache import keep_compiled_code
+from ..loading.compilation import check_compiler, keep_compiled_code
 from ..loading.offloading import is_offloaded
 from .filled_cache import FilledCache
 from .kv_cache import SlotCache, cache_length
@@ -62,7 +62,7 @@ class CodeDecoder:
         """Compile the step, with `fullgraph=True`.
 
         The first call with each batch size and window then takes a minute or so. The code is kept for the next
-        process, see [`~llamagen_hf.loading.compile_cache.keep_compiled_code`].
+        process, see [`~llamagen_hf.loading.compilation.keep_compiled_code`].
 
         On a CPU, the weights are by default frozen into the code, and the fastest of several kernels is taken. Frozen
         weights ignore later changes, so compile last.
@@ -71,7 +71,12 @@ class CodeDecoder:
             kwargs: Passed to `torch.compile`, which allows eight batch sizes and windows
                 (`torch._dynamo.config.recompile_limit`). The default on an accelerator is CUDA graphs. On a CPU,
                 `mode="default"` compiles several times as fast as the default, and its steps are slower.
+
+        Raises:
+            ValueError: If it is to be compiled for a CPU, and there is no C++ compiler.
         """
+        if "backend" not in kwargs:
+            check_compiler(self.model.device)
         keep_compiled_code()
         self._fastest_windows.clear()
         self._is_packaged = not kwargs and self.model.device.type == "cpu" and self._has_windows

@@ -10,7 +10,7 @@ import torch
 import torch._inductor
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from .compile_cache import keep_compiled_code
+from .compilation import keep_compiled_code
 
 
 # Options of inductor: try several kernels for each shape, and do not print what each of them took.
@@ -26,7 +26,7 @@ def load_package(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> C
 
     The weights are constants of the compiled code, and the fastest of several kernels are chosen, which takes a minute
     or so. AOTInductor keeps it in a file, in the folder of
-    [`~llamagen_hf.loading.compile_cache.keep_compiled_code`]. A process with the same graph, weights, torch, number of
+    [`~llamagen_hf.loading.compilation.keep_compiled_code`]. A process with the same graph, weights, torch, number of
     threads and processor loads that file. When all files together exceed 4 GB, those that were not used for longest
     are deleted.
 

@@ -1,10 +1,9 @@
 """What this machine can do: its fast precision, whether it can compile, its peak arithmetic, its memory in use."""
 
-import shutil
-
 import psutil
 import torch
 
+from ..loading.compilation import missing_for_cpu
 from ..loading.precision import has_bfloat16
 
 
@@ -45,8 +44,8 @@ def fast_precision(device: torch.device) -> str | None:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether `torch.compile` finds a C++ compiler for a CPU; `False` for accelerators, where it was not measured."""
-    return device.type == "cpu" and any(map(shutil.which, ("g++", "clang++")))
+    """Whether `torch.compile` finds what it needs for a CPU; `False` for accelerators, where it was not measured."""
+    return device.type == "cpu" and missing_for_cpu() is None
 
 
 def memory_in_use(device: torch.device) -> int:

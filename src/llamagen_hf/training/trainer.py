@@ -37,6 +37,7 @@ from ..data.fingerprint import Inputs, claim_inputs
 from ..data.loader import StepLoader, batches_once
 from ..data.samples import BadRows
 from ..files import replacing, write_json
+from ..loading.compilation import check_compiler
 from ..processes import on_main_process, this_process
 from .checkpoints import latest_checkpoint, remove_run, resume, save_checkpoint
 from .config import RunConfig
@@ -192,6 +193,8 @@ class Trainer:
         share = max(1, config.batch_size // self.accelerator.num_processes)
         self.micro_batch_size = micro_batch_size or config.micro_batch_size or share
         self.bad_rows = BadRows(self.task.max_bad_rows)
+        if config.compile:
+            check_compiler(self.device)
         set_seed(config.seed)
         self.task.load()
         self.steps = self.task.step_loader()

@@ -22,7 +22,7 @@ import torch
 import transformers
 from transformers import DynamicCache
 
-from ...loading.compile_cache import keep_compiled_code
+from ...loading.compilation import check_compiler, keep_compiled_code
 from ...loading.quantization import quantize_components
 from ...serving.engine import EngineRequest
 from ...serving.local_engine import Progress
@@ -176,7 +176,11 @@ class ContinuousBatch:
 
         Args:
             kwargs: For `torch.compile`. By default CUDA graphs on an accelerator.
+
+        Raises:
+            ValueError: If it is to be compiled for a CPU, and there is no C++ compiler.
         """
+        check_compiler(self.model.device)
         keep_compiled_code()
         if not kwargs.keys() & {"mode", "options"} and self.model.device.type != "cpu":
             kwargs["mode"] = "reduce-overhead"

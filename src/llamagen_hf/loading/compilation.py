@@ -1,8 +1,10 @@
-"""Where compiled code is kept, so that the next process needs not compile it again."""
+"""What compiling takes: a compiler and headers for CPUs, and a folder where the next process finds the code."""
 
 import os
+import sysconfig
 from pathlib import Path
 
+import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 
@@ -35,3 +37,23 @@ def keep_compiled_code() -> None:
         return
     if os.access(folder, os.W_OK):
         os.environ[VARIABLE] = str(folder)
+
+
+def missing_for_cpu() -> str | None:
+    """What torch lacks here to compile for a CPU, with what to do; `None` if there is all of it."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError:
+        return "a C++ compiler: install g++, or name another one in the variable CXX"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers: install them (python3-dev)"
+    return None
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise a `ValueError` if code for a device can't be compiled, since that is a CPU and something is missing."""
+    missing = missing_for_cpu() if device.type == "cpu" else None
+    if missing is not None:
+        raise ValueError(f"Compiling for a CPU takes {missing}, or go on without compiling.")

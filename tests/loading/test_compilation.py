@@ -1,15 +1,20 @@
-"""Compiled code is kept in the user's cache folder, and the next process starts with it."""
+"""Compiling says what it lacks, and its code is kept in the user's cache folder, where the next process finds it."""
 
 import os
 import subprocess
 import sys
 
 import pytest
-from tiny import build_transformer
+import torch
+from tiny import build_class_pipeline, build_transformer
 
-from llamagen_hf.loading.compile_cache import keep_compiled_code
+from llamagen_hf.llamagen.serving.batch import ContinuousBatch
+from llamagen_hf.loading.compilation import check_compiler, keep_compiled_code, missing_for_cpu
 
 
+SENTENCE = (
+    "Compiling for a CPU takes a C\\+\\+ compiler: install g\\+\\+, or name another one in the variable CXX, or go on"
+)
 STEP = """
 import sys
 import torch
@@ -59,3 +64,32 @@ def test_a_second_process_compiles_nothing(home):
 
     assert hits_and_misses() == ["0", "1"]
     assert hits_and_misses() == ["1", "0"]
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def refuse():
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", refuse)
+
+
+def test_it_is_missed(no_compiler):
+    assert missing_for_cpu().startswith("a C++ compiler")
+    check_compiler(torch.device("cuda"))  # which needs none
+    with pytest.raises(ValueError, match=SENTENCE):
+        check_compiler(torch.device("cpu"))
+
+
+def test_headers_are_missed(monkeypatch, tmp_path):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert missing_for_cpu() == "Python's headers: install them (python3-dev)"
+
+
+def test_steps_are_not_compiled_without_it(no_compiler):
+    pipe = build_class_pipeline()
+    with pytest.raises(ValueError, match=SENTENCE):
+        pipe.compile_step()
+    assert not pipe.is_compiled and len(pipe(class_labels=1).images) == 1
+    with pytest.raises(ValueError, match=SENTENCE):
+        ContinuousBatch(build_transformer(), slots=2).compile()
