@@ -409,8 +409,8 @@ def test_the_whole_step_or_its_layers_are_compiled(stages, tmp_path, monkeypatch
 
 def test_long_trainings_are_compiled_where_there_is_a_compiler(stages, tmp_path, monkeypatch):
     folder, _ = stages
-    for compiler, steps, expected in (("/bin/g++", 1000, True), ("/bin/g++", 999, False), (None, 1000, False)):
-        monkeypatch.setattr("shutil.which", lambda name, found=compiler: found)
+    for missing, steps, expected in ((None, 1000, True), (None, 999, False), ("a C++ compiler", 1000, False)):
+        monkeypatch.setattr("llamagen_hf.training.hardware.missing_for_cpu", lambda found=missing: found)
         trainer = set_up(config_of(folder, tmp_path / f"{steps}{expected}", max_train_steps=steps)).trainer
         assert trainer.compiles == expected
 
