@@ -73,7 +73,7 @@ class CodeDecoder:
                 `mode="default"` compiles several times as fast as the default, and its steps are slower.
 
         Raises:
-            ValueError: If it is to be compiled for a CPU, and there is no C++ compiler.
+            ValueError: If it is to be compiled for a CPU, and a C++ compiler or Python's headers are missing.
         """
         if "backend" not in kwargs:
             check_compiler(self.model.device)

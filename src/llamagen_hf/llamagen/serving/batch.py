@@ -178,7 +178,7 @@ class ContinuousBatch:
             kwargs: For `torch.compile`. By default CUDA graphs on an accelerator.
 
         Raises:
-            ValueError: If it is to be compiled for a CPU, and there is no C++ compiler.
+            ValueError: If it is to be compiled for a CPU, and a C++ compiler or Python's headers are missing.
         """
         check_compiler(self.model.device)
         keep_compiled_code()
