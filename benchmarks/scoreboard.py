@@ -1,7 +1,7 @@
 """How well a checkpoint generates emoji, judged by a small network that was trained to tell emoji apart.
 
 make scoreboard [CHECKPOINT=FOLDER_OR_ID]
-python benchmarks/scoreboard.py [--checkpoint emoji] [--dataset runs/emoji/data] [--count 419]
+python benchmarks/scoreboard.py [--checkpoint emoji] [--dataset runs/emoji/data] [--count 419] [--num-candidates 1]
 
 Takes evenly spaced captions of each split of pipelines/split_emoji.py and generates one image for each, caption i with
 the seed i: emoji of the training, emoji in a style that they were not trained in, and new emoji. The generated
@@ -120,7 +120,9 @@ def losses(pipe: AutoregressiveImagePipeline, rows: Dataset) -> dict[str, float]
     }
 
 
-def measure(pipe: AutoregressiveImagePipeline, judge: Judge, splits: dict[str, Dataset], count: int) -> dict:
+def measure(
+    pipe: AutoregressiveImagePipeline, judge: Judge, splits: dict[str, Dataset], count: int, num_candidates: int = 1
+) -> dict:
     """Everything the scoreboard shows.
 
     Args:
@@ -128,18 +130,20 @@ def measure(pipe: AutoregressiveImagePipeline, judge: Judge, splits: dict[str, D
         judge ([`Judge`]): Scores the images.
         splits (`dict[str, datasets.Dataset]`): All rows of each split.
         count (`int`): Captions of each split, and images of each set; as many as there are, if there are fewer.
+        num_candidates (`int`, *optional*, defaults to 1): Images to draw for each, of which the generator chooses one.
 
     Returns:
         `dict`: `sets`, the scores of each set of images by its name; and by split, the tokenizer's measurements and
         the generator's losses.
     """
-    results = {"sets": {}}
+    results, arguments = {"sets": {}}, {"num_candidates": num_candidates}
     for split, rows in splits.items():
         chosen = evenly(rows, min(count, len(rows)))
         results["sets"][f"{split} images"] = judge.score(chosen, chosen)
         results["sets"][f"{split} images, reconstructed"] = judge.score(reconstruct(pipe, chosen), chosen)
         with tempfile.TemporaryDirectory() as folder:
-            config = SamplingConfig(len(chosen), prompts=list(chosen["caption"]), batch_size=BATCH_SIZE)
+            prompts = list(chosen["caption"])
+            config = SamplingConfig(len(chosen), prompts=prompts, batch_size=BATCH_SIZE, arguments=arguments)
             generated = sample_images(pipe, config, folder)
             results["sets"][f"drawn for {split} captions"] = judge.score(generated, chosen)  # RESULTS.md's name
         results[split] = evaluate_tokenizer(pipe.vq_model, as_batches(chosen, pipe.image_size)) | losses(pipe, chosen)
@@ -185,6 +189,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="emoji", help="Folder or Hub id of a text-conditional pipeline.")
     parser.add_argument("--dataset", default="runs/emoji/data", help="The emoji, as split_emoji.py wrote them.")
     parser.add_argument("--count", type=int, default=419, help="Captions of each split to generate from.")
+    parser.add_argument("--num-candidates", type=int, default=1, help="Images to draw for each, the best is kept.")
     args = parser.parse_args()
     start = time.perf_counter()
     pipe = AutoregressiveImagePipeline.from_pretrained(args.checkpoint)
@@ -199,12 +204,13 @@ def main() -> None:
         parser.error(f"--count is {args.count}; expected 4 to {len(splits['test'])}, the size of the test split")
     judge = load_judge({split: splits[split] for split in SPLITS})
     weights = hashlib.sha256((CLASSIFIER / "model.safetensors").read_bytes()).hexdigest()
-    results = measure(pipe, judge, splits, args.count)
+    results = measure(pipe, judge, splits, args.count, args.num_candidates)
     minutes, busy = (time.perf_counter() - start) / 60, time.process_time() / 60
     print(
         f"## {date.today()}, {public_name(args.checkpoint)} at {commit()}\n\n"
         f"torch {torch.__version__}, transformers {transformers.__version__}, diffusers {diffusers.__version__}; "
-        f"{args.count} captions of each split, {pipe.sampling_settings()}; network {weights[:8]}; "
+        f"{args.count} captions of each split, best of {args.num_candidates}, {pipe.sampling_settings()}; "
+        f"network {weights[:8]}; "
         f"{minutes:.1f} minutes with {torch.get_num_threads()} threads, {busy:.1f} of a core's ({platform.machine()})."
         f"\n\n{show(results)}\n\n{json.dumps(results)}"
     )

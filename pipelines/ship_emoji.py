@@ -18,11 +18,11 @@ from llamagen_hf.data.loader import batches_once
 from llamagen_hf.data.samples import ImageSamples, stack_images
 from llamagen_hf.data.source import DataConfig
 from llamagen_hf.llamagen.conversion import save_complete
-from llamagen_hf.llamagen.pipeline import EMOJI_CHECKPOINT
 from llamagen_hf.llamagen.training.codes import CodeCollator, CodeSamples, load_codes
 from llamagen_hf.llamagen.training.generator_config import GeneratorTrainingConfig
 from llamagen_hf.llamagen.training.generator_models import ConditionToCodes, mean_loss
 from llamagen_hf.llamagen.training.vq_trainer import evaluate_tokenizer
+from llamagen_hf.loading.checkpoint import EMOJI_CHECKPOINT
 from llamagen_hf.publishing.publications import SHEET
 from llamagen_hf.publishing.publish import generate_sheet
 from llamagen_hf.training.recipe import parse_recipe

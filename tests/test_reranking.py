@@ -70,10 +70,38 @@ def test_scorers_get_the_prompt_of_each_image(text_pipe, class_pipe):
     assert seen == [["a"] * 4 + ["b"] * 4, ["goldfish"] * 2 + ["tench, Tinca tinca"] * 2]
 
 
+def loss_of(pipe, codes, **condition):
+    """The generator's mean loss of one image's codes."""
+    model, codes = pipe.transformer, codes.flatten()[None]
+    if "prompt" in condition:
+        embeds, mask = pipe.encode_prompt(condition["prompt"])
+        inputs = {"prompt_embeds": embeds, "prompt_attention_mask": mask, "input_ids": codes[:, :-1]}
+    else:
+        ids = torch.tensor([[model.config.vocab_size + condition["class_labels"]]])
+        inputs = {"input_ids": torch.cat([ids, codes[:, :-1]], 1)}
+    with torch.no_grad():
+        return model(**inputs, labels=codes, use_cache=False).loss.item()
+
+
+@pytest.mark.parametrize("condition", [{"prompt": "a"}, {"class_labels": 1}])
+def test_without_a_scorer_the_generators_own_likelihood_chooses(text_pipe, class_pipe, condition):
+    pipe = text_pipe if "prompt" in condition else class_pipe
+    output = pipe(**condition, num_candidates=4, num_images_per_prompt=2, generator=generators(0, 1))
+    for codes, candidates in zip(output.codes, output.candidates, strict=True):
+        scores = [candidate.score for candidate in candidates]
+        assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
+        expected = [-loss_of(pipe, candidate.codes, **condition) for candidate in candidates]
+        assert scores == pytest.approx(expected, rel=1e-5)
+        assert torch.equal(codes, candidates[0].codes)
+    alone = pipe(**condition, num_candidates=4, generator=generators(1), output_type="codes")
+    assert torch.equal(alone.images[0], output.codes[1])
+    assert [each.score for each in alone.candidates[0]] == pytest.approx([each.score for each in output.candidates[1]])
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"num_candidates": 2}, "needs a `scorer`"),
+        ({"num_candidates": 2, "scorer": "clip"}, "needs a `scorer`"),
         ({"num_candidates": 0, "scorer": brightness}, "`num_candidates` is 0"),
         ({"num_candidates": 2, "scorer": lambda images, prompts: [1.0]}, "a finite number for each of 2 images"),
         ({"num_candidates": 2, "scorer": lambda images, prompts: [1.0, float("nan")]}, "a finite number for each"),

@@ -28,6 +28,7 @@ AugLevel = Annotated[
     ),
 ]
 Scorer = Annotated[str, typer.Option(help="CLIP model that chooses the best image: a folder or Hub id.")]
+DEFAULT_SCORER = "openai/clip-vit-base-patch32"
 
 
 @app.command()
@@ -88,7 +89,13 @@ def generate(
         float | None,
         typer.Option(help="Guidance of an upsampler that reads text; 1 for none. Default: the upsampler's."),
     ] = None,
-    scorer: Scorer = "openai/clip-vit-base-patch32",
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            help="CLIP model that chooses the best image: a folder or Hub id. Default: LlamaGen's own likelihood "
+            f"chooses among candidates, {DEFAULT_SCORER} among the rest."
+        ),
+    ] = None,
     redraw: Annotated[
         Path | None, typer.Option("--from", help="Generate this image again, by the parameters in its metadata.")
     ] = None,
@@ -161,10 +168,13 @@ def generate(
                 from llamagen_hf.diffusion.guides import ClassifierGuide
 
                 inputs["guide"] = ClassifierGuide.from_pretrained(guide, guide_label, guide_scale).to(pipe.device)
-            if num_candidates > 1 or (aug_level and len(aug_level) > 1):
-                from llamagen_hf.clip import CLIPScorer
+            is_sweep = aug_level is not None and len(aug_level) > 1
+            if num_candidates > 1 or is_sweep:
+                inputs["num_candidates"] = num_candidates
+                if scorer is not None or is_sweep or not ranks_candidates(pipe):
+                    from llamagen_hf.clip import CLIPScorer
 
-                inputs |= {"num_candidates": num_candidates, "scorer": CLIPScorer.from_pretrained(scorer)}
+                    inputs["scorer"] = CLIPScorer.from_pretrained(scorer or DEFAULT_SCORER)
             result = pipe(
                 **inputs,
                 num_images_per_prompt=count,
@@ -203,6 +213,14 @@ def embed_varied(pipe, image):
     if "image_embeds" not in signature(type(base).__call__).parameters:
         raise ValueError("`--variation-of` is for checkpoints with a prior and a decoder.")
     return base.encode_image(image)
+
+
+def ranks_candidates(pipe) -> bool:
+    """Whether what draws the small images knows which of several is best without another model."""
+    from llamagen_hf import AutoregressiveImagePipeline, PriorDecoderPipeline
+
+    base = parts_of(pipe)[0]
+    return isinstance(base.decoder if isinstance(base, PriorDecoderPipeline) else base, AutoregressiveImagePipeline)
 
 
 def check_inputs(pipe, inputs: dict, compile: bool, quantization: str | None = None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .app import Device, DtypeOrAuto, app, check_writable, load_pipeline, one_sentence_errors
-from .generate import AugLevel, Scorer
+from .generate import DEFAULT_SCORER, AugLevel, Scorer
 
 
 @app.command()
@@ -20,7 +20,7 @@ def upscale(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps from noise to image. Default: the upsampler's.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the noise.")] = 0,
-    scorer: Scorer = "openai/clip-vit-base-patch32",
+    scorer: Scorer = DEFAULT_SCORER,
     output: Annotated[Path | None, typer.Option(help="PNG to write. Default: a new one.")] = None,
     device: Device = None,
     dtype: Annotated[DtypeOrAuto | None, typer.Option(help="auto: the fastest here. Default: float32.")] = None,

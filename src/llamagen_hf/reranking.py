@@ -31,15 +31,20 @@ class Candidate:
     codes: torch.LongTensor | None = None
 
 
-def check_candidates(num_candidates, scorer: Scorer | None) -> None:
-    """Check `num_candidates`, and that there is a `scorer` to choose by.
+def check_candidates(num_candidates, scorer: Scorer | None, needs_scorer: bool = True) -> None:
+    """Check `num_candidates` and the `scorer` to choose by.
+
+    Args:
+        num_candidates (`int`): Candidates for an image.
+        scorer (`Callable`, *optional*): Scores them.
+        needs_scorer (`bool`, *optional*, defaults to `True`): Whether nothing else could choose.
 
     Raises:
-        FieldError: If not.
+        FieldError: If `num_candidates` is no count, or nothing can choose among them.
     """
     if not is_count(num_candidates):
         raise FieldError("num_candidates", f"`num_candidates` is {num_candidates}; expected an integer of at least 1.")
-    if num_candidates > 1 and not callable(scorer):
+    if num_candidates > 1 and not callable(scorer) and (needs_scorer or scorer is not None):
         raise FieldError(
             "scorer", "`num_candidates` needs a `scorer` to choose by, such as llamagen_hf.clip.CLIPScorer."
         )

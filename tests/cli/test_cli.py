@@ -84,6 +84,17 @@ def test_count_grid_and_seeds(class_checkpoint, tmp_path):
         assert one.tobytes() == other.tobytes()
 
 
+def test_the_best_of_several_candidates_needs_no_scorer(text_checkpoint, tmp_path):
+    output = tmp_path / "apple.png"
+    result = invoke("generate", "a red apple", "--checkpoint", text_checkpoint, "--num-candidates", 3, "--seed", 0,
+                    "--output", output)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    best = build_text_pipeline()("a red apple", num_candidates=3, generator=generators(0))
+    with Image.open(output) as image:
+        assert image.tobytes() == best.images[0].tobytes()
+    assert read_parameters(output).get("seed_index", 0) == best.parameters[0].get("seed_index", 0)
+
+
 def test_output_is_named_after_the_prompt(text_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert invoke("generate", "A red/apple!", "--checkpoint", text_checkpoint).exit_code == 0

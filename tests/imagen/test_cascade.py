@@ -229,7 +229,7 @@ def test_parts_that_do_not_fit_are_refused_in_one_sentence(base, upsampler, mess
         ("text", {"aug_level": 1.5}, "aug_level", r"`aug_level` is 1.5; expected a number in \[0, 1\]"),
         ("text", {"aug_level": [0.1, -0.1], "scorer": brightness}, "aug_level", "`aug_level` is -0.1"),
         ("text", {"aug_level": [0.1, 0.2]}, "scorer", "A list of `aug_level` needs a `scorer`"),
-        ("text", {"num_candidates": 2}, "scorer", "`num_candidates` needs a `scorer`"),
+        ("text", {"num_candidates": 2, "scorer": "clip"}, "scorer", "`num_candidates` needs a `scorer`"),
         ("text", {"upsampler_guidance_scale": -1}, "upsampler_guidance_scale", "`upsampler_guidance_scale` is -1"),
         ("text", {"upsampler_num_inference_steps": 0}, "upsampler_num_inference_steps", "is 0; expected an integer"),
         ("text", {"output_type": "codes"}, "output_type", "`output_type` is 'codes'"),

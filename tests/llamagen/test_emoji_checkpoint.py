@@ -10,7 +10,7 @@ from tiny import build_class_pipeline, generators
 from llamagen_hf import AutoregressiveImagePipeline
 from llamagen_hf.autoencoders import load_autoencoder
 from llamagen_hf.evaluation.run import is_checkpoint
-from llamagen_hf.llamagen.pipeline import EMOJI_CHECKPOINT
+from llamagen_hf.loading.checkpoint import EMOJI_CHECKPOINT
 
 
 @pytest.fixture(scope="module")

@@ -352,7 +352,7 @@ def test_errors_say_which_argument_they_are_about():
         (text, {"prompt": "a", "height": 9}, "height"),
         (text, {"prompt": "a", "keep_rows": 1}, "keep_rows"),
         (text, {"prompt": "a", "num_images_per_prompt": 0}, "num_images_per_prompt"),
-        (text, {"prompt": "a", "num_candidates": 2}, "scorer"),
+        (text, {"prompt": "a", "num_candidates": 2, "scorer": "likelihood"}, "scorer"),
         (text, {"prompt_embeds": torch.zeros(1, 2)}, "prompt_embeds"),
         (text, {"prompt": "a", "prefix_codes": torch.tensor([[-1]])}, "prefix_codes"),
         (classes, {"prompt": "a"}, "prompt"),

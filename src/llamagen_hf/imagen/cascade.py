@@ -164,7 +164,8 @@ class CascadePipeline(PartsMixin, DiffusionPipeline):
                 Adds to the score of the upsampler, see [`PixelDiffusionPipeline.__call__`]; `guide` to that of a base
                 that takes one.
             num_candidates (`int`, *optional*, defaults to 1):
-                Small images to draw for each image. Only the best by `scorer` is enlarged.
+                Small images to draw for each image. Only the best is enlarged: by `scorer`, or by the base itself if
+                it is a LlamaGen.
             scorer (`Callable`, *optional*):
                 Takes a list of PIL images and one of prompts or class names, returns a number for each, higher is
                 better. [`~llamagen_hf.clip.CLIPScorer`], for instance.

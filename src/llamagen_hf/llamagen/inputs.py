@@ -102,7 +102,7 @@ class GenerationInputs(SamplingParams):
             )
         check_generator(self.generator, self.num_images)
         self._check_start(config, image_size)
-        check_candidates(self.num_candidates, self.scorer)
+        check_candidates(self.num_candidates, self.scorer, needs_scorer=False)
 
     def prepare(
         self,

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..arguments import FieldError, is_count, plain
 from ..images.previews import PreviewSchedule
-from ..loading.checkpoint import EMOJI_CHECKPOINT as EMOJI_CHECKPOINT
 from ..loading.checkpoint import CheckpointLoaderMixin
 from ..loading.lora import LoraLoaderMixin
 from ..loading.offloading import OffloadingMixin, is_offloaded
@@ -24,6 +23,7 @@ from .configuration import LlamaGenConfig
 from .decoding import CodeDecoder
 from .encoding import EncodingMixin
 from .inputs import GenerationInputs, PreparedInputs
+from .likelihood import mean_log_likelihoods
 from .modeling import LlamaGenForConditionalGeneration
 from .noise import draw_noise_keys
 from .pipeline_output import AutoregressiveImageOutput, GenerationStep
@@ -217,8 +217,7 @@ class AutoregressiveImagePipeline(
         Args:
             prompt (`str` or `list[str]`, *optional*): What to draw, for text-conditional checkpoints.
             class_labels (`int`, `str` or a list of them, *optional*):
-                Classes by id or by name, for class-conditional checkpoints. A string of digits is an id if no class
-                is called so.
+                Classes by id or name instead. A string of digits is an id if no class is called so.
             guidance_scale (`float`, *optional*):
                 Strength of classifier-free guidance on the logits, at least 0. 1 turns it off and halves the work.
                 The checkpoint's `sampling_defaults` apply to this and the next three, then 4.0, 1.0, 0 and 1.0.
@@ -237,19 +236,17 @@ class AutoregressiveImagePipeline(
                 1 for words, 0 for padding; all words by default.
             image (`PIL.Image.Image`, `list[PIL.Image.Image]` or `torch.Tensor`, *optional*):
                 An image to complete, or one for each prompt or image, see [`EncodingMixin.encode_image`].
-            keep_rows (`int`, *optional*):
-                With `image`, the rows of its codes to keep, less than `grid_size`; what is below them is drawn.
+            keep_rows (`int`, *optional*): With `image`, rows of its codes to keep; what is below them is drawn.
             prefix_codes (`torch.LongTensor` of shape `(batch, n)`, *optional*):
                 Instead of `image`, the first codes themselves, in raster order.
             num_candidates (`int`, *optional*, defaults to 1):
-                Images to draw for each image, of which the best by `scorer` is returned. The first is the one that
-                would be drawn without; all draw from the image's generator.
+                Draw so many for each image, from its generator, and return the best. The first is the one without.
             scorer (`Callable`, *optional*):
                 Takes a list of PIL images and one of prompts or class names, returns a number for each, higher is
-                better. [`~llamagen_hf.clip.CLIPScorer`], for instance.
+                better. By default the generator's own [`~llamagen_hf.llamagen.likelihood.mean_log_likelihoods`].
             decoding_window (`int` or `"auto"`, *optional*, defaults to 1):
-                Codes of an image that a step may draw. In float32 the image is the same, up to rounding; see
-                [`~llamagen_hf.llamagen.windows.CodeWindows`]. `"auto"` takes the fastest here, measured once.
+                Codes of an image that a step may draw; `"auto"` takes the fastest here, measured once. In float32 the
+                image is the same, up to rounding; see [`~llamagen_hf.llamagen.windows.CodeWindows`].
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"`; `"np"` `(batch, height, width, 3)` or `"pt"` `(batch, 3, height, width)` in [0, 1]; or
                 `"codes"`, the grid itself, `(batch, grid_size, grid_size)` long.
@@ -338,8 +335,11 @@ class AutoregressiveImagePipeline(
         if inputs.num_candidates == 1:
             return AutoregressiveImageOutput(images, codes, parameters)
 
-        scored = images if inputs.output_type == "pil" else decode(codes)
-        scores = score_images(inputs.scorer, scored, prepared.names)
+        if inputs.scorer is None:
+            scores = mean_log_likelihoods(self.transformer, codes.flatten(1), **prepared.tensors)
+        else:
+            scored = images if inputs.output_type == "pil" else decode(codes)
+            scores = score_images(inputs.scorer, scored, prepared.names)
         candidates = [Candidate(*row) for row in zip(images, scores, parameters, codes, strict=True)]
         ranked = rank_candidates(scores, inputs.num_candidates)
         best = [rank[0] for rank in ranked]

@@ -147,7 +147,7 @@ class PriorDecoderPipeline(PartsMixin, DiffusionPipeline):
                 with `prior_` before. By default those of its checkpoint.
             num_images_per_prompt (`int`, *optional*, defaults to 1): Images for each prompt or embedding.
             num_candidates (`int`, *optional*, defaults to 1):
-                Images to decode for each embedding, of which the best by `scorer` is returned.
+                Images to decode for each embedding, of which the best by `scorer` or a LlamaGen itself is returned.
             scorer (`Callable`, *optional*):
                 Takes a list of PIL images and one of prompts, returns a number for each, higher is better.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
