@@ -131,6 +131,7 @@ def generate(
         else:
             import torch
 
+            from llamagen_hf.families import ranks_candidates
             from llamagen_hf.images.reading import read_image
             from llamagen_hf.loading.checkpoint import find_upsampler
 
@@ -213,14 +214,6 @@ def embed_varied(pipe, image):
     if "image_embeds" not in signature(type(base).__call__).parameters:
         raise ValueError("`--variation-of` is for checkpoints with a prior and a decoder.")
     return base.encode_image(image)
-
-
-def ranks_candidates(pipe) -> bool:
-    """Whether what draws the small images knows which of several is best without another model."""
-    from llamagen_hf import AutoregressiveImagePipeline, PriorDecoderPipeline
-
-    base = parts_of(pipe)[0]
-    return isinstance(base.decoder if isinstance(base, PriorDecoderPipeline) else base, AutoregressiveImagePipeline)
 
 
 def check_inputs(pipe, inputs: dict, compile: bool, quantization: str | None = None) -> None:

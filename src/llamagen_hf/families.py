@@ -263,6 +263,14 @@ def own_class(name: str) -> type | None:
     return getattr(import_module("llamagen_hf"), name, None)
 
 
+def ranks_candidates(pipe: DiffusionPipeline) -> bool:
+    """Whether a pipeline tells by itself which of several images is best: one that LlamaGen draws the images of."""
+    inner = [getattr(pipe, name, None) for name in ("base", "decoder")]
+    if part := next((part for part in inner if isinstance(part, DiffusionPipeline)), None):
+        return ranks_candidates(part)
+    return isinstance(pipe, own_class("AutoregressiveImagePipeline"))
+
+
 def find_family(pipeline: str | None) -> Family | None:
     """The family of a pipeline by the name of its class, as `model_index.json` has it; `None` for any other."""
     return next((family for family in FAMILIES if family.pipeline == pipeline), None)

@@ -84,6 +84,23 @@ def test_previews_arrive_row_by_row(app, client):
     assert len(set(contents)) == 4 and contents[-1] == alone(app[0], 3).tobytes()
 
 
+def test_the_best_of_several_candidates_is_shown(app, client):
+    job = client.submit(*arguments(seed="5", count=2), 4, api_name="/draw")
+    *frames, (gallery, status, parameters, _) = list(job)
+    # Before the best is known, the first is shown, which is the image that is drawn without others.
+    firsts = client.submit(*arguments(seed="5", count=2), api_name="/draw")
+    for frame, first in zip(frames, firsts, strict=False):
+        assert [image.tobytes() for image in shown_images(frame[0])] == [
+            image.tobytes() for image in shown_images(first[0])
+        ]
+    best = app[0]("a red apple", guidance_scale=2.0, top_k=0, num_images_per_prompt=2, num_candidates=4,
+                  generator=generators(5, 6))  # fmt: skip
+    assert len(frames) == 3 and status.startswith("2 images in")
+    assert [image.tobytes() for image in shown_images(gallery)] == [image.tobytes() for image in best.images]
+    redrawn = [app[0].redraw(facts).images[0].tobytes() for facts in json.loads(parameters)]
+    assert redrawn == [image.tobytes() for image in best.images]
+
+
 def test_previews_can_be_off_and_without_a_seed_there_is_one_anyway(client):
     job = client.submit(*arguments(seed="", preview="off"), api_name="/draw")
     *rows, result = list(job)
@@ -302,7 +319,7 @@ def test_what_goes_to_and_from_a_lent_gpu_can_be_pickled(monkeypatch, build, fur
     monkeypatch.setattr(studio_module, "GPU", GPU)
     studio = Studio(build())
     assert inspect.isgeneratorfunction(wrapped[0])
-    *frames, last = studio.draw(*arguments(count=2), *further)
+    *frames, last = studio.draw(*arguments(count=2), *further, 1)
     assert len(frames) == (6 if further else 3) and len(json.loads(last[2])) == 2
 
 
@@ -356,7 +373,7 @@ def test_nobody_reads_a_path_of_the_server(tmp_path):
     pipe = AutoregressiveImagePipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     found = []
-    for _, _, parameters, share in Studio(pipe).draw(*arguments()):
+    for _, _, parameters, share in Studio(pipe).draw(*arguments(), 1):
         if isinstance(parameters, str) and parameters:  # at the end; the file is gone once its reader goes on
             found += [json.loads(parameters), read_parameters(share["value"])]
     assert [facts["checkpoint"] for facts in found] == [tmp_path.name] * 2

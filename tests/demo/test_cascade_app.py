@@ -32,6 +32,7 @@ FURTHER = (0.2, 3, 2.0)  # noise level, steps and guidance of the upsampler
 OWN = ["seed", "count", "preview"]
 LLAMAGEN = ["guidance_scale", "temperature", "top_k", "top_p"]
 UPSAMPLER = ["aug_level", "upsampler_num_inference_steps"]
+CANDIDATES = ["num_candidates"]
 
 
 def slow(*values):
@@ -89,6 +90,13 @@ def test_a_completion_is_enlarged(app, client, tmp_path):
     assert status == "This part is kept." and kept["value"][0][0].crop((0, 8, 16, 16)).getcolors(1)
 
 
+def test_the_best_of_several_small_images_is_enlarged(app, client):
+    *frames, (gallery, *_) = list(client.submit(*arguments(count=2), *FURTHER, num_candidates=3, api_name="/draw"))
+    assert len(frames) > 4 and all(len(shown_images(frame[0])) == 2 for frame in frames)
+    expected = [alone(app[0], seed, num_candidates=3).images[0].tobytes() for seed in (3, 4)]
+    assert [image.tobytes() for image in shown_images(gallery)] == expected
+
+
 def test_clients_need_not_know_of_the_upsampler(app, client):
     facts = json.loads(client.predict(*arguments(), api_name="/draw")[2])
     defaults = app[0].upsampler.sampling_settings()
@@ -97,14 +105,18 @@ def test_clients_need_not_know_of_the_upsampler(app, client):
         one["parameter_name"]
         for one in client.view_api(return_format="dict")["named_endpoints"]["/draw"]["parameters"]
     ]
-    assert names == ["condition", *LLAMAGEN, *OWN, *UPSAMPLER, "upsampler_guidance_scale"]
+    assert names == ["condition", *LLAMAGEN, *OWN, *UPSAMPLER, "upsampler_guidance_scale", *CANDIDATES]
 
 
 @pytest.mark.parametrize(
     "build, names, tabs",
     [
-        (lambda: build_cascade("class", text=False), [*LLAMAGEN, *OWN, *UPSAMPLER], ["Class", "Complete"]),
-        slow(build_nested_cascade, [*LLAMAGEN, *OWN, *UPSAMPLER], ["Text", "Complete"]),
+        (
+            lambda: build_cascade("class", text=False),
+            [*LLAMAGEN, *OWN, *UPSAMPLER, *CANDIDATES],
+            ["Class", "Complete"],
+        ),
+        slow(build_nested_cascade, [*LLAMAGEN, *OWN, *UPSAMPLER, *CANDIDATES], ["Text", "Complete"]),
         slow(build_diffusion_pipeline, ["guidance_scale", "num_inference_steps", *OWN], ["Text"]),
         (
             lambda: build_cascade("diffusion", text=False),
@@ -140,9 +152,9 @@ def test_previews_that_nobody_sees_are_not_made(monkeypatch):
     pipe, made = build_cascade(), []
     enlarged = CascadePipeline._enlarged
     monkeypatch.setattr(CascadePipeline, "_enlarged", lambda *args: made.append(1) or enlarged(*args))
-    frames = list(Studio(pipe).draw(*arguments(preview="off"), *FURTHER))
+    frames = list(Studio(pipe).draw(*arguments(preview="off"), *FURTHER, 1))
     assert len(frames) == 7 and made == []
-    list(Studio(pipe).draw(*arguments(), *FURTHER))
+    list(Studio(pipe).draw(*arguments(), *FURTHER, 1))
     assert len(made) == 4
 
 
@@ -150,12 +162,12 @@ def test_stopping_stops_the_upsampler_too(monkeypatch):
     pipe, steps = build_cascade(), []
     forward = pipe.upsampler.unet.forward
     monkeypatch.setattr(pipe.upsampler.unet, "forward", lambda *a, **k: steps.append(1) or forward(*a, **k))
-    frames = Studio(pipe).draw(*arguments(preview="off"), 0.2, 9, 1.0)
+    frames = Studio(pipe).draw(*arguments(preview="off"), 0.2, 9, 1.0, 1)
     while len(steps) < 2:
         next(frames)
     frames.close()
     assert len(steps) == 2
-    list(Studio(pipe).draw(*arguments(), *FURTHER))  # and the next one goes through
+    list(Studio(pipe).draw(*arguments(), *FURTHER, 1))  # and the next one goes through
 
 
 def test_the_space_takes_both_from_its_variables_and_shows_no_path(tmp_path, monkeypatch):
@@ -166,7 +178,7 @@ def test_the_space_takes_both_from_its_variables_and_shows_no_path(tmp_path, mon
     monkeypatch.setenv("LLAMAGEN_DTYPE", "")  # a variable without a value
     demo = runpy.run_path(str(SPACE / "app.py"))["demo"]
     (event,) = [block.fn for block in demo.fns.values() if block.api_name == "draw"][:1]
-    *_, (_, _, parameters, _) = event(*arguments(), 0.0, 2)
+    *_, (_, _, parameters, _) = event(*arguments(), 0.0, 2, 1)
     facts = json.loads(parameters)
     assert (facts["checkpoint"], facts["upsampler"]["checkpoint"]) == ("base", "large")
     assert str(tmp_path) not in json.dumps(demo.get_config_file(), default=str)

@@ -67,8 +67,8 @@ def test_variations_are_those_of_the_pipeline(pipe, path, tmp_path):
         settings = {"prior_guidance_scale", "prior_num_candidates"}
         of = {path: {one["parameter_name"] for one in endpoints[path]["parameters"]} for path in endpoints}
         assert settings <= of["/draw"] and not settings & of["/vary"]
-        drawn, *_ = client.predict("a cat", *SETTINGS, "3", 1, "off", 2.0, 3, api_name="/draw")
         prior = {"prior_guidance_scale": 2.0, "prior_num_candidates": 3}
+        drawn, *_ = client.predict("a cat", *SETTINGS, "3", 1, "off", **prior, api_name="/draw")
         expected = pipe("a cat", guidance_scale=2.0, top_k=0, generator=generators(3), **prior).images
         assert [image.tobytes() for image in shown_images(drawn)] == [image.tobytes() for image in expected]
         job = client.submit(handle_file(path), *SETTINGS, "3", 2, "every step", api_name="/vary")
@@ -100,7 +100,7 @@ def test_an_upsampler_enlarges_variations_on_a_lent_gpu(pipe, path, monkeypatch)
     cascade = CascadePipeline(pipe, build_diffusion_pipeline(text=True, upsamples=True))
     cascade.set_progress_bar_config(disable=True)
     last = None
-    for *_, parameters, share in Studio(cascade).vary(path, *SETTINGS, "3", 1, "off", 0.2, 3, 1.0):
+    for *_, parameters, share in Studio(cascade).vary(path, *SETTINGS, "3", 1, "off", 0.2, 3, 1.0, 1):
         if isinstance(parameters, str) and parameters:
             last = json.loads(parameters), read_parameters(share["value"])
     assert last[0] == last[1] and last[0]["upsampler"]["aug_level"] == 0.2

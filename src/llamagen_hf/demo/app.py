@@ -14,7 +14,7 @@ from ..loading.checkpoint import find_upsampler
 from ..loading.precision import resolve_dtype
 from ..loading.quantization import quantize_components
 from ..local_paths import public_name
-from .sliders import PRIOR_SLIDERS, SLIDERS, UPSAMPLING_SLIDERS
+from .sliders import CANDIDATES_SLIDERS, PRIOR_SLIDERS, SLIDERS, UPSAMPLING_SLIDERS
 from .studio import MAX_COUNT, MAX_PROMPT, PREVIEWS, Studio
 
 
@@ -182,7 +182,7 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
 
     def settings(named: list[str]) -> list[gr.components.Component]:
         """The components of a tab that set what `named` names."""
-        values, made = pipe.sampling_settings(), {}
+        values, made = {"num_candidates": 1} | pipe.sampling_settings(), {}
 
         def sliders(ranges: dict) -> None:
             names = [name for name in ranges if name in named]
@@ -203,6 +203,7 @@ def lay_out(pipe: DiffusionPipeline, examples: list, name: str, queue_size: int 
             sliders(SLIDERS)
             sliders(PRIOR_SLIDERS)
             sliders(UPSAMPLING_SLIDERS)
+            sliders(CANDIDATES_SLIDERS)
             # Where no rows are drawn, each step of diffusion is one.
             first = PREVIEWS[0] if pipe.grid_size is not None else "every step"
             made["preview"] = gr.Radio([first, *PREVIEWS[1:]], value=first, label="Preview")

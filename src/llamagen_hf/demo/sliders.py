@@ -20,6 +20,10 @@ SLIDERS = {
     "top_p": SliderRange("Top p", 0, 1, 0.01, "Their probability, 1 for all."),
     "num_inference_steps": SliderRange("Steps", 1, 100, 1, "From noise to image."),
 }
+# Where the pipeline knows the best by itself. It is no setting of a checkpoint: without it, one is drawn.
+CANDIDATES_SLIDERS = {
+    "num_candidates": SliderRange("Candidates", 1, 4, 1, "Draws so many, and keeps the best."),
+}
 UPSAMPLING_SLIDERS = {
     "aug_level": SliderRange("Noise level", 0, 1, 0.05, "0 keeps the small image, 1 draws anew."),
     "upsampler_num_inference_steps": SliderRange("Upsampling steps", 1, 100, 1, "To the larger image."),

@@ -15,6 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from ..families import ranks_candidates
 from ..files import file_stem
 from ..images.grid import image_grid
 from ..images.previews import PreviewSchedule
@@ -22,7 +23,7 @@ from ..images.reading import UPLOAD_MEGAPIXELS, read_image
 from ..images.transforms import center_crop
 from ..local_paths import public_name
 from ..provenance import in_common, save_png
-from .sliders import PRIOR_SLIDERS, SLIDERS, UPSAMPLING_SLIDERS
+from .sliders import CANDIDATES_SLIDERS, PRIOR_SLIDERS, SLIDERS, UPSAMPLING_SLIDERS
 
 
 try:
@@ -49,7 +50,8 @@ class Studio:
 
     Attributes:
         names (`list[str]`): What `values` of the events are, in this order: settings of a call that the pipeline has,
-            `"seed"`, `"count"` and `"preview"`, and then those of an upsampler, if there is one.
+            `"seed"`, `"count"` and `"preview"`, those of an upsampler, if there is one, and `"num_candidates"`, if
+            the pipeline can choose among them.
         prior_names (`list[str]`): Those of a prior, if there is one, which follow in the values of `draw`.
     """
 
@@ -58,6 +60,7 @@ class Studio:
         known = pipe.sampling_settings()
         self.names = [name for name in SLIDERS if name in known]
         self.names += ["seed", "count", "preview", *(name for name in UPSAMPLING_SLIDERS if name in known)]
+        self.names += CANDIDATES_SLIDERS if ranks_candidates(pipe) else []
         self.prior_names = [name for name in PRIOR_SLIDERS if name in known]
         self._stream = GPU(self._stream)
 
@@ -117,7 +120,7 @@ class Studio:
         varies = "variation_of" in inputs
         given = dict(zip(self.names + ([] if varies else self.prior_names), values, strict=True))
         seed, count, preview = (given.pop("seed") or "").strip(), given.pop("count"), given.pop("preview")
-        sliders = SLIDERS | UPSAMPLING_SLIDERS | PRIOR_SLIDERS
+        sliders = SLIDERS | UPSAMPLING_SLIDERS | CANDIDATES_SLIDERS | PRIOR_SLIDERS
         whole = {name: int(value) for name, value in given.items() if isinstance(sliders[name].step, int)}
         arguments = given | whole | inputs
         if seed and not (seed.isdecimal() and int(seed) <= MAX_SEED):
@@ -185,7 +188,8 @@ class Studio:
                     images, parameters = step.images, [without_paths(each) for each in step.output.parameters]
                 elif schedule is not None and schedule.is_due(step.step):
                     with schedule.measured():
-                        images = step.images
+                        # Of several candidates the first: which is the best is not known yet.
+                        images = step.images[:: len(step.images) // len(seeds)]
                 yield step.step / step.num_steps, images, parameters
 
 
