@@ -94,10 +94,10 @@ def measure(
     results = {}
     for name, drawn in images.items():
         results[name] = judge.score(drawn, rows)
-        results[name]["drawn_found"] = r_precision(embed(drawn), own, num_candidates)
+        results[name]["drawn_found"] = r_precision(embed(drawn), own, num_candidates=num_candidates)
         if name in sources:
             results[name]["cosine"] = F.cosine_similarity(sources[name], own).mean().item()
-            results[name]["found"] = r_precision(sources[name], own, num_candidates)
+            results[name]["found"] = r_precision(sources[name], own, num_candidates=num_candidates)
     return results
 
 
