@@ -120,14 +120,15 @@ def test_an_engine_in_its_life(tmp_path, run_engine):
 
 def test_the_emoji_checkpoint_draws_prompts(run_engine):
     pipe = AutoregressiveImagePipeline.from_pretrained()
-    prompts, settings = ["a red apple", "a smiling cat face with tears of joy, noto style"], {"top_k": 300}
+    prompts = ["a red apple", "a smiling cat face with tears of joy, noto style"]
+    settings = pipe.sampling_settings(top_k=300)  # the engine knows no defaults of a checkpoint
     embeds, mask = pipe.encode_prompt(prompts)
 
     async def draw_prompts(engine):
         images = [
             draw(engine, prompt_embeds=embeds[i], prompt_attention_mask=mask[i], seed=i, **settings) for i in range(2)
         ]
-        expected = pipe(prompts, generator=generators(0, 1), guidance_scale=4.0, output_type="codes", **settings)
+        expected = pipe(prompts, generator=generators(0, 1), output_type="codes", **settings)
         assert await asyncio.gather(*images) == expected.codes.flatten(1).tolist()
         for wrong, message in [(0 * mask[0], "leaves no word"), (mask[0].flip(0), "has padding after a word")]:
             with pytest.raises(ValueError, match=f"`prompt_attention_mask` {message}"):
