@@ -46,7 +46,7 @@ runs/emoji/data/data: .venv/installed pipelines/split_emoji.py
 scoreboard: runs/emoji/data/data  ## measure how well CHECKPOINT generates the emoji of DATASET
 	$(BIN)/python benchmarks/scoreboard.py --checkpoint "$$CHECKPOINT"
 
-# One hour on a CPU. Trainings go on where they were interrupted.
+# One to two hours of a CPU core. Trainings go on where they were interrupted.
 emoji: runs/emoji/data/data  ## train the shipped checkpoint on, into runs/emoji
 	$(BIN)/llamagen extract-codes --config pipelines/recipes/emoji.yaml
 	$(BIN)/llamagen train-generator --config pipelines/recipes/emoji.yaml

@@ -93,7 +93,7 @@ def main() -> None:
             codes=generator.vocab_size,
             train_captions=TRAIN_CAPTIONS,
             test_captions=TEST_CAPTIONS,
-            guidance_scale=pipe.config.sampling_defaults["guidance_scale"],
+            sampling=pipe.sampling_settings(),
             vq_parameters=millions(pipe.vq_model),
             transformer_parameters=millions(pipe.transformer),
             text_parameters=millions(pipe.text_encoder),
