@@ -13,28 +13,25 @@ import argparse
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from scoreboard import SPLITS, Judge, as_batches, evenly, load_judge
+from scoreboard import SPLITS, Judge, evenly, load_judge, to_array, to_tensor
 
 from llamagen_hf import AutoregressiveImagePipeline, LlamaGenVQModel
 from llamagen_hf.data.source import DataConfig
-
-
-def psnr(images: torch.Tensor, originals: torch.Tensor) -> float:
-    """Mean over the images of the peak signal-to-noise ratio in dB, of values in [-1, 1]."""
-    return (-10 * ((images - originals) / 2).square().mean((1, 2, 3)).log10()).mean().item()
+from llamagen_hf.evaluation.reconstruction import psnr
 
 
 @torch.no_grad()
 def measure(vq_model: LlamaGenVQModel, judge: Judge, rows: Dataset, size: int, smallest: int) -> dict[str, float]:
     """The scores of reconstructions at a size, with `psnr`, and `psnr_reduced` at the smallest size."""
-    originals = torch.cat([batch["images"] for batch in as_batches(rows, size)])
+    originals, small = to_tensor(rows, size), to_tensor(rows, smallest)
     images = torch.cat([vq_model(batch).sample.clamp(-1, 1) for batch in originals.split(64)])
-    small = torch.cat([batch["images"] for batch in as_batches(rows, smallest)])
     reduced = images
     if size != smallest:
         reduced = F.interpolate(images, small.shape[-2:], mode="bicubic", antialias=True).clamp(-1, 1)
-    pixels = (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return judge.score(pixels, rows) | {"psnr": psnr(images, originals), "psnr_reduced": psnr(reduced, small)}
+    scores = judge.score(to_array(images), rows)
+    for name, pair in (("psnr", (images, originals)), ("psnr_reduced", (reduced, small))):
+        scores[name] = psnr(*((each + 1) / 2 for each in pair)).mean().item()
+    return scores
 
 
 def main() -> None:

@@ -97,11 +97,20 @@ def as_batches(rows: Dataset, size: int) -> Iterator[dict[str, torch.Tensor]]:
         yield {"images": torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1}
 
 
+def to_tensor(source: Dataset | np.ndarray | Path | Images, size: int) -> torch.Tensor:
+    """All images of anything that `open_images` takes: `(n, 3, size, size)` in [-1, 1]."""
+    return torch.cat([batch["images"] for batch in as_batches(source, size)])
+
+
+def to_array(images: torch.Tensor) -> np.ndarray:
+    """Images `(n, 3, height, width)`, nominally in [-1, 1], as `(n, height, width, 3)`, uint8."""
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
 @torch.no_grad()
 def reconstruct(pipe: AutoregressiveImagePipeline, rows: Dataset) -> np.ndarray:
     """Reconstructions of images by the image tokenizer: `(n, size, size, 3)`, uint8."""
-    images = torch.cat([pipe.vq_model(batch["images"]).sample for batch in as_batches(rows, pipe.image_size)])
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return to_array(torch.cat([pipe.vq_model(batch["images"]).sample for batch in as_batches(rows, pipe.image_size)]))
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from datasets import Dataset
-from scoreboard import BATCH_SIZE, Judge, commit, evenly, load_judge
+from scoreboard import BATCH_SIZE, Judge, commit, evenly, load_judge, to_array
 
 from llamagen_hf import AutoregressiveImagePipeline, EmbeddingPriorPipeline
 from llamagen_hf.clip import embed_images, embed_texts, load_clip
@@ -46,11 +46,6 @@ def in_batches(draw: Callable[..., torch.Tensor], count: int) -> torch.Tensor:
         stop = min(start + BATCH_SIZE, count)
         parts.append(draw(slice(start, stop), [torch.Generator().manual_seed(i) for i in range(start, stop)]))
     return torch.cat(parts)
-
-
-def as_bytes(images: torch.Tensor) -> np.ndarray:
-    """Images `(n, 3, size, size)` in [-1, 1] as `(n, size, size, 3)`, uint8."""
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 @torch.no_grad()
@@ -80,7 +75,7 @@ def measure(
         def draw(part, generators):
             return decoder.draw_pixels(prompt_embeds=embeds[part, None], generator=generators)
 
-        return as_bytes(in_batches(draw, count))
+        return to_array(in_batches(draw, count))
 
     def read(part, generators):
         return words.draw_pixels(prompt=captions[part], generator=generators)
@@ -88,7 +83,7 @@ def measure(
     own = embed(rows)
     sources = {"text embedding": embed_texts(*clip, captions)}
     sources |= {name: guess(prior) for name, prior in priors.items()} | {"image embedding": own}
-    images = {"words": as_bytes(in_batches(read, count))}
+    images = {"words": to_array(in_batches(read, count))}
     images |= {name: decode(embeds) for name, embeds in sources.items()}
 
     results = {}

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from diffusers import DiffusionPipeline
-from scoreboard import BATCH_SIZE, Judge, as_batches, commit, evenly, load_judge
+from scoreboard import BATCH_SIZE, Judge, commit, evenly, load_judge, to_array, to_tensor
 
 from llamagen_hf import PixelDiffusionPipeline
 from llamagen_hf.data.source import DataConfig
@@ -53,16 +53,6 @@ COLUMNS = (  # heading, key and format
     ("distance", "distance", ".2f"),
     ("distance of windows", "window_distance", ".2f"),
 )
-
-
-def to_tensor(source, size: int) -> torch.Tensor:
-    """All images of anything that `open_images` takes: `(n, 3, size, size)` in [-1, 1]."""
-    return torch.cat([batch["images"] for batch in as_batches(source, size)])
-
-
-def to_array(images: torch.Tensor) -> np.ndarray:
-    """Images `(n, 3, height, width)`, nominally in [-1, 1], as `(n, height, width, 3)`, uint8."""
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def windows(images: np.ndarray, side: int) -> np.ndarray:

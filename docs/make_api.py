@@ -104,6 +104,7 @@ PAGES = {
             "llamagen.sampling.guide",
             "llamagen.sampling.is_guided",
             "llamagen.sampling.SamplingParams",
+            "llamagen.likelihood.mean_log_likelihoods",
         ],
     ),
     "conversion": (

@@ -44,7 +44,9 @@ def everything(pipe, condition):
         num_candidates=2,
         scorer=lambda images, names: range(len(images)),
     )
-    return [output.codes, output.images, *(step.images for step in steps), scored.images]
+    ranked = pipe(**settings, generator=torch.Generator().manual_seed(5), num_candidates=3)
+    scores = torch.tensor([[each.score for each in image] for image in ranked.candidates], dtype=torch.float64)
+    return [output.codes, output.images, *(step.images for step in steps), scored.images, ranked.images, scores]
 
 
 @pytest.fixture(scope="module", params=CONDITIONS)

@@ -39,6 +39,7 @@ def mean_log_likelihoods(
                 "prompt_embeds": prompt_embeds[row],
                 "prompt_attention_mask": prompt_attention_mask[row],
             }
-        logits = model(**inputs, use_cache=False).logits[0, : len(own)]
+        with torch.autocast(codes.device.type, enabled=False):  # the choice does not depend on the caller's precision
+            logits = model(**inputs, use_cache=False).logits[0, : len(own)]
         values.append(-F.cross_entropy(logits, own).item())
     return values

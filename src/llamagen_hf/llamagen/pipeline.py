@@ -236,11 +236,11 @@ class AutoregressiveImagePipeline(
                 1 for words, 0 for padding; all words by default.
             image (`PIL.Image.Image`, `list[PIL.Image.Image]` or `torch.Tensor`, *optional*):
                 An image to complete, or one for each prompt or image, see [`EncodingMixin.encode_image`].
-            keep_rows (`int`, *optional*): With `image`, rows of its codes to keep; what is below them is drawn.
+            keep_rows (`int`, *optional*): With `image`, rows of codes to keep, below `grid_size`; others are drawn.
             prefix_codes (`torch.LongTensor` of shape `(batch, n)`, *optional*):
                 Instead of `image`, the first codes themselves, in raster order.
             num_candidates (`int`, *optional*, defaults to 1):
-                Draw so many for each image, from its generator, and return the best. The first is the one without.
+                Images to draw for each, all from its generator, to return the best. The first is drawn with 1, too.
             scorer (`Callable`, *optional*):
                 Takes a list of PIL images and one of prompts or class names, returns a number for each, higher is
                 better. By default the generator's own [`~llamagen_hf.llamagen.likelihood.mean_log_likelihoods`].
